@@ -1,0 +1,57 @@
+"""Put parts of the original model back into an unlearned one, and measure what returns.
+
+    import interp
+
+    vanilla = interp.load("gemma-3-270m")
+    unlearned = interp.load("runs/demo/unlearned", like=vanilla)
+    queries = interp.queries("capitals", languages=["en", "de"])
+    answers = interp.trajectories(vanilla, queries)
+    recovery = interp.sweep(vanilla, unlearned, answers)
+    recovery.heatmap()
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from interp.data.queries import Query, queries
+    from interp.data.trajectories import Trajectory, trajectories
+    from interp.launch import Recovery, sweep
+    from interp.models.language_model import LanguageModel
+    from interp.models.loading import load
+    from interp.recovery.sites import Restoration
+
+_HOME = {
+    "LanguageModel": "interp.models.language_model",
+    "Query": "interp.data.queries",
+    "Recovery": "interp.launch",
+    "Restoration": "interp.recovery.sites",
+    "Trajectory": "interp.data.trajectories",
+    "load": "interp.models.loading",
+    "queries": "interp.data.queries",
+    "sweep": "interp.launch",
+    "trajectories": "interp.data.trajectories",
+}
+
+__all__ = [
+    "LanguageModel",
+    "Query",
+    "Recovery",
+    "Restoration",
+    "Trajectory",
+    "load",
+    "queries",
+    "sweep",
+    "trajectories",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for, so that `import interp` is instant."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'interp' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

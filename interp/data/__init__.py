@@ -1,0 +1,1 @@
+"""What models are asked and taught: facts, texts and questions in many languages."""

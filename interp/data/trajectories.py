@@ -1,0 +1,195 @@
+"""V's own greedy answers, as token ids: what V, U and R are teacher-forced on.
+
+For a query: prompt → V's greedy next T tokens, ended early by an end-of-sequence token, which does
+not belong to the answer. The ids are kept as they are, never decoded and tokenized again (but for
+`hong2024`, which does just that because the released notebooks do).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from interp.data.queries import Query
+from interp.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """A query with V's answer to it.
+
+    Attributes:
+        query: the question.
+        prompt_ids: the prompt's tokens, special tokens included.
+        answer_ids: the answer's tokens, n of them, n ≤ T.
+        answer: the answer as text, for people.
+        scored: positions whose logits are compared. The paper's are those that predict the
+            answer: the last prompt position up to the last answer token but one.
+        reason: why nothing is scored, where `scored` is empty.
+    """
+
+    query: Query
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    answer: str
+    scored: range
+    reason: str = ""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Prompt and answer."""
+        return self.prompt_ids + self.answer_ids
+
+
+def trajectories(
+    vanilla: LanguageModel,
+    queries: Sequence[Query],
+    *,
+    num_tokens: int = 30,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> list[Trajectory]:
+    """V's greedy answers. Made once, reused for every unlearned model.
+
+    Args:
+        vanilla: V.
+        queries: the questions; the result keeps their order.
+        num_tokens: T, the longest answer in tokens.
+        batch_size: queries answered at once (sorted by length, padded on the left).
+        progress: show a progress bar on standard error.
+
+    Raises:
+        ValueError: no queries, `num_tokens` below 1, or a prompt that does not fit the model's
+            context together with its answer.
+    """
+    if not queries:
+        raise ValueError("no queries: give at least one")
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens must be at least 1, not {num_tokens}")
+    prompts = [_tokenize(vanilla, query, num_tokens) for query in queries]
+    order = sorted(range(len(queries)), key=lambda index: len(prompts[index]))
+    answers: dict[int, tuple[int, ...]] = {}
+    bar = tqdm(total=len(queries), desc="answers of V", unit="query", disable=not progress)
+    with bar, torch.inference_mode():
+        for indices in _chunks(order, batch_size):
+            batch = [prompts[index] for index in indices]
+            for index, answer in zip(indices, _greedy(vanilla, batch, num_tokens), strict=True):
+                answers[index] = answer
+            bar.update(len(indices))
+    return [
+        Trajectory(
+            query=query,
+            prompt_ids=prompts[index],
+            answer_ids=answers[index],
+            answer=vanilla.tokenizer.decode(answers[index]),
+            scored=range(len(prompts[index]) - 1, len(prompts[index]) + len(answers[index]) - 1),
+            reason="" if answers[index] else "nothing scored: the answer is empty",
+        )
+        for index, query in enumerate(queries)
+    ]
+
+
+def hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> list[Trajectory]:
+    """The trajectories as the notebooks released with Hong et al. 2024 score them.
+
+    Prompt and answer are decoded without special tokens and tokenized again; the logits of the
+    last n positions are compared (one position later than those that predict the answer); n is
+    the number of generated tokens minus the end-of-sequence tokens in the whole left-padded row,
+    so that it shrinks by the row's padding. One language's questions about one concept are one
+    padded batch, as in the notebooks.
+    """
+    widths: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for item in answers:
+        group = (item.query.language, item.query.concept)
+        widths[group] = max(widths[group], len(item.prompt_ids))
+    found = []
+    for item in answers:
+        padding = widths[item.query.language, item.query.concept] - len(item.prompt_ids)
+        num_scored = len(item.answer_ids) - padding
+        text = vanilla.tokenizer.decode(item.token_ids, skip_special_tokens=True)
+        token_ids = tuple(vanilla.tokenizer(text)["input_ids"])
+        found.append(
+            replace(
+                item,
+                prompt_ids=token_ids,
+                answer_ids=(),
+                scored=range(max(0, len(token_ids) - max(0, num_scored)), len(token_ids)),
+                reason=""
+                if num_scored > 0
+                else f"nothing scored: hong2024 counts {num_scored} answer tokens after taking "
+                f"off {padding} padding tokens",
+            )
+        )
+    return found
+
+
+def stop_token_ids(model: LanguageModel) -> set[int]:
+    """The ids that end an answer: the generation configuration's and the tokenizer's."""
+    configured = getattr(model.model.generation_config, "eos_token_id", None)
+    found = set(configured) if isinstance(configured, list | tuple) else {configured}
+    found.add(model.tokenizer.eos_token_id)
+    return found - {None}
+
+
+def _tokenize(model: LanguageModel, query: Query, num_tokens: int) -> tuple[int, ...]:
+    token_ids = tuple(model.tokenizer(query.prompt)["input_ids"])
+    context = getattr(model.model.config, "max_position_embeddings", None)
+    if not token_ids:
+        raise ValueError(
+            f"the prompt of {query.id!r} ({query.language}) has no tokens; give it some text"
+        )
+    if context is not None and len(token_ids) + num_tokens > context:
+        raise ValueError(
+            f"the prompt of {query.id!r} ({query.language}) has {len(token_ids)} tokens; with "
+            f"{num_tokens} answer tokens that is more than the model's context of {context}"
+        )
+    return token_ids
+
+
+def _greedy(
+    model: LanguageModel, prompts: Sequence[tuple[int, ...]], num_tokens: int
+) -> list[tuple[int, ...]]:
+    """Greedy continuations of left-padded prompts, with the model's cache."""
+    device = model.device
+    width = max(map(len, prompts))
+    input_ids = torch.tensor(
+        [(prompt[0],) * (width - len(prompt)) + prompt for prompt in prompts], device=device
+    )
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    mask = torch.arange(width, device=device) >= width - lengths[:, None]
+    takes_positions = "position_ids" in inspect.signature(model.anatomy.body.forward).parameters
+    stops = torch.tensor(sorted(stop_token_ids(model)), device=device, dtype=torch.long)
+    cache = DynamicCache(config=model.model.config)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    columns: list[Int[Tensor, " batch"]] = []
+    for _ in range(num_tokens):
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        state = model.anatomy.body(
+            input_ids=input_ids,
+            attention_mask=mask.long(),
+            past_key_values=cache,
+            use_cache=True,
+            **({"position_ids": positions} if takes_positions else {}),
+        ).last_hidden_state[:, -1]
+        tokens = model.anatomy.logits(state).argmax(-1)
+        ended = ended | torch.isin(tokens, stops)
+        columns.append(torch.where(ended, -1, tokens))
+        if ended.all():
+            break
+        input_ids = tokens[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+    rows = torch.stack(columns, dim=1).tolist()
+    return [tuple(token for token in row if token >= 0) for row in rows]
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,247 @@
+"""Where the work runs: here, in this process, cell by cell.
+
+`sweep` ties the rooms together: trajectories, losses, the run directory. A cell is one language's
+block of questions for one unlearned model; cells are independent, so `shard=(i, n)` splits them
+over any batch system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from interp.data.queries import Query
+from interp.data.trajectories import Trajectory, trajectories
+from interp.models.language_model import LanguageModel
+from interp.models.pairs import check_pair, identical
+from interp.recovery.krs import krs_table
+from interp.recovery.pair import Direction, Pair
+from interp.recovery.scoring import Distance
+from interp.recovery.sites import Positions
+from interp.recovery.sweep import DEFAULT_SITES, SweepConfig, Variant, measure
+from interp.results import RunDirectory, read_losses, read_table
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+BLOCK = 32
+"""Questions per cell."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recovery:
+    """What a sweep measured.
+
+    Attributes:
+        losses: one row per (unlearned model, language, question, site, layer); the columns are
+            those of `recovery.sweep.COLUMNS`.
+    """
+
+    losses: pd.DataFrame
+
+    def krs(self, *, variant: str | None = None, by: Sequence[str] = ("language",)) -> pd.DataFrame:
+        """The knowledge recovery score per language, site and layer, with bootstrap intervals.
+
+        See `recovery.krs.krs_table`.
+        """
+        return krs_table(self.losses, variant=variant, by=by)
+
+    def heatmap(self, *, title: str | None = None) -> Figure:
+        """Language × layer, one facet per site. See `figures.heatmap`."""
+        from interp import figures
+
+        return figures.heatmap(self.krs(), title=title)
+
+    def lines(self, *, title: str | None = None) -> Figure:
+        """KRS over layers with intervals, one facet per language. See `figures.lines`."""
+        from interp import figures
+
+        return figures.lines(self.krs(), title=title)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Recovery:
+        """What the sweeps in a run directory measured.
+
+        Raises:
+            ValueError: it is no run directory, or holds no losses.
+        """
+        return cls(losses=read_losses(path))
+
+
+def sweep(
+    vanilla: LanguageModel,
+    unlearned: LanguageModel,
+    answers: Sequence[Trajectory] | Sequence[Query],
+    *,
+    sites: Sequence[str] = DEFAULT_SITES,
+    window: int = 5,
+    num_tokens: int = 30,
+    engine: str = "layered",
+    variant: Variant = "paper",
+    positions: Positions = "all",
+    direction: Direction = "restore",
+    distance: Distance = "logit_mse",
+    out: str | os.PathLike[str] | None = None,
+    shard: tuple[int, int] = (1, 1),
+    progress: bool = True,
+) -> Recovery:
+    """Restore every window of layers, site by site, and measure what returns.
+
+    Args:
+        vanilla: V.
+        unlearned: U, of the same architecture and tokenizer.
+        answers: V's trajectories on the questions; or the queries, trajectories are then made.
+        sites: sites or several joined by "+": coef, attn, value and the controls key,
+            attn_weights, norms, unembed, mlp_out, resid.
+        window: number of layers restored together, odd.
+        num_tokens: T, tokens per answer; used where queries are given.
+        engine: `layered`, or `full` for the reference.
+        variant: `paper` or `hong2024`.
+        positions: where activation sites are restored: `all`, `prompt`, `answer`.
+        direction: `restore` puts V's parts into U, `corrupt` U's parts into V.
+        distance: `logit_mse`, `kl` or `answer_logprob`.
+        out: a run directory. What it holds already is not measured again. It may take several
+            unlearned models, one call each.
+        shard: (i, n): only every n-th cell, starting with the i-th (from 1).
+        progress: show progress bars on standard error.
+
+    Returns:
+        What was measured; with `out`, all that the directory holds of this unlearned model.
+
+    Raises:
+        ValueError: a setting is not valid, the models do not match or are identical, a loss is
+            not finite, or `out` holds a run of another configuration.
+    """
+    config = SweepConfig(
+        sites=tuple(sites),
+        window=window,
+        engine=engine,
+        variant=variant,
+        positions=positions,
+        direction=direction,
+        distance=distance,
+    )
+    config.restorations(vanilla.num_layers)
+    check_shard(shard)
+    if not answers:
+        raise ValueError("no queries: give at least one")
+    check_pair(vanilla, unlearned)
+    if identical(vanilla, unlearned):
+        raise ValueError(
+            f"{unlearned.name!r} is identical to {vanilla.name!r}: nothing was unlearned, "
+            "so the KRS is undefined"
+        )
+    config.check_weights(vanilla, unlearned)
+    pair = Pair(vanilla=vanilla, unlearned=unlearned, direction=direction)
+    store = None if out is None else _open(out, pair, answers, config, num_tokens)
+    made = _trajectories(vanilla, answers, num_tokens, store, progress)
+    unlearned_hash = "" if store is None else unlearned.content_hash()
+    if store is not None:
+        store.add_model("unlearned", unlearned.name, unlearned_hash)
+    tables = []
+    bar = tqdm(
+        total=len(made), desc=f"sweep {_short(unlearned.name)}", unit="query", disable=not progress
+    )
+    with bar:
+        for number, (language, block, items) in enumerate(_cells(made)):
+            if number % shard[1] != shard[0] - 1:
+                bar.update(len(items))
+                continue
+            bar.set_postfix_str(language)
+            path = None
+            if store is not None:
+                path = store.losses_path(unlearned.name, unlearned_hash, language, block)
+                if path.exists():
+                    tables.append(read_table(path))
+                    bar.update(len(items))
+                    continue
+            table = measure(pair, items, config, advance=bar.update)
+            if store is not None and path is not None:
+                store.write_losses(path, table)
+            tables.append(table)
+    if not tables:
+        raise ValueError(f"shard {shard[0]}/{shard[1]} holds no cells; there are too many shards")
+    return Recovery(losses=pd.concat(tables, ignore_index=True))
+
+
+def check_shard(shard: tuple[int, int]) -> None:
+    """Raise ValueError unless shard is (i, n) with 1 ≤ i ≤ n."""
+    index, count = shard
+    if not 1 <= index <= count:
+        raise ValueError(f"shard must be i/n with 1 ≤ i ≤ n, not {index}/{count}")
+
+
+def _cells(made: Sequence[Trajectory]) -> Iterator[tuple[str, int, list[Trajectory]]]:
+    """(language, block number, questions), languages in order of first appearance."""
+    languages = list(dict.fromkeys(item.query.language for item in made))
+    for language in languages:
+        items = [item for item in made if item.query.language == language]
+        for block, start in enumerate(range(0, len(items), BLOCK)):
+            yield language, block, items[start : start + BLOCK]
+
+
+def _open(
+    out: str | os.PathLike[str],
+    pair: Pair,
+    answers: Sequence[Trajectory] | Sequence[Query],
+    config: SweepConfig,
+    num_tokens: int,
+) -> RunDirectory:
+    """The run directory, if it is new or of the same configuration."""
+    asked = [
+        asdict(item.query) | {"answer_ids": item.answer_ids}
+        if isinstance(item, Trajectory)
+        else asdict(item) | {"num_tokens": num_tokens}
+        for item in answers
+    ]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    store = RunDirectory(
+        out,
+        {
+            "vanilla": pair.vanilla.name,
+            "dtype": str(pair.base.dtype).removeprefix("torch."),
+            "num_queries": len(answers),
+            "queries": digest,
+            **asdict(config),
+        },
+    )
+    store.add_model("vanilla", pair.vanilla.name, pair.vanilla.content_hash())
+    return store
+
+
+def _trajectories(
+    vanilla: LanguageModel,
+    answers: Sequence[Trajectory] | Sequence[Query],
+    num_tokens: int,
+    store: RunDirectory | None,
+    progress: bool,
+) -> list[Trajectory]:
+    """V's answers: given, stored or made now, and stored."""
+    by_language: dict[str, list[Trajectory | Query]] = {}
+    for item in answers:
+        query = item.query if isinstance(item, Trajectory) else item
+        by_language.setdefault(query.language, []).append(item)
+    made: dict[str, list[Trajectory]] = {}
+    for language, items in by_language.items():
+        stored = None if store is None else store.read_trajectories(language)
+        if stored is None:
+            given = [item for item in items if isinstance(item, Trajectory)]
+            asked = [item for item in items if not isinstance(item, Trajectory)]
+            if asked:
+                given += trajectories(vanilla, asked, num_tokens=num_tokens, progress=progress)
+            if store is not None:
+                store.write_trajectories(language, given)
+            stored = given
+        made[language] = stored
+    return [item for items in made.values() for item in items]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else "…" + name[-23:]

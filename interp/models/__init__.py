@@ -1,0 +1,1 @@
+"""A specification becomes a loaded model whose parts are known by role."""

@@ -1,0 +1,298 @@
+"""Where each site lives in each architecture family.
+
+A `Family` is a table of module paths, one per architecture. `find_anatomy` resolves it on a model;
+`check_anatomy` proves on a tiny forward that the table is true of that very model:
+
+    unembed(final(residual)) = logits
+    coefficients · value vectors (+ bias) = the MLP's output
+
+Paths are relative to the decoder layer unless said otherwise. To add a family, add a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Module paths of one architecture family.
+
+    Attributes:
+        layers: path of the list of decoder layers, from the model.
+        final: modules between the last layer's residual stream and the unembedding, from the
+            model, in order; those that a configuration leaves out (None) are skipped.
+        attn: the attention block.
+        attn_out: its output projection; its output is the site `attn`.
+        mlp: the MLP block, or None where the layer holds its matrices directly.
+        keys: the MLP's first matrices (gate and up, or the one).
+        values: the down projection; its input is the site `coef`, its weight the site `value`.
+        adds_residual: the attention and MLP blocks take the residual stream as their second
+            argument and add it themselves.
+    """
+
+    layers: str = "model.layers"
+    final: tuple[str, ...] = ("model.norm",)
+    attn: str = "self_attn"
+    attn_out: str = "self_attn.o_proj"
+    mlp: str | None = "mlp"
+    keys: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    values: str = "mlp.down_proj"
+    adds_residual: bool = False
+
+
+GATED = Family()
+
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": GATED,
+    "MistralForCausalLM": GATED,
+    "Qwen2ForCausalLM": GATED,
+    "Qwen3ForCausalLM": GATED,
+    "Gemma2ForCausalLM": GATED,
+    "Gemma3ForCausalLM": GATED,
+    "OlmoForCausalLM": GATED,
+    "Olmo2ForCausalLM": GATED,
+    "PhiForCausalLM": Family(
+        final=("model.final_layernorm",),
+        attn_out="self_attn.dense",
+        keys=("mlp.fc1",),
+        values="mlp.fc2",
+    ),
+    "GPT2LMHeadModel": Family(
+        layers="transformer.h",
+        final=("transformer.ln_f",),
+        attn="attn",
+        attn_out="attn.c_proj",
+        keys=("mlp.c_fc",),
+        values="mlp.c_proj",
+    ),
+    "GPTNeoXForCausalLM": Family(
+        layers="gpt_neox.layers",
+        final=("gpt_neox.final_layer_norm",),
+        attn="attention",
+        attn_out="attention.dense",
+        keys=("mlp.dense_h_to_4h",),
+        values="mlp.dense_4h_to_h",
+    ),
+    "BloomForCausalLM": Family(
+        layers="transformer.h",
+        final=("transformer.ln_f",),
+        attn="self_attention",
+        attn_out="self_attention.dense",
+        keys=("mlp.dense_h_to_4h",),
+        values="mlp.dense_4h_to_h",
+        adds_residual=True,
+    ),
+    "XGLMForCausalLM": Family(
+        final=("model.layer_norm",),
+        attn_out="self_attn.out_proj",
+        mlp=None,
+        keys=("fc1",),
+        values="fc2",
+    ),
+    "OPTForCausalLM": Family(
+        layers="model.decoder.layers",
+        final=("model.decoder.final_layer_norm", "model.decoder.project_out"),
+        attn_out="self_attn.out_proj",
+        mlp=None,
+        keys=("fc1",),
+        values="fc2",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerParts:
+    """The modules of one decoder layer, by role.
+
+    `mlp` is None where the layer holds the MLP's matrices directly. `attn_weights` are the
+    projections inside the attention block, `norms` every normalisation inside the layer.
+    """
+
+    layer: nn.Module
+    attn: nn.Module
+    attn_out: nn.Module
+    mlp: nn.Module | None
+    keys: tuple[nn.Module, ...]
+    values: nn.Module
+    attn_weights: tuple[nn.Module, ...]
+    norms: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """The parts of one loaded model.
+
+    `body` maps token ids to final hidden states (after `final`), without the unembedding.
+    `logit_cap` is c in z := c·tanh(z / c), None where logits are not capped. `additive` says that
+    a layer only adds to the residual stream, never normalises it (OPT-350M does).
+    """
+
+    family: Family
+    body: nn.Module
+    layers: tuple[LayerParts, ...]
+    final: tuple[nn.Module, ...]
+    unembed: nn.Linear
+    logit_cap: float | None
+    additive: bool
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def final_norms(self) -> tuple[nn.Module, ...]:
+        """The normalisation between the last layer and the unembedding, where there is one."""
+        return tuple(module for module in self.final if _is_norm(module))
+
+    def readout_state(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d"]:
+        """What the unembedding reads: the residual stream after the last layer, normalised."""
+        for module in self.final:
+            residual = module(residual)
+        return residual
+
+    def logits(self, state: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
+        """Raw logits of `readout_state`'s output, capped where the architecture caps them."""
+        logits = self.unembed(state)
+        if self.logit_cap is not None:
+            logits = torch.tanh(logits / self.logit_cap) * self.logit_cap
+        return logits
+
+
+def find_anatomy(model: PreTrainedModel) -> Anatomy:
+    """Resolve the module paths of a model's family.
+
+    Raises:
+        ValueError: the architecture is not in `FAMILIES`, or it is a mixture of experts.
+    """
+    name = type(model).__name__
+    if any("Experts" in type(module).__name__ for module in model.modules()):
+        raise ValueError(
+            f"{name} is a mixture of experts: its coefficients depend on the router, so that "
+            "restoring them is not defined; dense architectures are supported"
+        )
+    if name not in FAMILIES:
+        raise ValueError(
+            f"the architecture {name} is not supported; supported are {', '.join(sorted(FAMILIES))}"
+        )
+    family = FAMILIES[name]
+    layers = model.get_submodule(family.layers)
+    assert isinstance(layers, nn.ModuleList)
+    unembed = model.get_output_embeddings()
+    assert isinstance(unembed, nn.Linear)
+    return Anatomy(
+        family=family,
+        body=model.base_model,
+        layers=tuple(_layer_parts(layer, family) for layer in layers),
+        final=tuple(module for path in family.final if (module := _optional(model, path))),
+        unembed=unembed,
+        logit_cap=getattr(model.config, "final_logit_softcapping", None),
+        additive=getattr(model.config, "do_layer_norm_before", True)
+        and not getattr(model.config, "apply_residual_connection_post_layernorm", False),
+    )
+
+
+def check_anatomy(model: PreTrainedModel, anatomy: Anatomy, *, tolerance: float = 1e-4) -> None:
+    """Prove on a forward of four tokens that the anatomy is true of this model.
+
+    Raises:
+        ValueError: unembed(final(residual)) is not the logits, or a layer's coefficients times
+            its value vectors are not its MLP's output, by more than `tolerance` relative to the
+            largest entry (float32; wider in half precision).
+    """
+    seen: dict[str, Tensor] = {}
+    hooks = []
+
+    def keep(name: str, *, output: bool):
+        def hook(_module: nn.Module, args: tuple, result: object = None) -> None:
+            value = result if output else args[0]
+            seen[name] = value[0] if isinstance(value, tuple) else value  # type: ignore[assignment]
+
+        return hook
+
+    hooks.append(anatomy.layers[-1].layer.register_forward_hook(keep("residual", output=True)))
+    for index, parts in enumerate(anatomy.layers):
+        hooks.append(parts.values.register_forward_pre_hook(keep(f"coef {index}", output=False)))
+        mlp = parts.mlp if parts.mlp is not None else parts.values
+        hooks.append(mlp.register_forward_hook(keep(f"mlp {index}", output=True)))
+        if anatomy.family.adds_residual:
+            hooks.append(
+                mlp.register_forward_pre_hook(
+                    lambda _m, args, index=index: seen.__setitem__(f"mlp input {index}", args[1])
+                )
+            )
+    vocab_size = anatomy.unembed.weight.shape[0]
+    device = next(model.parameters()).device
+    input_ids = (torch.arange(4, device=device) * 7 + 11)[None] % vocab_size
+    try:
+        with torch.inference_mode():
+            logits = model(input_ids=input_ids, use_cache=False).logits
+            rebuilt_logits = anatomy.logits(anatomy.readout_state(seen["residual"]))
+            rebuilt_mlps = [
+                parts.values(seen[f"coef {index}"]) for index, parts in enumerate(anatomy.layers)
+            ]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if logits.dtype != torch.float32:
+        tolerance = max(tolerance, 8 * torch.finfo(logits.dtype).eps)
+    _check_close(
+        logits,
+        rebuilt_logits,
+        f"{type(model).__name__}: unembed(final norm(residual)) is not the logits",
+        tolerance,
+    )
+    for index, rebuilt in enumerate(rebuilt_mlps):
+        output = seen[f"mlp {index}"]
+        if anatomy.family.adds_residual:
+            output = output - seen[f"mlp input {index}"]
+        _check_close(
+            output,
+            rebuilt.view_as(output),
+            f"{type(model).__name__}, layer {index}: the coefficients times the value vectors are "
+            "not the MLP's output",
+            tolerance,
+        )
+
+
+def _layer_parts(layer: nn.Module, family: Family) -> LayerParts:
+    attn = layer.get_submodule(family.attn)
+    return LayerParts(
+        layer=layer,
+        attn=attn,
+        attn_out=layer.get_submodule(family.attn_out),
+        mlp=None if family.mlp is None else layer.get_submodule(family.mlp),
+        keys=tuple(layer.get_submodule(path) for path in family.keys),
+        values=layer.get_submodule(family.values),
+        attn_weights=tuple(
+            module
+            for module in attn.modules()
+            if module._parameters and not _is_norm(module)
+        ),
+        norms=tuple(module for module in layer.modules() if _is_norm(module)),
+    )
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("Norm")
+
+
+def _optional(model: nn.Module, path: str) -> nn.Module | None:
+    parent, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(parent), name, None)
+
+
+def _check_close(expected: Tensor, actual: Tensor, message: str, tolerance: float) -> None:
+    scale = expected.abs().max().float()
+    error = (expected.float() - actual.float()).abs().max()
+    if not error <= tolerance * scale:
+        raise ValueError(
+            f"{message} (largest difference {error:.3g} of {scale:.3g}); "
+            "this checkpoint's code differs from the architecture known under this name"
+        )

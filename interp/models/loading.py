@@ -1,0 +1,335 @@
+"""A specification becomes a loaded model: `load(spec)`.
+
+A specification is an embedded name (`gemma-3-270m`), a directory in Hugging Face format (a full
+model or a PEFT adapter), a `.gguf` file, or a Hub id, optionally with `@revision`. The network is
+used for Hub ids only.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers import __version__ as transformers_version
+
+from interp.models import gguf
+from interp.models.adapters import merge_adapter, read_adapter_config
+from interp.models.language_model import LanguageModel
+from interp.models.pairs import check_pair, share_identical_tensors
+from interp.models.specs import find_checkpoint
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+
+
+def load(
+    spec: str | os.PathLike[str] | LanguageModel,
+    *,
+    like: LanguageModel | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> LanguageModel:
+    """Load a model and its tokenizer, in evaluation mode and without gradients.
+
+    Args:
+        spec: an embedded name, a directory (a full model or a PEFT adapter, which is merged), a
+            `.gguf` file, or a Hub id, optionally with `@revision`. A LanguageModel is checked and
+            returned as it is.
+        like: the vanilla model. It is the base of an adapter, lends its tokenizer to a directory
+            without one, and sets the device and dtype. The pair must match, and tensors that are
+            identical then share the vanilla model's memory, so train neither afterwards.
+        device: where to put the model; a GPU if there is one, else the CPU.
+        dtype: "float32", "bfloat16" or "float16"; float32 on the CPU, else the checkpoint's own.
+        trust_remote_code: run model code that comes with the checkpoint.
+        allow_pickle: read weights from pickled files where there are no safetensors.
+
+    Raises:
+        ValueError: nothing loadable is there, it is not a known decoder-only language model, its
+            weights are incomplete or not finite, or it does not match `like`. One sentence says
+            which.
+        ImportError: an extra is missing; the sentence names it.
+    """
+    from interp.models.anatomy import check_anatomy
+
+    if like is not None and not isinstance(like, LanguageModel):
+        raise ValueError(f"like= takes a loaded model, load({like!r}), not {type(like).__name__}")
+    if isinstance(spec, LanguageModel):
+        loaded = spec
+        if loaded.model.training:
+            raise ValueError(f"{loaded.name!r} is in training mode: call model.eval() first")
+        _check_finite(loaded.name, loaded.model)
+    else:
+        place = like.device if like and device is None else _device(device)
+        loaded = _read(
+            os.fspath(spec),
+            like=like,
+            device=place,
+            dtype=like.dtype if like and dtype is None else _dtype(dtype, device=place),
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+    check_anatomy(loaded.model, loaded.anatomy)
+    if like is not None:
+        check_pair(like, loaded)
+        # A model that a person holds stays untouched.
+        if loaded is not spec:
+            share_identical_tensors(like, loaded)
+    return loaded
+
+
+def _read(
+    spec: str,
+    *,
+    like: LanguageModel | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> LanguageModel:
+    settings: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "trust_remote_code": trust_remote_code,
+        "allow_pickle": allow_pickle,
+    }
+    directory = find_checkpoint(
+        spec, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
+    base = like
+    if (directory / "adapter_config.json").exists():
+        _check_safetensors(spec, directory, stems=("adapter_model",), allow_pickle=allow_pickle)
+        config = read_adapter_config(directory)
+        base = _base(spec, config, like=like, settings=settings)
+        model = base.model
+        if like is not None:
+            # Merging writes into weights, and the vanilla model's must stay as they are.
+            model = copy.deepcopy(model)
+            model.to(device=device, dtype=dtype)  # pyright: ignore[reportCallIssue]
+        model = merge_adapter(directory, config, model=model, base_name=base.name)
+    else:
+        _check_config(spec, directory, trust_remote_code=trust_remote_code)
+        model = _read_weights(spec, directory, **settings)
+    _check_finite(spec, model)
+    tokenizer = _read_tokenizer(spec, directory, base=base, trust_remote_code=trust_remote_code)
+    model.requires_grad_(False).eval()
+    return LanguageModel(model, tokenizer, name=spec)
+
+
+def _read_tokenizer(
+    spec: str, directory: Path, *, base: LanguageModel | None, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    if directory.parent == gguf.cache_directory() / gguf.FORMAT:
+        return gguf.read_converted_tokenizer(directory)
+    if any((directory / file).exists() for file in VOCABULARY_FILES):
+        try:
+            return AutoTokenizer.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise ValueError(
+                f"the tokenizer in {spec!r} could not be read: {_first_line(error)}"
+            ) from error
+    if base is None:
+        raise ValueError(
+            f"{spec!r} holds no tokenizer: save one beside the model with "
+            "tokenizer.save_pretrained, or pass like= with the vanilla model to use its own"
+        )
+    return base.tokenizer
+
+
+def _base(
+    spec: str, config: PeftConfig, *, like: LanguageModel | None, settings: dict[str, Any]
+) -> LanguageModel:
+    recorded = str(config.base_model_name_or_path or "")
+    if like is not None:
+        known = {Path(name).name for name in (like.name, str(like.model.config.name_or_path))}
+        if recorded and Path(recorded).name not in known:
+            warnings.warn(
+                f"the adapter {spec!r} was trained on {recorded!r} and is merged into "
+                f"{like.name!r}",
+                stacklevel=4,
+            )
+        return like
+    if not recorded:
+        raise ValueError(f"{spec!r} does not name the model it was trained on: pass it as like=")
+    if config.revision and not Path(recorded).exists():
+        recorded = f"{recorded}@{config.revision}"
+    try:
+        return _read(recorded, like=None, **settings)
+    except ValueError as error:
+        raise ValueError(
+            f"the model that the adapter {spec!r} was trained on could not be loaded, pass it as "
+            f"like=: {error}"
+        ) from error
+
+
+def _check_config(spec: str, directory: Path, *, trust_remote_code: bool) -> None:
+    """Refuse, before any weight is read, what is not a decoder-only language model."""
+    file = directory / "config.json"
+    if not file.exists():
+        loadable = sorted(
+            (
+                entry
+                for entry in directory.iterdir()
+                if entry.suffix == ".gguf"
+                or (entry / "config.json").exists()
+                or (entry / "adapter_config.json").exists()
+            ),
+            # checkpoint-900 comes before checkpoint-1000.
+            key=lambda entry: (len(entry.name), entry.name),
+        )
+        found = (
+            f"give one of those in it: {', '.join(repr(str(entry)) for entry in loadable)}"
+            if loadable
+            else "a model is a directory written by save_pretrained"
+        )
+        raise ValueError(f"{spec!r} holds neither config.json nor adapter_config.json: {found}")
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} is not valid JSON: {error}") from error
+    try:
+        config = AutoConfig.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
+        if "auto_map" in written and not trust_remote_code:
+            raise ValueError(
+                f"{spec!r} comes with its own code, which is run only with trust_remote_code=True"
+            ) from error
+        raise ValueError(
+            f"{spec!r} has a configuration (model_type {written.get('model_type')!r}) that "
+            f"transformers {transformers_version} cannot read: {_first_line(error)}"
+        ) from error
+    names = config.architectures or []
+    if config.is_encoder_decoder or (
+        names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    ):
+        raise ValueError(
+            f"{spec!r} holds a {' and '.join(names) or type(config).__name__}, and only text "
+            "models with a decoder alone can be loaded (such as LlamaForCausalLM)"
+        )
+
+
+def _read_weights(
+    spec: str,
+    directory: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> PreTrainedModel:
+    _check_safetensors(spec, directory, stems=("model", "pytorch_model"), allow_pickle=allow_pickle)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    packed = "quantization_config" in config
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
+            str(directory),
+            dtype=dtype or "auto",
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            # Reported below, by name, instead of by a table on stderr.
+            ignore_mismatched_sizes=True,
+            # Packed weights cannot be moved once they are loaded.
+            device_map={"": device} if packed else None,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ValueError(f"{spec!r} could not be loaded: {_first_line(error)}") from error
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{spec!r} lacks weights for {len(report['missing_keys'])} of its model's parameters, "
+            f"the first {min(report['missing_keys'])}: save the whole model with save_pretrained"
+        )
+    if report["mismatched_keys"]:
+        name, found, expected = min(report["mismatched_keys"])
+        raise ValueError(
+            f"{spec!r} has weights of another shape than its config.json says: {name} is "
+            f"{tuple(found)} instead of {tuple(expected)}"
+        )
+    return model if packed else model.to(device)
+
+
+def _check_safetensors(
+    spec: str, directory: Path, *, stems: tuple[str, ...], allow_pickle: bool
+) -> None:
+    def holds(*endings: str) -> bool:
+        return any((directory / (stem + ending)).exists() for stem in stems for ending in endings)
+
+    if holds(".safetensors", ".safetensors.index.json"):
+        return
+    if not holds(".bin", ".bin.index.json"):
+        raise ValueError(f"{spec!r} holds no weights: {stems[0]}.safetensors is missing")
+    if not allow_pickle:
+        raise ValueError(
+            f"{spec!r} holds its weights as a pickle, which can run code when opened: save it as "
+            "safetensors, or pass allow_pickle=True if you trust it"
+        )
+
+
+def _check_finite(spec: str, model: PreTrainedModel) -> None:
+    for name, tensor in model.named_parameters():
+        if not tensor.is_floating_point() or tensor.element_size() == 1:
+            continue
+        # A sum is fast and is finite only if every entry is; large entries may overflow it.
+        if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+            raise ValueError(f"{spec!r} has NaN or infinite weights, the first in {name}")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here ({_first_line(error)}): "
+            "use 'cpu', or 'cuda' where there is a GPU"
+        ) from error
+
+
+def _dtype(dtype: str | torch.dtype | None, *, device: torch.device) -> torch.dtype | None:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else None
+    chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise ValueError(f"dtype {str(dtype)!r} is not one of {', '.join(DTYPES)}")
+    return chosen  # pyright: ignore[reportReturnType]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")

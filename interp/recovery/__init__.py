@@ -1,0 +1,1 @@
+"""The heart: the unlearned model, put back together part by part."""

@@ -1,0 +1,10 @@
+"""Engines carry restorations out. One interface, one reference, and faster ways to its numbers.
+
+An engine is a function `losses(pair, trajectories, restorations, *, distance, own_precision,
+advance)` that returns the losses as [restoration, query], float64. `full` is the reference.
+"""
+
+from interp.recovery.engines import full, layered
+
+ENGINES = {"layered": layered.losses, "full": full.losses}
+"""Engines by name, the default first."""

@@ -1,0 +1,277 @@
+"""The knowledge recovery score (KRS) of Hong et al. 2024, Eq. 3, from a table of losses.
+
+KRS = 1 - E[loss(V, R)] / E[loss(V, U)], with V the vanilla model, U the unlearned one and R the
+unlearned one with some part put back. 1 means that the part brings everything back, 0 that it
+changes nothing, below 0 that it makes things worse. It is never clipped.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+VARIANTS = ("paper", "hong2024")
+
+_CELL = ["site", "layer", "first_layer", "last_layer"]
+_QUESTION = ["language", "concept", "query_id"]
+_MODELS = ("vanilla", "unlearned")
+_SETTINGS = ("variant", "direction", "distance", "positions")
+_LOSSES = ("loss_unlearned", "loss_restored", "loss_self")
+_REQUIRED = (*_MODELS, *_QUESTION, *_CELL, *_LOSSES, *_SETTINGS, "reason")
+
+
+def krs_table(
+    losses: pd.DataFrame,
+    *,
+    variant: str | None = None,
+    by: Sequence[str] = ("language",),
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Turn losses per question into one score per group, site and layer window.
+
+    `paper` is the ratio of means (Hong, Eq. 3): mean loss_restored over mean loss_unlearned, each
+    over the group's questions. `hong2024` is the mean of ratios, as the released notebooks
+    compute it. Losses of the direction `corrupt` (V's run with U's parts put in) give the column
+    `effect` instead of `krs`: loss(V, V←U) / loss(V, U), the share of the unlearning effect that
+    the part carries alone.
+
+    Models are never pooled: where the table holds several `vanilla` or `unlearned` models, that
+    column is put in front of `by`. (Hong's mean over unlearning methods is the mean of this
+    table's `krs` over `unlearned`.)
+
+    The interval is the percentile bootstrap over the group's questions, with the same resamples
+    for all sites and layers of a group, and the same whatever other groups the table holds.
+
+    Args:
+        losses: one row per (vanilla, unlearned, language, query_id, site, layer), as a sweep
+            writes them. A question with a NaN loss is left out of its cell's means.
+        variant: `paper` or `hong2024`; by default the one the losses were measured with.
+        by: the columns that make a group.
+        num_resamples: the number of bootstrap resamples.
+        confidence: the interval's coverage, between 0 and 1.
+        seed: of the resamples.
+
+    Returns:
+        A table with the columns of `by` (and the models, see above), `site`, `layer` (the
+        window's centre), `first_layer`, `last_layer`, `krs` or `effect`, `ci_low`, `ci_high`,
+        `num_queries` (questions in the means), `noise_floor` and `reason`. `noise_floor` is
+        |1 - KRS| of V patched with its own states, per group and site, NaN where it was not
+        measured. `reason` says why a score or an interval is NaN and which questions were left
+        out, and is empty otherwise. Groups and sites stand in the order in which they first
+        appear, layers ascend.
+
+    Raises:
+        ValueError: the table is empty, lacks columns, mixes variants, directions, distances or
+            positions, or holds a question twice in a cell; or an argument is out of its range.
+    """
+    by = (by,) if isinstance(by, str) else tuple(by)
+    _check(losses, variant=variant, by=by, num_resamples=num_resamples, confidence=confidence)
+    measured = losses["variant"].iloc[0]
+    variant = variant or measured
+    if variant != measured:
+        warnings.warn(
+            f"The losses were measured as {measured!r}: only the averaging is that of "
+            f"{variant!r}, the scored positions are those of {measured!r}.",
+            stacklevel=2,
+        )
+    models = (name for name in _MODELS if name not in by and len(_values(losses, name)) > 1)
+    keys = [*models, *by]
+    sites = _values(losses, "site")
+    losses = losses.assign(_site_rank=[sites.index(site) for site in losses["site"]])
+
+    parts = []
+    for _, rows in losses.groupby(keys, sort=False, dropna=False):
+        scores = _score_group(
+            rows,
+            variant=variant,
+            name="effect" if rows["direction"].iloc[0] == "corrupt" else "krs",
+            num_resamples=num_resamples,
+            confidence=confidence,
+            seed=seed,
+        )
+        for position, column in enumerate(keys):
+            scores.insert(position, column, rows[column].iloc[0])
+        parts.append(scores)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _check(
+    losses: pd.DataFrame,
+    *,
+    variant: str | None,
+    by: tuple[str, ...],
+    num_resamples: int,
+    confidence: float,
+) -> None:
+    if not by:
+        raise ValueError("`by` is empty: name at least one column, such as 'language'.")
+    if missing := [name for name in dict.fromkeys((*_REQUIRED, *by)) if name not in losses]:
+        raise ValueError(f"The table of losses lacks the columns {', '.join(missing)}.")
+    if clash := [name for name in by if name in _CELL]:
+        raise ValueError(f"`by` names {clash[0]!r}, which every score has a row for already.")
+    if losses.empty:
+        raise ValueError("The table of losses is empty: there is nothing to score.")
+    for name in _SETTINGS:
+        if len(values := _values(losses, name)) > 1:
+            given = ", ".join(map(str, values))
+            raise ValueError(f"The table of losses mixes several values of {name!r} ({given}).")
+    if variant not in (None, *VARIANTS):
+        raise ValueError(f"Unknown variant {variant!r}; the variants are {', '.join(VARIANTS)}.")
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples is {num_resamples}; it must be at least 1.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1.")
+
+
+def _values(table: pd.DataFrame, name: str) -> list[object]:
+    return list(pd.Series(table[name]).unique())
+
+
+def _score_group(
+    rows: pd.DataFrame,
+    *,
+    variant: str,
+    name: str,
+    num_resamples: int,
+    confidence: float,
+    seed: int,
+) -> pd.DataFrame:
+    """Score every (site, window) of one group's rows; `name` is `krs` or `effect`."""
+    cell_keys = ["_site_rank", *_CELL[1:]]
+    cells = rows.drop_duplicates(cell_keys).sort_values(cell_keys)
+    # Questions are numbered by their names, not by their rows' order, which must not matter.
+    question = rows.groupby(_QUESTION, dropna=False).ngroup().to_numpy()
+    cell = rows.groupby(cell_keys).ngroup().to_numpy()
+    shape = (question.max() + 1, len(cells))
+    _check_unique(rows, question * shape[1] + cell)
+
+    unlearned, restored = np.full(shape, np.nan), np.full(shape, np.nan)
+    unlearned[question, cell] = rows["loss_unlearned"]
+    restored[question, cell] = rows["loss_restored"]
+    why = np.full(shape, "not measured", dtype=object)
+    why[question, cell] = rows["reason"].astype(object).fillna("").replace("", "no loss")
+
+    used = ~np.isnan(unlearned) & ~np.isnan(restored)
+    infinite = used & (np.isinf(unlearned) | np.isinf(restored))
+    if variant == "hong2024":
+        zero = used & (unlearned == 0)
+        why[zero] = "loss(V, U) is 0"
+        used &= ~zero
+        above = np.divide(restored, unlearned, out=np.zeros(shape), where=used & ~infinite)
+        below = used.astype(float)
+    else:
+        above = np.where(used & ~infinite, restored, 0.0)
+        below = np.where(used & ~infinite, unlearned, 0.0)
+
+    num_used = used.sum(axis=0)
+    undefined = infinite.any(axis=0)
+    share = _ratio(above.sum(axis=0), below.sum(axis=0))
+    share[undefined] = np.nan
+    drawn = used.any(axis=1)
+    shares = _resampled_shares(above[drawn], below[drawn], num_resamples=num_resamples, seed=seed)
+    shares[:, undefined | (num_used < 2)] = np.nan
+    sign, offset = (1, 0) if name == "effect" else (-1, 1)
+    low, high = _interval(offset + sign * shares, confidence)
+
+    floors = _noise_floors(rows)
+    return pd.DataFrame(
+        {
+            **{column: cells[column].to_numpy() for column in _CELL},
+            name: offset + sign * share,
+            "ci_low": low,
+            "ci_high": high,
+            "num_queries": num_used,
+            "noise_floor": [floors[site] for site in cells["site"]],
+            "reason": _reasons(used, infinite, why, is_nan=np.isnan(share)),
+        }
+    )
+
+
+def _check_unique(rows: pd.DataFrame, place: Int[np.ndarray, " row"]) -> None:
+    repeated = np.flatnonzero(pd.Series(place).duplicated())
+    if len(repeated):
+        row = rows.iloc[repeated[0]]
+        raise ValueError(
+            f"Question {row['query_id']!r} ({row['language']}) occurs twice at site "
+            f"{row['site']!r}, layer {row['layer']}: score each measurement by itself."
+        )
+
+
+def _ratio(
+    above: Float[np.ndarray, "..."], below: Float[np.ndarray, "..."]
+) -> Float[np.ndarray, "..."]:
+    """Divide, with NaN instead of x/0."""
+    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below != 0)
+
+
+def _resampled_shares(
+    above: Float[np.ndarray, "question cell"],
+    below: Float[np.ndarray, "question cell"],
+    *,
+    num_resamples: int,
+    seed: int,
+) -> Float[np.ndarray, "resample cell"]:
+    """Bootstrap the ratio of sums; NaN where a resample holds no question of a cell."""
+    num_questions = len(above)
+    if num_questions == 0:
+        return np.full((num_resamples, above.shape[1]), np.nan)
+    uniform = np.full(num_questions, 1 / num_questions)
+    weights = np.random.default_rng(seed).multinomial(num_questions, uniform, size=num_resamples)
+    return _ratio(weights @ above, weights @ below)
+
+
+def _interval(
+    values: Float[np.ndarray, "resample cell"], confidence: float
+) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
+    """Take the percentile interval over the defined resamples of each cell."""
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.full((2, values.shape[1]), np.nan)
+    defined = ~np.isnan(values).all(axis=0)
+    if defined.any():
+        low[defined], high[defined] = np.nanquantile(values[:, defined], tails, axis=0)
+    return low, high
+
+
+def _noise_floors(rows: pd.DataFrame) -> dict[str, float]:
+    """Mean loss_self over mean loss_unlearned per site, over the rows where both are known."""
+    floors = {}
+    for site, of_site in rows.groupby("site", sort=False):
+        own = of_site["loss_self"].to_numpy(float)
+        unlearned = of_site["loss_unlearned"].to_numpy(float)
+        known = np.isfinite(own) & np.isfinite(unlearned)
+        total = unlearned[known].sum()
+        floors[site] = own[known].sum() / total if total else np.nan
+    return floors
+
+
+def _reasons(
+    used: Bool[np.ndarray, "question cell"],
+    infinite: Bool[np.ndarray, "question cell"],
+    why: np.ndarray,
+    *,
+    is_nan: Bool[np.ndarray, " cell"],
+) -> list[str]:
+    """Say for each cell what was left out, and why its score or interval is undefined."""
+    num_questions = len(used)
+    num_used, num_infinite = used.sum(axis=0), infinite.sum(axis=0)
+    reasons = []
+    for cell in range(used.shape[1]):
+        parts = []
+        if num_used[cell] < num_questions:
+            causes = ", ".join(dict.fromkeys(why[~used[:, cell], cell]))
+            left_out = num_questions - num_used[cell]
+            parts.append(f"{left_out} of {num_questions} questions left out: {causes}")
+        if num_infinite[cell]:
+            parts.append(
+                f"the loss of {num_infinite[cell]} of {num_questions} questions is infinite"
+            )
+        elif is_nan[cell] and num_used[cell]:
+            parts.append("loss(V, U) is 0")
+        elif num_used[cell] == 1:
+            parts.append("one question: no interval")
+        reasons.append("; ".join(parts))
+    return reasons

@@ -1,0 +1,207 @@
+"""How far a run's logits are from V's, at every scored position.
+
+Three distances, by name:
+
+- `logit_mse`: the mean over the vocabulary of (z_V − z)², Hong et al. 2024's loss. Where logits are
+  an affine function of the final state, no logits are formed. With δ = h_V − h, D = W_V − W:
+
+      ‖W_V h_V − W h‖² = δᵀ(WᵀW)δ + 2 δᵀ(WᵀD)h_V + h_Vᵀ(DᵀD)h_V
+
+  Biases are one more column of W, with a 1 below h_V and h. Nothing cancels where h ≈ h_V.
+- `kl`: KL(softmax z_V ‖ softmax z), in nats.
+- `answer_logprob`: log p_V(y) − log p(y), y the answer's next token, in nats. It is negative where
+  the run is surer of V's answer than V itself.
+
+Legend: row = restorations, scored = scored positions, d = what the unembedding reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from interp.models.anatomy import Anatomy
+
+Distance = Literal["logit_mse", "kl", "answer_logprob"]
+Readout = Literal["vanilla", "unlearned"]
+
+
+def distance_of(
+    distance: Distance,
+    target: Float[Tensor, "*rows vocab"],
+    logits: Float[Tensor, "*rows vocab"],
+    next_ids: Int[Tensor, "*rows"],
+) -> Float[Tensor, "*rows"]:
+    """The distance of logits from V's, by its plain definition.
+
+    Args:
+        distance: its name.
+        target: V's raw logits.
+        logits: the run's raw logits.
+        next_ids: the answer tokens that the positions predict (used by `answer_logprob` alone).
+
+    Raises:
+        ValueError: unknown distance, or `answer_logprob` where a position predicts no token.
+    """
+    check_distance(distance)
+    if distance == "logit_mse":
+        return (target - logits).square().mean(-1)
+    target_log, log = target.float().log_softmax(-1), logits.float().log_softmax(-1)
+    if distance == "kl":
+        return (target_log.exp() * (target_log - log)).sum(-1)
+    if (next_ids < 0).any():
+        raise ValueError(
+            "the distance answer_logprob needs the variant 'paper': "
+            "hong2024 scores a position that predicts no answer token"
+        )
+    index = next_ids[..., None]
+    return (target_log.gather(-1, index) - log.gather(-1, index))[..., 0]
+
+
+def check_distance(distance: str) -> None:
+    """Raise ValueError unless `distance` is a known name."""
+    if distance not in get_args(Distance):
+        raise ValueError(
+            f"unknown distance {distance!r}; valid are {', '.join(get_args(Distance))}"
+        )
+
+
+class Scorer:
+    """Distances of final states from V's, for one pair of models.
+
+    The Gram matrices are made at the first use and kept for the pair.
+    """
+
+    def __init__(
+        self,
+        vanilla: Anatomy,
+        unlearned: Anatomy,
+        *,
+        distance: Distance = "logit_mse",
+        own_precision: bool = False,
+        logits_budget: int = 1 << 28,
+    ) -> None:
+        """Choose the distance.
+
+        Args:
+            vanilla: V's anatomy.
+            unlearned: U's anatomy.
+            distance: its name.
+            own_precision: form logits and squared errors in the models' own precision, as
+                `hong2024` does; no difference in float32.
+            logits_budget: bytes of logits formed at a time, where they must be formed.
+        """
+        check_distance(distance)
+        self._anatomy: dict[Readout, Anatomy] = {"vanilla": vanilla, "unlearned": unlearned}
+        self._distance: Distance = distance
+        self._logits_budget = logits_budget
+        half = vanilla.unembed.weight.dtype != torch.float32
+        self._exact = (
+            distance == "logit_mse" and vanilla.logit_cap is None and not (own_precision and half)
+        )
+        self._own_precision = own_precision
+        self._grams: dict[Readout, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+
+    def prepare(self, readout: Readout) -> None:
+        """Make the Gram matrices for runs read by this model's unembedding, if they are needed."""
+        if self._exact and readout not in self._grams:
+            self._grams[readout] = gram_matrices(
+                self._anatomy["vanilla"].unembed, self._anatomy[readout].unembed
+            )
+
+    def losses(
+        self,
+        target: Float[Tensor, "scored d"],
+        states: Float[Tensor, "row scored d"],
+        next_ids: Int[Tensor, " scored"],
+        *,
+        readout: Readout,
+    ) -> Float[Tensor, "row scored"]:
+        """The distance at every scored position, float64.
+
+        Args:
+            target: V's final states.
+            states: the runs' final states.
+            next_ids: the answer tokens that the positions predict.
+            readout: whose unembedding reads `states`.
+        """
+        if self._exact:
+            return self._gram_losses(target, states, readout)
+        return self._explicit_losses(target, states, next_ids, readout)
+
+    def _gram_losses(self, target: Tensor, states: Tensor, readout: Readout) -> Tensor:
+        self.prepare(readout)
+        gram, cross, constant = self._grams[readout]
+        precise = gram.dtype
+        h = target.to(precise)
+        delta = h - states.to(precise)
+        if gram.shape[0] == h.shape[-1] + 1:
+            h = torch.cat([h, h.new_ones(*h.shape[:-1], 1)], dim=-1)
+            delta = torch.cat([delta, delta.new_zeros(*delta.shape[:-1], 1)], dim=-1)
+        total = ((delta @ gram) * delta).sum(-1)
+        if cross is not None and constant is not None:
+            total = total + 2 * (delta * (h @ cross.T)).sum(-1)
+            total = total + ((h @ constant) * h).sum(-1)
+        return total / self._anatomy["vanilla"].unembed.weight.shape[0]
+
+    def _explicit_losses(
+        self, target: Tensor, states: Tensor, next_ids: Tensor, readout: Readout
+    ) -> Tensor:
+        vanilla, reader = self._anatomy["vanilla"], self._anatomy[readout]
+        vocab_size = vanilla.unembed.weight.shape[0]
+        step = max(1, self._logits_budget // (vocab_size * 4 * 3))
+        found = torch.empty(states.shape[:2], dtype=torch.float64, device=states.device)
+        for start in range(0, states.shape[1], step):
+            here = slice(start, start + step)
+            target_logits = vanilla.logits(target[here])
+            for row in range(states.shape[0]):
+                logits = reader.logits(states[row, here])
+                if not self._own_precision:
+                    target_logits, logits = target_logits.float(), logits.float()
+                found[row, here] = distance_of(
+                    self._distance, target_logits, logits, next_ids[here]
+                ).double()
+        return found
+
+
+def gram_matrices(
+    vanilla: nn.Linear, reader: nn.Linear, *, chunk: int = 1 << 14
+) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d d"] | None, Float[Tensor, "d d"] | None]:
+    """WᵀW, WᵀD and DᵀD of a run's unembedding W, with D = W_V − W.
+
+    Products in float32, sums over chunks of the vocabulary in float64. The latter two are None
+    where W is W_V. With biases each matrix has one row and column more.
+    """
+    same = _same_tensor(vanilla.weight, reader.weight) and _same_tensor(vanilla.bias, reader.bias)
+    precise = torch.float32 if reader.weight.device.type == "mps" else torch.float64
+    total: list[Tensor | None] = [None, None, None]
+    for start in range(0, reader.weight.shape[0], chunk):
+        own = _rows(reader, start, chunk)
+        pairs = [(own, own)]
+        if not same:
+            difference = _rows(vanilla, start, chunk) - own
+            pairs += [(own, difference), (difference, difference)]
+        for index, (left, right) in enumerate(pairs):
+            product = (left.T @ right).to(precise)
+            previous = total[index]
+            total[index] = product if previous is None else previous + product
+    gram = total[0]
+    assert gram is not None
+    return gram, total[1], total[2]
+
+
+def _rows(linear: nn.Linear, start: int, count: int) -> Tensor:
+    weight = linear.weight[start : start + count].float()
+    if linear.bias is None:
+        return weight
+    return torch.cat([weight, linear.bias[start : start + count, None].float()], dim=1)
+
+
+def _same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)

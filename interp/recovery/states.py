@@ -1,0 +1,207 @@
+"""Touching a model, only ever inside a `with`: record its states, replace them, swap its weights.
+
+Every change is undone on any exit, so that a model is bit-identical afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from interp.models.anatomy import Anatomy, LayerParts
+from interp.recovery.batches import Batch
+
+
+@dataclass(kw_only=True)
+class LayerStates:
+    """What one layer computed in one run; None where it was not asked for.
+
+    `resid_in` and `resid` are the residual stream before and after the layer, `call` the arguments
+    (without the residual stream) that the model gave to the layer.
+    """
+
+    resid_in: Float[Tensor, "batch pos d_model"] | None = None
+    attn: Float[Tensor, "batch pos d_model"] | None = None
+    coef: Float[Tensor, "batch pos d_mlp"] | None = None
+    mlp_out: Float[Tensor, "batch pos d_model"] | None = None
+    resid: Float[Tensor, "batch pos d_model"] | None = None
+    call: tuple[tuple, dict] = field(default=((), {}))
+
+
+@dataclass(kw_only=True)
+class Run:
+    """The recorded states of one forward pass; `final` is what the unembedding reads."""
+
+    layers: list[LayerStates]
+    final: Float[Tensor, "batch pos d"]
+
+
+def record(anatomy: Anatomy, batch: Batch, names: Collection[str]) -> Run:
+    """Run a model's body on a batch and keep the named states of every layer.
+
+    Args:
+        anatomy: of the model to run.
+        batch: the questions.
+        names: out of the fields of `LayerStates`.
+    """
+    run = Run(layers=[LayerStates() for _ in anatomy.layers], final=torch.empty(0))
+    shape = batch.input_ids.shape
+    with ExitStack() as stack:
+        for parts, states in zip(anatomy.layers, run.layers, strict=True):
+            for hook in _recording_hooks(parts, states, names, shape):
+                stack.enter_context(hook)
+        run.final = anatomy.body(**batch.inputs(anatomy.body)).last_hidden_state
+    return run
+
+
+def _recording_hooks(
+    parts: LayerParts, states: LayerStates, names: Collection[str], shape: torch.Size
+) -> Iterator[AbstractContextManager[None]]:
+    def keep(name: str, value: Tensor) -> None:
+        setattr(states, name, value.view(*shape, value.shape[-1]))
+
+    def keep_call(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden, states.call = split_call(args, kwargs)
+        if "resid_in" in names:
+            keep("resid_in", hidden)
+
+    if {"resid_in", "call"} & set(names):
+        yield removing(parts.layer.register_forward_pre_hook(keep_call, with_kwargs=True))
+    if "attn" in names:
+        yield removing(parts.attn_out.register_forward_hook(lambda _m, _a, out: keep("attn", out)))
+    if "coef" in names:
+        yield removing(
+            parts.values.register_forward_pre_hook(lambda _m, args: keep("coef", args[0]))
+        )
+    if "mlp_out" in names:
+        yield removing(parts.values.register_forward_hook(lambda _m, _a, out: keep("mlp_out", out)))
+    if "resid" in names:
+        yield removing(
+            parts.layer.register_forward_hook(lambda _m, _a, out: keep("resid", residual_of(out)))
+        )
+
+
+def split_call(args: tuple, kwargs: dict) -> tuple[Tensor, tuple[tuple, dict]]:
+    """A layer's residual stream, and the arguments that go with it."""
+    if args:
+        return args[0], (args[1:], kwargs)
+    rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+    return kwargs["hidden_states"], ((), rest)
+
+
+def residual_of(output: Tensor | tuple) -> Tensor:
+    """The residual stream out of what a layer returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def removing(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    """Keep a hook only inside the block."""
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def input_replaced(
+    module: nn.Module, value: Tensor, where: Bool[Tensor, "batch pos"]
+) -> Iterator[None]:
+    """Replace a module's first argument by `value` at the positions `where`."""
+
+    def hook(_module: nn.Module, args: tuple) -> tuple:
+        return (_blend(args[0], value, where), *args[1:])
+
+    with removing(module.register_forward_pre_hook(hook)):
+        yield
+
+
+@contextmanager
+def output_replaced(
+    module: nn.Module, value: Tensor, where: Bool[Tensor, "batch pos"]
+) -> Iterator[None]:
+    """Replace a module's output (the first, if a tuple) by `value` at the positions `where`."""
+
+    def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        if isinstance(output, tuple):
+            return (_blend(output[0], value, where), *output[1:])
+        return _blend(output, value, where)
+
+    with removing(module.register_forward_hook(hook)):
+        yield
+
+
+def _blend(old: Tensor, new: Tensor, where: Bool[Tensor, "batch pos"]) -> Tensor:
+    """`new` where told, `old` elsewhere; `old` may have its first two axes merged or repeated."""
+    repeats = old.numel() // old.shape[-1] // where.numel()
+    mask = where.repeat(repeats, 1)[..., None]
+    new = new.repeat(repeats, 1, 1)
+    return torch.where(mask, new, old.view(new.shape)).view(old.shape)
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """Call `forward` in place of the module's own inside the block; its hooks still run."""
+    previous = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if previous is None:
+            del module.forward
+        else:
+            module.forward = previous
+
+
+@contextmanager
+def parameters_swapped(module: nn.Module, donor: nn.Module) -> Iterator[None]:
+    """Let a module compute with another's own parameters inside the block. Nothing is copied."""
+    own = dict(module._parameters)
+    try:
+        module._parameters.update(donor._parameters)
+        yield
+    finally:
+        module._parameters.update(own)
+
+
+@contextmanager
+def restored(
+    parts: LayerParts,
+    donor_parts: LayerParts,
+    donor_states: LayerStates,
+    sites: Collection[str],
+    where: Bool[Tensor, "batch pos"],
+) -> Iterator[None]:
+    """Put a donor's sites into one layer: its states at the positions `where`, its weights."""
+    with ExitStack() as stack:
+        put = stack.enter_context
+        if "value" in sites:
+            put(parameters_swapped(parts.values, donor_parts.values))
+        if "key" in sites:
+            for module, other in zip(parts.keys, donor_parts.keys, strict=True):
+                put(parameters_swapped(module, other))
+        if "attn_weights" in sites:
+            for module, other in zip(parts.attn_weights, donor_parts.attn_weights, strict=True):
+                put(parameters_swapped(module, other))
+        if "norms" in sites:
+            for module, other in zip(parts.norms, donor_parts.norms, strict=True):
+                put(parameters_swapped(module, other))
+        if "coef" in sites:
+            put(input_replaced(parts.values, _known(donor_states.coef), where))
+        if "mlp_out" in sites:
+            put(output_replaced(parts.values, _known(donor_states.mlp_out), where))
+        if "attn" in sites:
+            put(output_replaced(parts.attn_out, _known(donor_states.attn), where))
+        if "resid" in sites:
+            put(output_replaced(parts.layer, _known(donor_states.resid), where))
+        yield
+
+
+def _known(state: Tensor | None) -> Tensor:
+    assert state is not None, "the donor's run did not record this site"
+    return state

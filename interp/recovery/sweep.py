@@ -1,0 +1,248 @@
+"""The layer sweep: a pair of models × questions × restorations → a table of losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+import pandas as pd
+import torch
+
+from interp.data.trajectories import Trajectory, hong2024
+from interp.models.language_model import LanguageModel
+from interp.recovery.engines import ENGINES
+from interp.recovery.pair import Direction, Pair
+from interp.recovery.scoring import Distance, check_distance
+from interp.recovery.sites import (
+    NOTHING,
+    PARAMETER_SITES,
+    Positions,
+    Restoration,
+    check_positions,
+    parse_sites,
+    windows,
+)
+
+Variant = Literal["paper", "hong2024"]
+
+DEFAULT_SITES = ("coef", "attn", "coef+attn", "value")
+
+NUM_SELF_PATCHED = 2
+"""Questions per call on which the noise floor is measured."""
+
+COLUMNS = (
+    "vanilla",
+    "unlearned",
+    "language",
+    "query_id",
+    "concept",
+    "site",
+    "layer",
+    "first_layer",
+    "last_layer",
+    "num_tokens",
+    "loss_unlearned",
+    "loss_restored",
+    "loss_self",
+    "engine",
+    "dtype",
+    "variant",
+    "direction",
+    "distance",
+    "positions",
+    "reason",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What a sweep measures.
+
+    Attributes:
+        sites: sites or several joined by "+"; `sites.SITES` lists them.
+        window: w, the number of layers restored together, odd.
+        engine: `layered` (fast) or `full` (the reference).
+        variant: `paper`, or `hong2024` for the positions and tokens of the released notebooks.
+        positions: where activation sites are restored: `all`, `prompt` or `answer`.
+        direction: `restore` (V's parts into U) or `corrupt` (U's parts into V).
+        distance: `logit_mse`, `kl` or `answer_logprob`.
+    """
+
+    sites: tuple[str, ...] = DEFAULT_SITES
+    window: int = 5
+    engine: str = "layered"
+    variant: Variant = "paper"
+    positions: Positions = "all"
+    direction: Direction = "restore"
+    distance: Distance = "logit_mse"
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise ValueError("no sites: give at least one, such as coef")
+        names = ["+".join(parse_sites(site)) for site in self.sites]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a site stands twice in {', '.join(self.sites)}")
+        object.__setattr__(self, "sites", tuple(names))
+        if self.engine not in ENGINES:
+            raise ValueError(f"unknown engine {self.engine!r}; valid are {', '.join(ENGINES)}")
+        if self.variant not in get_args(Variant):
+            raise ValueError(
+                f"unknown variant {self.variant!r}; valid are {', '.join(get_args(Variant))}"
+            )
+        check_positions(self.positions)
+        if self.direction not in get_args(Direction):
+            raise ValueError(
+                f"unknown direction {self.direction!r}; valid are {', '.join(get_args(Direction))}"
+            )
+        check_distance(self.distance)
+        if self.variant == "hong2024" and self.positions != "all":
+            raise ValueError("the variant hong2024 restores all positions; use positions='all'")
+        if self.variant == "hong2024" and self.distance == "answer_logprob":
+            raise ValueError(
+                "the variant hong2024 scores a position that predicts no answer token; "
+                "use the distance logit_mse or kl, or the variant paper"
+            )
+
+    def restorations(self, num_layers: int) -> list[Restoration]:
+        """Every window of every site.
+
+        Raises:
+            ValueError: the window does not suit the number of layers.
+        """
+        return [
+            restoration
+            for site in self.sites
+            for restoration in windows(
+                site, num_layers=num_layers, window=self.window, positions=self.positions
+            )
+        ]
+
+    def check_weights(self, *models: LanguageModel) -> None:
+        """Raise ValueError where a parameter site would move packed (quantised) weights."""
+        parameters = [s for site in self.sites for s in site.split("+") if s in PARAMETER_SITES]
+        packed = [model.name for model in models if model.has_packed_weights]
+        if parameters and packed:
+            raise ValueError(
+                f"{packed[0]!r} has packed quantised weights, which cannot be restored one by one: "
+                f"leave out the site {parameters[0]!r}, or load the model dequantised"
+            )
+
+
+def measure(
+    pair: Pair,
+    trajectories: Sequence[Trajectory],
+    config: SweepConfig,
+    *,
+    advance: Callable[[float], object] = lambda _questions: None,
+) -> pd.DataFrame:
+    """The losses of every window of every site on every question.
+
+    Args:
+        pair: V and U; its direction must be the configuration's.
+        trajectories: the questions with V's answers.
+        config: what to measure.
+        advance: told how many questions' worth of work is done.
+
+    Returns:
+        One row per question, site and layer, with `COLUMNS`. Losses are NaN, with the reason,
+        where a question scores nothing.
+
+    Raises:
+        ValueError: a loss is not finite.
+    """
+    if config.variant == "hong2024":
+        trajectories = hong2024(trajectories, pair.vanilla)
+    restorations = config.restorations(pair.vanilla.num_layers)
+    scored = [item for item in trajectories if item.scored]
+    advance(len(trajectories) - len(scored))
+    unlearned_losses, restored_losses, self_losses = _losses(
+        pair, scored, restorations, config, advance
+    )
+    place = {id(item): index for index, item in enumerate(scored)}
+    constants = {
+        "vanilla": pair.vanilla.name,
+        "unlearned": pair.unlearned.name,
+        "engine": config.engine,
+        "dtype": str(pair.base.dtype).removeprefix("torch."),
+        **{key: asdict(config)[key] for key in ("variant", "direction", "distance", "positions")},
+    }
+    rows = []
+    for item in trajectories:
+        column = place.get(id(item))
+        for row, restoration in enumerate(restorations):
+            layers = restoration.layers or (restoration.centre,)
+            rows.append(
+                {
+                    **constants,
+                    "language": item.query.language,
+                    "query_id": item.query.id,
+                    "concept": item.query.concept,
+                    "site": restoration.site,
+                    "layer": restoration.centre,
+                    "first_layer": layers[0],
+                    "last_layer": layers[-1],
+                    "num_tokens": len(item.scored),
+                    "loss_unlearned": _at(unlearned_losses, 0, column),
+                    "loss_restored": _at(restored_losses, row, column),
+                    "loss_self": _at(self_losses[restoration.site], 0, column),
+                    "reason": item.reason,
+                }
+            )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _losses(
+    pair: Pair,
+    scored: Sequence[Trajectory],
+    restorations: Sequence[Restoration],
+    config: SweepConfig,
+    advance: Callable[[float], object],
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """loss(V, U), loss(V, R) and, per site, loss(V, V patched with its own states)."""
+    engine = ENGINES[config.engine]
+    options = {
+        "distance": config.distance,
+        "own_precision": config.variant == "hong2024",
+    }
+    if not scored:
+        empty = torch.empty(len(restorations), 0)
+        return empty, empty, dict.fromkeys(config.sites, empty)
+    if config.direction == "restore":
+        found = engine(pair, scored, [NOTHING, *restorations], advance=advance, **options)
+        unlearned_losses, restored_losses = found[:1], found[1:]
+    else:
+        restored_losses = engine(pair, scored, restorations, advance=advance, **options)
+        forwards = Pair(vanilla=pair.vanilla, unlearned=pair.unlearned)
+        unlearned_losses = engine(forwards, scored, [NOTHING], **options)
+    for losses in (unlearned_losses, restored_losses):
+        _check_finite(losses, scored, pair)
+    # Each site's middle window, V into V.
+    middle = [
+        restoration
+        for restoration in restorations
+        if restoration.centre in (pair.vanilla.num_layers // 2, pair.vanilla.num_layers)
+    ]
+    alone = engine(pair.with_itself(), scored[:NUM_SELF_PATCHED], middle, **options)
+    return (
+        unlearned_losses,
+        restored_losses,
+        {restoration.site: alone[[row]] for row, restoration in enumerate(middle)},
+    )
+
+
+def _at(losses: torch.Tensor, row: int, column: int | None) -> float:
+    if column is None or column >= losses.shape[1]:
+        return float("nan")
+    return losses[row, column].item()
+
+
+def _check_finite(losses: torch.Tensor, scored: Sequence[Trajectory], pair: Pair) -> None:
+    bad = (~losses.isfinite()).any(0).nonzero()
+    if len(bad):
+        query = scored[int(bad[0])].query
+        raise ValueError(
+            f"a loss of {query.id!r} ({query.language}) between {pair.vanilla.name!r} and "
+            f"{pair.unlearned.name!r} is not finite; in float16 states may overflow: "
+            "use float32 or bfloat16"
+        )

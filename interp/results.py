@@ -1,0 +1,246 @@
+"""A run directory: what was measured, in shards that are whole or absent.
+
+    run.json                 configuration, versions, machine, content hashes of the models
+    trajectories/*.parquet   V's answers, as token ids and text
+    losses/*.parquet         the rows of `recovery.sweep`, one shard per cell
+
+A cell is (unlearned model, language, block of questions). Every file is written under a temporary
+name and moved into place, so a run that is killed loses at most the cells in work, and a second run
+of the same command does only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from interp.data.queries import Query
+from interp.data.trajectories import Trajectory
+
+PACKAGES = ("interp", "torch", "transformers", "numpy", "pandas", "plotly")
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: str | os.PathLike[str], config: dict[str, Any]) -> None:
+        """Open a run directory, or begin one.
+
+        Args:
+            path: the directory.
+            config: what is measured, as JSON values. It must be that of the directory's run.
+
+        Raises:
+            ValueError: the directory holds a run of another configuration (the first difference
+                is named) or a damaged manifest.
+        """
+        self.path = Path(path)
+        config = json.loads(json.dumps(config))
+        if self._manifest_path.exists():
+            self._check_config(config)
+        else:
+            self._write_manifest(
+                {
+                    "config": config,
+                    "models": {},
+                    "seed": 0,
+                    "versions": _versions(),
+                    "machine": {
+                        "system": platform.platform(),
+                        "processor": platform.processor() or platform.machine(),
+                        "num_cpus": os.cpu_count(),
+                        "python": platform.python_version(),
+                    },
+                }
+            )
+
+    @property
+    def _manifest_path(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The content of `run.json`."""
+        return read_manifest(self.path)
+
+    def add_model(self, role: str, name: str, content_hash: str) -> None:
+        """Note a model that is measured.
+
+        Raises:
+            ValueError: the run knows another model under this name, or another vanilla model.
+        """
+        manifest = self.manifest
+        known = manifest["models"]
+        for other, entry in known.items():
+            if role == entry["role"] == "vanilla" and other != name:
+                raise ValueError(
+                    f"{self.path} was measured with the vanilla model {other!r}, not {name!r}; "
+                    "choose another output directory"
+                )
+        entry = {"role": role, "content_hash": content_hash}
+        if known.get(name, entry) != entry:
+            raise ValueError(
+                f"{self.path} was measured with another {known[name]['role']} model under the name "
+                f"{name!r}; choose another output directory or name"
+            )
+        if name not in known:
+            known[name] = entry
+            self._write_manifest(manifest)
+
+    def losses_path(self, unlearned: str, content_hash: str, language: str, block: int) -> Path:
+        """Where a cell's losses lie."""
+        stem = f"{_slug(unlearned)}-{content_hash[:8]}.{_slug(language)}.{block:04d}"
+        return self.path / "losses" / f"{stem}.parquet"
+
+    def write_losses(self, path: Path, losses: pd.DataFrame) -> None:
+        """Write one cell's rows."""
+        write_atomically(path, lambda scratch: losses.to_parquet(scratch, index=False))
+
+    def read_trajectories(self, language: str) -> list[Trajectory] | None:
+        """The trajectories of a language, None where they are not made yet."""
+        path = self._trajectories_path(language)
+        if not path.exists():
+            return None
+        table = read_table(path)
+        return [
+            Trajectory(
+                query=Query(
+                    id=row["query_id"],
+                    language=row["language"],
+                    prompt=row["prompt"],
+                    answer=row["right_answer"],
+                    concept=row["concept"],
+                ),
+                prompt_ids=tuple(map(int, row["prompt_ids"])),
+                answer_ids=tuple(map(int, row["answer_ids"])),
+                answer=row["answer"],
+                scored=range(row["scored_start"], row["scored_stop"]),
+                reason=row["reason"],
+            )
+            for row in table.astype(object).where(table.notna(), None).to_dict("records")
+        ]
+
+    def write_trajectories(self, language: str, trajectories: Sequence[Trajectory]) -> None:
+        """Write the trajectories of a language."""
+        table = pd.DataFrame(
+            [
+                {
+                    "language": item.query.language,
+                    "query_id": item.query.id,
+                    "concept": item.query.concept,
+                    "prompt": item.query.prompt,
+                    "right_answer": item.query.answer,
+                    "answer": item.answer,
+                    "prompt_ids": list(item.prompt_ids),
+                    "answer_ids": list(item.answer_ids),
+                    "scored_start": item.scored.start,
+                    "scored_stop": item.scored.stop,
+                    "reason": item.reason,
+                }
+                for item in trajectories
+            ]
+        )
+        write_atomically(
+            self._trajectories_path(language),
+            lambda scratch: table.to_parquet(scratch, index=False),
+        )
+
+    def _trajectories_path(self, language: str) -> Path:
+        return self.path / "trajectories" / f"{_slug(language)}.parquet"
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(
+            self._manifest_path, lambda scratch: scratch.write_text(text, encoding="utf-8")
+        )
+
+    def _check_config(self, config: dict[str, Any]) -> None:
+        known = self.manifest["config"]
+        for key in dict.fromkeys((*known, *config)):
+            if known.get(key) != config.get(key):
+                raise ValueError(
+                    f"{self.path} holds a run with another {key} ({_brief(known.get(key))}, now "
+                    f"{_brief(config.get(key))}); choose another output directory"
+                )
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a run directory.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    file = Path(path) / "run.json"
+    if not file.is_file():
+        raise ValueError(f"{str(path)!r} is no run directory: it has no run.json")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not {"config", "models"} <= set(manifest):
+        raise ValueError(f"{file} is damaged: delete the directory and run again")
+    return manifest
+
+
+def read_losses(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """All losses of a run directory.
+
+    Raises:
+        ValueError: it is no run directory, a shard is damaged, or nothing is measured yet.
+    """
+    read_manifest(path)
+    shards = sorted((Path(path) / "losses").glob("*.parquet"))
+    if not shards:
+        raise ValueError(f"{str(path)!r} holds no losses yet: run the sweep first")
+    return pd.concat([read_table(shard) for shard in shards], ignore_index=True)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A parquet file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return pd.read_parquet(path)
+    except (pa.ArrowException, OSError, ValueError):
+        raise ValueError(f"{path} is damaged: delete it and run the sweep again") from None
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name in the same folder, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(scratch)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[-60:] or "model"
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,1 @@
+"""V becomes U: fine-tuning a model so that it forgets."""

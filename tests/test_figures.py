@@ -1,0 +1,278 @@
+"""Figures hold the table's numbers; exported files are whole and need no network."""
+
+import builtins
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from interp.figures import export, heatmap, lines
+
+NAN = math.nan
+
+
+def score_table(*, name="krs", languages=("de", "xx"), sites=("coef", "attn"), layers=(0, 1, 2)):
+    """Scores 0.00, 0.01, 0.02, … in the order of the rows, intervals of ±0.1."""
+    rows = [
+        (language, site, layer, max(0, layer - 2), layer + 2)
+        for language in languages
+        for site in sites
+        for layer in layers
+    ]
+    table = pd.DataFrame(rows, columns=["language", "site", "layer", "first_layer", "last_layer"])
+    table[name] = np.arange(len(table)) / 100
+    table["ci_low"], table["ci_high"] = table[name] - 0.1, table[name] + 0.1
+    table["num_queries"], table["noise_floor"], table["reason"] = 12, 2e-7, ""
+    return table
+
+
+def undefined_at(table, row, reason):
+    table.loc[row, ["krs", "ci_low", "ci_high"]] = NAN
+    table.loc[row, "num_queries"] = 0
+    table.loc[row, "reason"] = reason
+    return table
+
+
+def test_heatmap_holds_the_scores_at_language_and_layer():
+    table = score_table()
+    figure = heatmap(table.sample(frac=1, random_state=0).sort_values("site", ascending=False))
+    assert [trace.name for trace in figure.data] == ["coef", "attn"]
+    for trace in figure.data:
+        assert list(trace.x) == [0, 1, 2]
+        for row in table[table["site"] == trace.name].to_dict("records"):
+            at = list(trace.y).index(row["language"]), list(trace.x).index(row["layer"])
+            assert trace.z[at] == row["krs"]
+
+
+def test_heatmap_axes_are_the_languages_names_and_the_layers():
+    figure = heatmap(score_table(layers=range(80)), title="One < two")
+    assert list(figure.layout.yaxis.ticktext) == ["German (de)", "xx"]
+    assert list(figure.layout.yaxis.range) == [1.5, -0.5]  # the first language is on top
+    # 80 layers on 420 pixels: every fifth label would have 26.25 pixels, enough for two digits.
+    assert list(figure.layout.xaxis.tickvals) == list(range(0, 80, 5))
+    assert figure.layout.title.text == "One &lt; two"
+    titles = [annotation.text for annotation in figure.layout.annotations]
+    assert titles == ["MLP coefficients (coef)", "attention state (attn)"]
+
+
+def test_all_facets_share_one_scale_with_zero_in_the_middle():
+    table = score_table()
+    table.loc[3, "krs"] = -0.4
+    figure = heatmap(table)
+    assert {trace.coloraxis for trace in figure.data} == {"coloraxis"}
+    scale = figure.layout.coloraxis
+    assert (scale.cmin, scale.cmid, scale.cmax) == (-0.4, 0, 0.4)
+    assert scale.colorbar.title.text == "KRS"
+
+
+def test_scores_beyond_one_keep_their_value_and_the_bar_says_so():
+    table = score_table()
+    table.loc[0, "krs"] = -7.25
+    figure = heatmap(table)
+    scale = figure.layout.coloraxis
+    assert (scale.cmin, scale.cmax) == (-1, 1)
+    assert scale.colorbar.title.text == "KRS<br>(below −1<br>shown as −1)"
+    assert figure.data[0].z[0, 0] == -7.25
+    assert "KRS -7.250" in figure.data[0].hovertext[0, 0]
+
+    effect = score_table(name="effect")
+    effect.loc[0, "effect"] = 1.5
+    figure = heatmap(effect)
+    assert figure.layout.coloraxis.colorbar.title.text == "effect<br>(above 1<br>shown as 1)"
+    assert "effect 1.500" in figure.data[0].hovertext[0, 0]
+
+
+def test_hover_says_everything_about_a_cell():
+    figure = heatmap(score_table())
+    assert figure.data[1].hovertext[0, 2].split("<br>") == [
+        "<b>German (de)</b>",
+        "attention state (attn)",
+        "layers 0–4",
+        "KRS 0.050",
+        "bootstrap interval -0.050 to 0.150",
+        "12 questions",
+        "noise floor 2.0e-07",
+    ]
+
+
+def test_undefined_cells_are_grey_with_their_reason():
+    figure = heatmap(undefined_at(score_table(), 4, "2 of 2 questions left out: nothing scored"))
+    assert [trace.name for trace in figure.data] == ["coef", "attn", "attn"]
+    scores, grey = figure.data[1:]
+    assert np.isnan(scores.z[0, 1])
+    assert np.argwhere(grey.z == 1).tolist() == [[0, 1]]
+    assert np.isnan(grey.z).sum() == 5
+    assert [colour for _, colour in grey.colorscale] == ["#b3b3b3", "#b3b3b3"]
+    text = grey.hovertext[0, 1].split("<br>")
+    assert text[3:] == [
+        "KRS undefined",
+        "0 questions",
+        "noise floor 2.0e-07",
+        "2 of 2 questions left out: nothing scored",
+    ]
+    assert "undefined" in figure.layout.annotations[-1].text
+
+
+def test_cells_that_were_not_measured_are_neither_scored_nor_grey():
+    readout = score_table(sites=["unembed"], layers=[3]).assign(first_layer=3, last_layer=3)
+    figure = heatmap(pd.concat([score_table(), readout]))
+    assert [trace.name for trace in figure.data] == ["coef", "attn", "unembed"]
+    assert np.isnan(figure.data[2].z).tolist() == [[True, True, True, False]] * 2
+    assert "readout above the last layer" in figure.data[2].hovertext[0, 3]
+    assert figure.data[2].hovertext[0, 0] == ""
+
+
+def test_models_have_a_row_of_facets_each():
+    tables = [score_table().assign(unlearned=name, krs=k) for k, name in enumerate(["a", "b"])]
+    table = pd.concat(tables)
+    table.insert(0, "unlearned", table.pop("unlearned"))
+    figure = heatmap(table)
+    assert [(trace.name, trace.z[0, 0]) for trace in figure.data] == [
+        ("coef", 0),
+        ("attn", 0),
+        ("coef", 1),
+        ("attn", 1),
+    ]
+    tops = [figure.layout[axis].domain[1] for axis in ("yaxis", "yaxis2", "yaxis3", "yaxis4")]
+    assert tops[0] == tops[1] > tops[2] == tops[3]
+    headers = [note for note in figure.layout.annotations if note.text.startswith("<b>")]
+    assert [note.text for note in headers] == ["<b>a</b>", "<b>b</b>"]
+    assert [note.y for note in headers] == pytest.approx([tops[0], tops[2]])
+
+
+def test_facets_keep_their_pixels_whatever_their_number():
+    for num_languages, num_sites, num_layers in [(1, 1, 4), (9, 4, 18), (20, 8, 80)]:
+        table = score_table(
+            languages=[f"l{i}" for i in range(num_languages)],
+            sites=[f"s{i}" for i in range(num_sites)],
+            layers=range(num_layers),
+        )
+        layout = heatmap(table).layout
+        plot_width = layout.width - layout.margin.l - layout.margin.r
+        plot_height = layout.height - layout.margin.t - layout.margin.b
+        width = (layout.xaxis.domain[1] - layout.xaxis.domain[0]) * plot_width
+        height = (layout.yaxis.domain[1] - layout.yaxis.domain[0]) * plot_height
+        assert width == pytest.approx(min(max(20 * num_layers, 240), 420))
+        assert height == pytest.approx(max(24 * num_languages, 110))
+
+
+def test_lines_hold_the_scores_and_their_intervals():
+    figure = lines(score_table())
+    curves = [trace for trace in figure.data if trace.fill is None]
+    assert len(curves) == 4  # two languages, two sites
+    assert list(curves[1].x) == [0, 1, 2]
+    assert list(curves[1].y) == [0.03, 0.04, 0.05]
+    assert [trace.name for trace in curves if trace.showlegend] == [
+        "MLP coefficients (coef)",
+        "attention state (attn)",
+    ]
+    band = figure.data[1]
+    assert list(band.x) == [0, 1, 2, 2, 1, 0, 0, None]
+    expected = [0.13, 0.14, 0.15, -0.05, -0.06, -0.07, 0.13]
+    assert list(band.y)[:-1] == pytest.approx(expected)
+
+
+def test_bands_break_where_a_score_is_undefined():
+    table = undefined_at(score_table(languages=["de"], sites=["coef"], layers=range(4)), 1, "x")
+    band, curve = lines(table).data
+    # Layer 0 stands alone and gets a band of some width, layers 2 and 3 make the other polygon.
+    assert list(band.x) == [-0.2, 0.2, 0.2, -0.2, -0.2, None, 2, 3, 3, 2, 2, None]
+    assert math.isnan(curve.y[1])
+
+
+@pytest.mark.parametrize("draw", [heatmap, lines])
+def test_bad_tables_are_one_sentence(draw):
+    with pytest.raises(ValueError, match=r"lacks the columns site, krs\.$"):
+        draw(score_table().drop(columns=["site", "krs"]))
+    with pytest.raises(ValueError, match="is empty"):
+        draw(score_table().iloc[:0])
+
+
+def test_a_table_from_a_csv_file_draws_the_same(tmp_path):
+    table = score_table()
+    table.to_csv(tmp_path / "krs.csv", index=False)
+    assert heatmap(pd.read_csv(tmp_path / "krs.csv")) == heatmap(table)
+
+
+def test_a_cell_given_twice_is_refused():
+    with pytest.raises(ValueError, match="holds de, site 'coef', layer 0 twice"):
+        heatmap(pd.concat([score_table(), score_table()]))
+
+
+def test_html_is_self_contained(tmp_path):
+    stem = tmp_path / "new" / "gemma-3.1"
+    assert export({stem: heatmap(score_table())}, formats=["html"]) == [
+        tmp_path / "new" / "gemma-3.1.html"
+    ]
+    page = (tmp_path / "new" / "gemma-3.1.html").read_text(encoding="utf-8")
+    assert "attention state (attn)" in page
+    assert not re.search(r"<script[^>]+src=", page)
+    assert not re.search(r"<link[^>]+href=", page)
+    assert "plotly.js v" in page[:20_000]
+    assert [path.name for path in stem.parent.iterdir()] == ["gemma-3.1.html"]
+
+
+def test_unknown_format_names_the_valid_ones(tmp_path):
+    with pytest.raises(ValueError, match="Unknown format 'gif'; the formats are html, png, svg"):
+        export({tmp_path / "a": go.Figure()}, formats=["gif"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_export_leaves_the_old_file_and_no_rest(tmp_path):
+    class Broken(go.Figure):
+        def to_html(self, *args, **kwargs):
+            raise OSError("no space left")
+
+    (tmp_path / "a.html").write_text("old")
+    with pytest.raises(OSError, match="no space left"):
+        export({tmp_path / "a": heatmap(score_table()), tmp_path / "b": Broken()}, formats=[])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
+    assert (tmp_path / "a.html").read_text() == "old"
+
+
+def test_images_are_written_where_a_chrome_is_there(tmp_path):
+    browsers = pytest.importorskip(
+        "choreographer.browsers.chromium", reason="kaleido (extra `export`) is not installed"
+    )
+    if not browsers.Chromium.find_browser(skip_local=False):
+        pytest.skip("no Chrome on this machine")
+    figure = heatmap(score_table())
+    written = export({tmp_path / "a": figure, tmp_path / "b": lines(score_table())})
+    names = [f"{stem}.{kind}" for stem in "ab" for kind in ("html", "png", "svg", "pdf")]
+    assert [path.name for path in written] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    png = (tmp_path / "a.png").read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    size = [int.from_bytes(png[start : start + 4], "big") for start in (16, 20)]
+    assert size == [2 * figure.layout.width, 2 * figure.layout.height]
+    assert "attention state" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_without_a_chrome_there_is_html_and_one_warning(tmp_path, monkeypatch):
+    browsers = pytest.importorskip(
+        "choreographer.browsers.chromium", reason="kaleido (extra `export`) is not installed"
+    )
+    for path, reason in ((None, "there is no Chrome"), ("/bin/false", "does not run")):
+        monkeypatch.setattr(browsers.Chromium, "find_browser", lambda path=path, **options: path)
+        with pytest.warns(UserWarning, match=f"Only HTML was written.*{reason}.*chromium"):
+            written = export({tmp_path / "a": heatmap(score_table())}, formats=["png", "pdf"])
+        assert written == [tmp_path / "a.html"]
+        assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
+
+
+def test_without_kaleido_the_warning_names_the_extra(tmp_path, monkeypatch):
+    real_import = builtins.__import__
+
+    def without_kaleido(name, *args, **kwargs):
+        if name.partition(".")[0] == "kaleido":
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_kaleido)
+    with pytest.warns(UserWarning, match=r"pip install 'interp\[export\]'"):
+        written = export({tmp_path / "a": heatmap(score_table())})
+    assert written == [tmp_path / "a.html"]
