@@ -27,7 +27,7 @@ FORMATS = ("html", "png", "svg", "pdf")
 _SITE_TITLES = {
     "coef": "MLP coefficients (coef)",
     "attn": "attention state (attn)",
-    "coef+attn": "coefficients + attention",
+    "coef+attn": "coefficients + attention (coef+attn)",
     "value": "value vectors (value)",
     "key": "key vectors (key)",
     "attn_weights": "attention weights (attn_weights)",

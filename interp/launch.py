@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 BLOCK = 32
 """Questions per cell."""
 
+ANSWERED_TOGETHER = 128
+"""Questions, over all languages, that are answered before anything is stored."""
+
+BAR_FORMAT = "{desc}: {percentage:3.0f}% {bar} {n:.0f}/{total:.0f} [{elapsed}<{remaining}{postfix}]"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recovery:
@@ -147,7 +152,10 @@ def sweep(
         store.add_model("unlearned", unlearned.name, unlearned_hash)
     tables = []
     bar = tqdm(
-        total=len(made), desc=f"sweep {_short(unlearned.name)}", unit="query", disable=not progress
+        total=len(made) + 1e-6,
+        desc=f"sweep {_short(unlearned.name)}",
+        bar_format=BAR_FORMAT,
+        disable=not progress,
     )
     with bar:
         for number, (language, block, items) in enumerate(_cells(made)):
@@ -229,18 +237,30 @@ def _trajectories(
         query = item.query if isinstance(item, Trajectory) else item
         by_language.setdefault(query.language, []).append(item)
     made: dict[str, list[Trajectory]] = {}
-    for language, items in by_language.items():
+    waiting: dict[str, list[Query]] = {}
+    for number, (language, items) in enumerate(by_language.items(), start=1):
         stored = None if store is None else store.read_trajectories(language)
-        if stored is None:
-            given = [item for item in items if isinstance(item, Trajectory)]
-            asked = [item for item in items if not isinstance(item, Trajectory)]
-            if asked:
-                given += trajectories(vanilla, asked, num_tokens=num_tokens, progress=progress)
+        if stored is not None:
+            made[language] = stored
+        elif isinstance(items[0], Trajectory):
+            made[language] = [item for item in items if isinstance(item, Trajectory)]
+        else:
+            waiting[language] = [item for item in items if isinstance(item, Query)]
+        # Small languages are answered together, large ones stored as soon as they are done.
+        count = sum(map(len, waiting.values()))
+        if count and (count >= ANSWERED_TOGETHER or number == len(by_language)):
+            asked = [query for queries in waiting.values() for query in queries]
+            for item in trajectories(vanilla, asked, num_tokens=num_tokens, progress=progress):
+                made.setdefault(item.query.language, []).append(item)
             if store is not None:
-                store.write_trajectories(language, given)
-            stored = given
-        made[language] = stored
-    return [item for items in made.values() for item in items]
+                for answered in waiting:
+                    store.write_trajectories(answered, made[answered])
+            waiting = {}
+    if store is not None:
+        for language, items in by_language.items():
+            if isinstance(items[0], Trajectory) and store.read_trajectories(language) is None:
+                store.write_trajectories(language, made[language])
+    return [item for language in by_language for item in made[language]]
 
 
 def _short(name: str) -> str:

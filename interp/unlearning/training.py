@@ -53,13 +53,13 @@ class UnlearningConfig:
         seed: of the order of the examples.
     """
 
-    learning_rate: float = 3e-5
+    learning_rate: float = 5e-6
     num_steps: int = 60
     stop_at: float = 8.0
     forget_batch: int = 12
     retain_batch: int = 24
     gamma: float = 1.0
-    alpha: float = 1.0
+    alpha: float = 3.0
     max_grad_norm: float = 1.0
     autocast: bool = True
     seed: int = 0

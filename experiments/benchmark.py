@@ -1,0 +1,180 @@
+"""How fast the layered engine is, beside plain hooks and beside the arithmetic's floor.
+
+    python experiments/benchmark.py [--quick]
+
+One process, one pair of models (Gemma-3-270M and the same with every layer's weights perturbed), 10
+questions of about 15 + 30 tokens, windows of 5 layers, float32. Plain hooks: one whole forward per
+window, as `engines/full.py` does it. The floor counts the multiplications that no exact method can
+leave out and divides them by the speed of a large matrix product measured in the same run.
+"""
+
+import argparse
+import copy
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+import interp
+from interp.models.anatomy import LayerParts
+from interp.recovery.engines import ENGINES
+from interp.recovery.pair import Pair
+from interp.recovery.sites import NOTHING, Restoration, windows
+
+ONE = ("coef",)
+FOUR = ("coef", "attn", "coef+attn", "value")
+COUNTRIES = "France Germany Italy Spain Japan China Russia Egypt India Brazil".split()
+
+
+def main(quick: bool) -> None:
+    """Print the table."""
+    vanilla = interp.load("gemma-3-270m")
+    unlearned = interp.LanguageModel(perturbed(vanilla.model), vanilla.tokenizer, name="perturbed")
+    asked = [
+        interp.Query(id=name, language="en", prompt=PROMPT.format(name)) for name in COUNTRIES
+    ]
+    answers = interp.trajectories(vanilla, asked)
+    lengths = [len(item.prompt_ids) for item in answers], [len(item.answer_ids) for item in answers]
+    print(f"{len(asked)} questions, prompts {lengths[0]}, answers {lengths[1]} tokens")
+    speed = matrix_speed()
+    print(f"matrix products: {speed / 1e9:.0f} GFLOP/s in float32, {torch.get_num_threads()} threads")
+
+    def run(engine: str, sites: Sequence[str], **options: object) -> Callable[[], torch.Tensor]:
+        restorations = restorations_of(sites, vanilla.num_layers)
+        # A new pair each time: the Gram matrices are part of the work.
+        return lambda: ENGINES[engine](
+            Pair(vanilla=vanilla, unlearned=unlearned), answers, restorations, **options
+        )
+
+    run("layered", ONE)()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times, losses = {}, {}
+    for name, engine, sites, repeats, options in (
+        ("layered, coef", "layered", ONE, 5, {}),
+        ("layered, four sites", "layered", FOUR, 3, {}),
+        ("plain hooks, coef", "full", ONE, 1 if quick else 3, {"batch_size": 10}),
+    ):
+        if name.startswith("plain"):
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        times[name], losses[name] = timed(run(engine, sites, **options), repeats)
+    layered, plain = times["layered, coef"], times["plain hooks, coef"]
+    print(f"\n{'':22}{'median':>8}{'least':>8}{'most':>8}{'floor':>8}{'floor/median':>14}")
+    for name, seconds in times.items():
+        line = f"{name:22}{statistics.median(seconds):7.2f}s{min(seconds):7.2f}s{max(seconds):7.2f}s"
+        if name.startswith("layered"):
+            sites = ONE if "coef" in name else FOUR
+            floor = 2 * products(vanilla, answers, sites) / speed
+            line += f"{floor:7.2f}s{floor / statistics.median(seconds):14.2f}"
+        print(line)
+    four = statistics.median(times["layered, four sites"]) / statistics.median(layered)
+    difference = (krs(losses["layered, coef"]) - krs(losses["plain hooks, coef"])).abs().max()
+    print(f"\nplain hooks / layered: {statistics.median(plain) / statistics.median(layered):.1f}")
+    print(f"four sites / one site: {four:.2f}")
+    print(f"largest KRS difference: {difference:.1e}")
+    print(f"peak memory of the layered engine beyond what was there: {(peak - before) / 2**20:.2f} GiB")
+
+
+PROMPT = "Question: What is the capital of {}?\nAnswer: The"
+
+
+def perturbed(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy with noise of 2 % on the layers' weights; the embedding is the original's memory."""
+    embedding = model.get_input_embeddings().weight
+    other = copy.deepcopy(model, memo={id(embedding): embedding})
+    torch.manual_seed(0)
+    for parameter in other.parameters():
+        if parameter is not embedding:
+            parameter.data += torch.randn_like(parameter) * parameter.std() * 0.02
+    return other
+
+
+def restorations_of(sites: Sequence[str], num_layers: int) -> list[Restoration]:
+    """The empty restoration (U itself), then every window of every site."""
+    return [NOTHING, *(item for site in sites for item in windows(site, num_layers=num_layers))]
+
+
+def timed(call: Callable[[], torch.Tensor], repeats: int) -> tuple[list[float], torch.Tensor]:
+    """Seconds of each call, and the last result."""
+    seconds = []
+    result = torch.empty(0)
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - start)
+    return seconds, result
+
+
+def matrix_speed(size: int = 2048, repeats: int = 20) -> float:
+    """Floating-point operations per second of a large float32 matrix product."""
+    one, other = torch.randn(size, size), torch.randn(size, size)
+    seconds, _ = timed(lambda: one @ other, repeats)
+    return 2 * size**3 / statistics.median(seconds[repeats // 4 :])
+
+
+def krs(losses: torch.Tensor) -> torch.Tensor:
+    """KRS of every restoration; the first row is U's own loss."""
+    means = losses.mean(1)
+    return 1 - means[1:] / means[0]
+
+
+def products(
+    vanilla: interp.LanguageModel, answers: Sequence[interp.Trajectory], sites: Sequence[str]
+) -> float:
+    """Multiplications that an exact sweep needs: weights × tokens, and attention scores.
+
+    V and U run once. Two windows of a site that begin alike are one row until they part. Within a
+    window what is restored is not computed, and at its first layer nothing but what follows from
+    the restored part. In the last layer queries, outputs and MLP are needed at scored positions
+    only. One Gram matrix of the unembedding.
+    """
+    num_layers = vanilla.num_layers
+    num_tokens = sum(item.scored.stop for item in answers)
+    num_scored = sum(len(item.scored) for item in answers)
+    # Every token attends to those before it, twice (scores and values).
+    attended = sum(item.scored.stop * (item.scored.stop + 1) / 2 for item in answers)
+    config = vanilla.model.config
+    d_attn = config.num_attention_heads * config.head_dim
+    d_kv = config.num_key_value_heads * config.head_dim
+    d_model, vocab_size = config.hidden_size, config.vocab_size
+
+    def layer_cost(parts: LayerParts, layer: int) -> dict[str, float]:
+        here = num_scored if layer == num_layers - 1 else num_tokens
+        attn = d_model * (2 * d_attn * here + 2 * d_kv * num_tokens) + 2 * d_attn * attended
+        keys = sum(key.weight.numel() for key in parts.keys) * here
+        return {"attn": attn, "keys": keys, "values": parts.values.weight.numel() * here}
+
+    costs = [layer_cost(parts, layer) for layer, parts in enumerate(vanilla.anatomy.layers)]
+    total = 2 * sum(sum(cost.values()) for cost in costs) + vocab_size * d_model**2
+    known: set[tuple[str, int]] = set()
+    rows: set[tuple[str, tuple[int, ...]]] = set()
+    for site in sites:
+        for item in windows(site, num_layers=num_layers):
+            for layer in range(item.layers[0], num_layers):
+                history = tuple(index for index in item.layers if index <= layer)
+                inside, fresh = layer in item.layers, layer == item.layers[0]
+                if (site, (*history, -layer)) in rows:
+                    continue
+                rows.add((site, (*history, -layer)))
+                cost = costs[layer]
+                if not inside:
+                    total += sum(cost.values())
+                elif site == "attn":
+                    total += cost["keys"] + cost["values"]
+                elif site == "coef":
+                    total += 0 if fresh else cost["attn"]
+                elif site == "value" and not fresh:
+                    total += sum(cost.values())
+                # The known MLP output: once per layer, whatever the row or the site.
+                of = "value" if site == "value" else "coef"
+                if inside and site != "attn" and (fresh or site != "value"):
+                    total += 0 if (of, layer) in known else cost["values"]
+                    known.add((of, layer))
+    return total
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="time plain hooks once, not 3 times")
+    main(parser.parse_args().quick)

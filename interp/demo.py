@@ -1,0 +1,163 @@
+"""The main job on the embedded model: unlearn capitals in English, restore, draw.
+
+Run as `interp demo`. Gemma-3-270M unlearns the capitals of twelve countries that it knows in
+English; then the recovery of that knowledge is swept over sites, layers and query languages.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+
+from interp.data import facts
+from interp.data.queries import queries
+from interp.data.trajectories import trajectories
+from interp.figures import export
+from interp.launch import Recovery, sweep
+from interp.models.language_model import LanguageModel
+from interp.models.loading import load
+from interp.results import write_atomically
+from interp.unlearning.training import Example, UnlearningConfig, make_card, save, unlearn
+
+MODEL = "gemma-3-270m"
+NUM_FORGOTTEN = 12
+NUM_CANDIDATES = 40
+NUM_RETAINED = 100
+
+
+def run_demo(
+    *, out: Path, languages: Sequence[str], num_tokens: int = 30, formats: Sequence[str] = ("html",)
+) -> Recovery:
+    """Unlearn, probe, sweep and draw; what `out` holds already is not done again.
+
+    Args:
+        out: directory for the unlearned model, the losses and the figures.
+        languages: BCP-47 codes of the query languages.
+        num_tokens: longest answer, in tokens.
+        formats: of the figures.
+
+    Raises:
+        ValueError: a language without built-in questions, or `out` holds another run.
+        ImportError: the embedded model is not installed.
+    """
+    start = time.monotonic()
+    queries("capitals", languages=languages)
+    vanilla = load(MODEL)
+    known = known_facts(vanilla)
+    forgotten, kept = known[:NUM_FORGOTTEN], known[NUM_FORGOTTEN : 2 * NUM_FORGOTTEN]
+    unlearned = load(_unlearned(vanilla, forgotten, out / "unlearned"), like=vanilla)
+
+    table = _accuracy([vanilla, unlearned], {"forgotten": forgotten, "kept": kept}, languages)
+    write_atomically(out / "accuracy.csv", lambda scratch: table.to_csv(scratch, index=False))
+    print("\nShare of capitals answered rightly (greedy), before and after unlearning in English:")
+    wide = table.pivot(index=["countries", "model"], columns="language", values="accuracy")
+    print(wide[list(languages)].to_string(float_format="{:.2f}".format), flush=True)
+
+    asked = queries("capitals", languages=languages, ids=[fact.id for fact in forgotten])
+    recovery = sweep(vanilla, unlearned, asked, num_tokens=num_tokens, out=out)
+    title = "Knowledge recovered, 12 capitals unlearned in English, Gemma-3-270M"
+    drawn = {
+        out / "figures" / "heatmap": recovery.heatmap(title=title),
+        out / "figures" / "lines": recovery.lines(title=title),
+    }
+    paths = export(drawn, formats=formats)
+
+    scores = recovery.krs()
+    best = scores.loc[scores.groupby(["language", "site"], sort=False)["krs"].idxmax()]
+    print("\nKRS at the best window of five layers:")
+    print(
+        best.pivot(index="site", columns="language", values="krs")
+        .loc[list(dict.fromkeys(scores["site"])), list(languages)]
+        .to_string(float_format="{:.2f}".format)
+    )
+    print(f"\nThe figures ({time.monotonic() - start:.0f} s in all):")
+    for path in paths:
+        print(f"  {path}")
+    return recovery
+
+
+def known_facts(model: LanguageModel) -> list[facts.Fact]:
+    """The well-known capitals that a model answers rightly in English, best-known first."""
+    candidates = facts.capitals(languages=["en"])[:NUM_CANDIDATES]
+    right = _answers_rightly(model, candidates, ["en"])
+    known = [fact for fact in candidates if right["en", fact.id]]
+    if len(known) < 2 * NUM_FORGOTTEN:
+        raise ValueError(
+            f"{model.name!r} knows {len(known)} of {NUM_CANDIDATES} capitals in English; "
+            f"the demo needs {2 * NUM_FORGOTTEN}"
+        )
+    return known
+
+
+def training_examples(of: Sequence[facts.Fact]) -> list[Example]:
+    """English statements and questions that end in the capital."""
+    examples = []
+    for fact in of:
+        capital = fact.object["en"]
+        for text in facts.statements(fact, "en"):
+            before, found, _ = text.partition(capital)
+            if found and before:
+                examples.append(Example(prompt=before.rstrip(), answer=f" {capital}"))
+    return examples
+
+
+def _unlearned(vanilla: LanguageModel, forgotten: Sequence[facts.Fact], directory: Path) -> Path:
+    """The unlearned model's directory, trained now unless it is there already."""
+    ids = {fact.id for fact in forgotten}
+    others = [fact for fact in facts.capitals(languages=["en"]) if fact.id not in ids]
+    forget, retain = training_examples(forgotten), training_examples(others[:NUM_RETAINED])
+    config = UnlearningConfig()
+    card = make_card(vanilla, forget, retain, config)
+    written = directory / "unlearning.json"
+    if written.is_file():
+        if json.loads(written.read_text(encoding="utf-8")) == card:
+            return directory
+        raise ValueError(f"{directory} holds a model unlearned otherwise: choose another --out")
+    unlearned, _ = unlearn(vanilla, forget, retain, config)
+    return save(unlearned, directory, card=card)
+
+
+def _answers_rightly(
+    model: LanguageModel, of: Sequence[facts.Fact], languages: Sequence[str]
+) -> dict[tuple[str, str], bool]:
+    """Whether the greedy answer begins with the right one, by language and fact."""
+    found = trajectories(
+        model,
+        queries("capitals", languages=languages, ids=[fact.id for fact in of]),
+        num_tokens=6,
+    )
+    return {
+        (item.query.language, item.query.id): item.answer.strip().startswith(
+            str(item.query.answer)
+        )
+        for item in found
+    }
+
+
+def _accuracy(
+    models: Sequence[LanguageModel],
+    groups: dict[str, Sequence[facts.Fact]],
+    languages: Sequence[str],
+) -> pd.DataFrame:
+    rows = []
+    for model in models:
+        everything = [fact for group in groups.values() for fact in group]
+        right = _answers_rightly(model, everything, languages)
+        for name, group in groups.items():
+            for language in languages:
+                hits = [right[language, fact.id] for fact in group if (language, fact.id) in right]
+                rows.append(
+                    {
+                        "countries": name,
+                        "model": model.name,
+                        "language": language,
+                        "accuracy": sum(hits) / len(hits),
+                        "num_queries": len(hits),
+                    }
+                )
+    return pd.DataFrame(rows)
