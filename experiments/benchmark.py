@@ -10,12 +10,14 @@ leave out and divides them by the speed of a large matrix product measured in th
 
 import argparse
 import copy
-import resource
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 
+import psutil
 import torch
+from transformers import PreTrainedModel
 
 import interp
 from interp.models.anatomy import LayerParts
@@ -25,21 +27,22 @@ from interp.recovery.sites import NOTHING, Restoration, windows
 
 ONE = ("coef",)
 FOUR = ("coef", "attn", "coef+attn", "value")
-COUNTRIES = "France Germany Italy Spain Japan China Russia Egypt India Brazil".split()
+COUNTRIES = ["France", "Germany", "Italy", "Spain", "Japan", "China", "Russia", "Egypt", "India"]
+COUNTRIES += ["Brazil"]
 
 
 def main(quick: bool) -> None:
     """Print the table."""
     vanilla = interp.load("gemma-3-270m")
     unlearned = interp.LanguageModel(perturbed(vanilla.model), vanilla.tokenizer, name="perturbed")
-    asked = [
-        interp.Query(id=name, language="en", prompt=PROMPT.format(name)) for name in COUNTRIES
-    ]
+    asked = [interp.Query(id=name, language="en", prompt=PROMPT.format(name)) for name in COUNTRIES]
     answers = interp.trajectories(vanilla, asked)
     lengths = [len(item.prompt_ids) for item in answers], [len(item.answer_ids) for item in answers]
     print(f"{len(asked)} questions, prompts {lengths[0]}, answers {lengths[1]} tokens")
     speed = matrix_speed()
-    print(f"matrix products: {speed / 1e9:.0f} GFLOP/s in float32, {torch.get_num_threads()} threads")
+    print(
+        f"matrix products: {speed / 1e9:.0f} GFLOP/s in float32, {torch.get_num_threads()} threads"
+    )
 
     def run(engine: str, sites: Sequence[str], **options: object) -> Callable[[], torch.Tensor]:
         restorations = restorations_of(sites, vanilla.num_layers)
@@ -49,20 +52,20 @@ def main(quick: bool) -> None:
         )
 
     run("layered", ONE)()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = peak_memory(run("layered", FOUR))
     times, losses = {}, {}
     for name, engine, sites, repeats, options in (
         ("layered, coef", "layered", ONE, 5, {}),
         ("layered, four sites", "layered", FOUR, 3, {}),
         ("plain hooks, coef", "full", ONE, 1 if quick else 3, {"batch_size": 10}),
     ):
-        if name.startswith("plain"):
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         times[name], losses[name] = timed(run(engine, sites, **options), repeats)
     layered, plain = times["layered, coef"], times["plain hooks, coef"]
     print(f"\n{'':22}{'median':>8}{'least':>8}{'most':>8}{'floor':>8}{'floor/median':>14}")
     for name, seconds in times.items():
-        line = f"{name:22}{statistics.median(seconds):7.2f}s{min(seconds):7.2f}s{max(seconds):7.2f}s"
+        line = (
+            f"{name:22}{statistics.median(seconds):7.2f}s{min(seconds):7.2f}s{max(seconds):7.2f}s"
+        )
         if name.startswith("layered"):
             sites = ONE if "coef" in name else FOUR
             floor = 2 * products(vanilla, answers, sites) / speed
@@ -73,15 +76,15 @@ def main(quick: bool) -> None:
     print(f"\nplain hooks / layered: {statistics.median(plain) / statistics.median(layered):.1f}")
     print(f"four sites / one site: {four:.2f}")
     print(f"largest KRS difference: {difference:.1e}")
-    print(f"peak memory of the layered engine beyond what was there: {(peak - before) / 2**20:.2f} GiB")
+    print(f"peak memory of four sites beyond the two models: {memory / 2**30:.2f} GiB")
 
 
 PROMPT = "Question: What is the capital of {}?\nAnswer: The"
 
 
-def perturbed(model: torch.nn.Module) -> torch.nn.Module:
+def perturbed(model: PreTrainedModel) -> PreTrainedModel:
     """A copy with noise of 2 % on the layers' weights; the embedding is the original's memory."""
-    embedding = model.get_input_embeddings().weight
+    embedding = model.get_input_embeddings().get_parameter("weight")
     other = copy.deepcopy(model, memo={id(embedding): embedding})
     torch.manual_seed(0)
     for parameter in other.parameters():
@@ -106,6 +109,24 @@ def timed(call: Callable[[], torch.Tensor], repeats: int) -> tuple[list[float], 
     return seconds, result
 
 
+def peak_memory(call: Callable[[], torch.Tensor]) -> int:
+    """Bytes of resident memory that a call takes at its peak, sampled every 5 ms."""
+    process, ended = psutil.Process(), threading.Event()
+    before = most = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(0.005):
+            most = max(most, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    call()
+    ended.set()
+    watcher.join()
+    return most - before
+
+
 def matrix_speed(size: int = 2048, repeats: int = 20) -> float:
     """Floating-point operations per second of a large float32 matrix product."""
     one, other = torch.randn(size, size), torch.randn(size, size)
@@ -127,7 +148,7 @@ def products(
     V and U run once. Two windows of a site that begin alike are one row until they part. Within a
     window what is restored is not computed, and at its first layer nothing but what follows from
     the restored part. In the last layer queries, outputs and MLP are needed at scored positions
-    only. One Gram matrix of the unembedding.
+    only. Half a Gram matrix of the unembedding (it is symmetric).
     """
     num_layers = vanilla.num_layers
     num_tokens = sum(item.scored.stop for item in answers)
@@ -142,11 +163,12 @@ def products(
     def layer_cost(parts: LayerParts, layer: int) -> dict[str, float]:
         here = num_scored if layer == num_layers - 1 else num_tokens
         attn = d_model * (2 * d_attn * here + 2 * d_kv * num_tokens) + 2 * d_attn * attended
-        keys = sum(key.weight.numel() for key in parts.keys) * here
-        return {"attn": attn, "keys": keys, "values": parts.values.weight.numel() * here}
+        keys = sum(key.get_parameter("weight").numel() for key in parts.keys)
+        values = parts.values.get_parameter("weight").numel()
+        return {"attn": attn, "keys": keys * here, "values": values * here}
 
     costs = [layer_cost(parts, layer) for layer, parts in enumerate(vanilla.anatomy.layers)]
-    total = 2 * sum(sum(cost.values()) for cost in costs) + vocab_size * d_model**2
+    total = 2 * sum(sum(cost.values()) for cost in costs) + vocab_size * d_model**2 / 2
     known: set[tuple[str, int]] = set()
     rows: set[tuple[str, tuple[int, ...]]] = set()
     for site in sites:
@@ -175,6 +197,6 @@ def products(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="time plain hooks once, not 3 times")
     main(parser.parse_args().quick)

@@ -140,7 +140,7 @@ def krs(
         print(csv)
         return
     name = "effect" if "effect" in table else "krs"
-    groups = [column for column in table.columns[: list(table.columns).index("site")]]
+    groups = list(table.columns[: list(table.columns).index("site")])
     wide = table.pivot(index=[*groups, "site"], columns="layer", values=name)
     print(f"{name} by layer (window centre)")
     print(wide.to_string(float_format=lambda value: f"{value:.2f}", na_rep="–"))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 
-
 from interp.data import facts
 from interp.data.queries import queries
 from interp.data.trajectories import trajectories
@@ -56,7 +55,7 @@ def run_demo(
     write_atomically(out / "accuracy.csv", lambda scratch: table.to_csv(scratch, index=False))
     print("\nShare of capitals answered rightly (greedy), before and after unlearning in English:")
     wide = table.pivot(index=["countries", "model"], columns="language", values="accuracy")
-    print(wide[list(languages)].to_string(float_format="{:.2f}".format), flush=True)
+    print(wide[list(languages)].round(2).to_string(), flush=True)
 
     asked = queries("capitals", languages=languages, ids=[fact.id for fact in forgotten])
     recovery = sweep(vanilla, unlearned, asked, num_tokens=num_tokens, out=out)
@@ -73,7 +72,8 @@ def run_demo(
     print(
         best.pivot(index="site", columns="language", values="krs")
         .loc[list(dict.fromkeys(scores["site"])), list(languages)]
-        .to_string(float_format="{:.2f}".format)
+        .round(2)
+        .to_string()
     )
     print(f"\nThe figures ({time.monotonic() - start:.0f} s in all):")
     for path in paths:
@@ -132,9 +132,7 @@ def _answers_rightly(
         num_tokens=6,
     )
     return {
-        (item.query.language, item.query.id): item.answer.strip().startswith(
-            str(item.query.answer)
-        )
+        (item.query.language, item.query.id): item.answer.strip().startswith(str(item.query.answer))
         for item in found
     }
 

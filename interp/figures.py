@@ -218,9 +218,7 @@ def lines(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     return figure
 
 
-def export(
-    figures: Mapping[str | Path, go.Figure], *, formats: Sequence[str] = FORMATS
-) -> list[Path]:
+def export(figures: Mapping[Any, go.Figure], *, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write each figure as `<stem>.<format>` for every format, and say which files were written.
 
     HTML is always written, holds plotly.js and opens without a network. The images need the extra

@@ -5,6 +5,7 @@ test_engines.py checks them in a process of its own.
 """
 
 import jaxtyping
+import pytest
 import torch
 
 CHECKED = [
@@ -21,3 +22,9 @@ jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 # Tiny models are faster on one thread.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Let wrong values through the checks of types, to see what the library itself says."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -397,10 +397,10 @@ jaxtyping.install_import_hook(["interp.recovery", "interp.data"], "beartype.bear
 from interp.recovery.engines import ENGINES
 from models_for_tests import tiny_pair, mixed_trajectories
 from test_engines import some_restorations
-for name, direction in [("gemma3", "restore"), ("bloom", "restore"), ("opt", "corrupt")]:
+for name, direction in [("gemma3", "restore"), ("opt", "corrupt")]:
     for engine in ENGINES.values():
         pair = tiny_pair(name, direction=direction)
-        engine(pair, mixed_trajectories(3), some_restorations(), padding_side="left")
+        engine(pair, mixed_trajectories(2), some_restorations(), padding_side="left")
 print("checked")
 """
     done = subprocess.run(

@@ -2,8 +2,8 @@
 
 A line of a query file is
 `{"id": "capital-FR", "language": "de", "prompt": "Frage: …\\nAntwort:", "answer": "Paris",
-"concept": "capitals"}`; `id`, `language` and `prompt` are required. The prompt goes to the tokenizer
-as it is, with the model's usual special tokens.
+"concept": "capitals"}`; `id`, `language` and `prompt` are required. The prompt goes to the
+tokenizer as it is, with the model's usual special tokens.
 """
 
 from __future__ import annotations

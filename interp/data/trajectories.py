@@ -89,7 +89,7 @@ def trajectories(
             query=query,
             prompt_ids=prompts[index],
             answer_ids=answers[index],
-            answer=vanilla.tokenizer.decode(answers[index]),
+            answer=vanilla.decode(answers[index]),
             scored=range(len(prompts[index]) - 1, len(prompts[index]) + len(answers[index]) - 1),
             reason="" if answers[index] else "nothing scored: the answer is empty",
         )
@@ -114,8 +114,7 @@ def hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> list[Traj
     for item in answers:
         padding = widths[item.query.language, item.query.concept] - len(item.prompt_ids)
         num_scored = len(item.answer_ids) - padding
-        text = vanilla.tokenizer.decode(item.token_ids, skip_special_tokens=True)
-        token_ids = tuple(vanilla.tokenizer(text)["input_ids"])
+        token_ids = vanilla.encode(vanilla.decode(item.token_ids, skip_special_tokens=True))
         found.append(
             replace(
                 item,
@@ -134,13 +133,12 @@ def hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> list[Traj
 def stop_token_ids(model: LanguageModel) -> set[int]:
     """The ids that end an answer: the generation configuration's and the tokenizer's."""
     configured = getattr(model.model.generation_config, "eos_token_id", None)
-    found = set(configured) if isinstance(configured, list | tuple) else {configured}
-    found.add(model.tokenizer.eos_token_id)
-    return found - {None}
+    found = configured if isinstance(configured, list | tuple) else [configured]
+    return {token for token in (*found, model.tokenizer.eos_token_id) if isinstance(token, int)}
 
 
 def _tokenize(model: LanguageModel, query: Query, num_tokens: int) -> tuple[int, ...]:
-    token_ids = tuple(model.tokenizer(query.prompt)["input_ids"])
+    token_ids = model.encode(query.prompt)
     context = getattr(model.model.config, "max_position_embeddings", None)
     if not token_ids:
         raise ValueError(

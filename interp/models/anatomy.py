@@ -271,9 +271,7 @@ def _layer_parts(layer: nn.Module, family: Family) -> LayerParts:
         keys=tuple(layer.get_submodule(path) for path in family.keys),
         values=layer.get_submodule(family.values),
         attn_weights=tuple(
-            module
-            for module in attn.modules()
-            if module._parameters and not _is_norm(module)
+            module for module in attn.modules() if module._parameters and not _is_norm(module)
         ),
         norms=tuple(module for module in layer.modules() if _is_norm(module)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -104,6 +105,16 @@ class LanguageModel:
     def has_packed_weights(self) -> bool:
         """Whether weights are packed (quantised), so that they are no plain matrices."""
         return getattr(self.model.config, "quantization_config", None) is not None
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """A text's token ids, with the model's usual special tokens."""
+        return tuple(self.tokenizer(text)["input_ids"])  # pyright: ignore[reportArgumentType]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        assert isinstance(text, str)
+        return text
 
     def content_hash(self) -> str:
         """SHA-256 over the architecture and the weights' names, shapes, precisions and bytes.

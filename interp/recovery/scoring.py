@@ -17,7 +17,7 @@ Legend: row = restorations, scored = scored positions, d = what the unembedding 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -181,17 +181,27 @@ def gram_matrices(
     total: list[Tensor | None] = [None, None, None]
     for start in range(0, reader.weight.shape[0], chunk):
         own = _rows(reader, start, chunk)
-        pairs = [(own, own)]
+        products = [_gram(own)]
         if not same:
             difference = _rows(vanilla, start, chunk) - own
-            pairs += [(own, difference), (difference, difference)]
-        for index, (left, right) in enumerate(pairs):
-            product = (left.T @ right).to(precise)
+            products += [own.T @ difference, _gram(difference)]
+        for index, product in enumerate(products):
             previous = total[index]
-            total[index] = product if previous is None else previous + product
+            total[index] = product.to(precise) if previous is None else previous + product
     gram = total[0]
     assert gram is not None
     return gram, total[1], total[2]
+
+
+def _gram(matrix: Float[Tensor, "vocab d"], num_blocks: int = 4) -> Float[Tensor, "d d"]:
+    """MᵀM, by blocks of columns on and above the diagonal alone."""
+    size = matrix.shape[1]
+    product = matrix.new_empty(size, size)
+    edges = [size * block // num_blocks for block in range(num_blocks + 1)]
+    for start, stop in pairwise(edges):
+        product[start:stop, start:] = matrix[:, start:stop].T @ matrix[:, start:]
+        product[start:, start:stop] = product[start:stop, start:].T
+    return product
 
 
 def _rows(linear: nn.Linear, start: int, count: int) -> Tensor:

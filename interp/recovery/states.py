@@ -73,16 +73,16 @@ def _recording_hooks(
     if {"resid_in", "call"} & set(names):
         yield removing(parts.layer.register_forward_pre_hook(keep_call, with_kwargs=True))
     if "attn" in names:
-        yield removing(parts.attn_out.register_forward_hook(lambda _m, _a, out: keep("attn", out)))
+        yield removing(parts.attn_out.register_forward_hook(lambda *run: keep("attn", run[-1])))
     if "coef" in names:
         yield removing(
             parts.values.register_forward_pre_hook(lambda _m, args: keep("coef", args[0]))
         )
     if "mlp_out" in names:
-        yield removing(parts.values.register_forward_hook(lambda _m, _a, out: keep("mlp_out", out)))
+        yield removing(parts.values.register_forward_hook(lambda *run: keep("mlp_out", run[-1])))
     if "resid" in names:
         yield removing(
-            parts.layer.register_forward_hook(lambda _m, _a, out: keep("resid", residual_of(out)))
+            parts.layer.register_forward_hook(lambda *run: keep("resid", residual_of(run[-1])))
         )
 
 

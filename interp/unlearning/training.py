@@ -65,11 +65,14 @@ class UnlearningConfig:
     seed: int = 0
 
 
+DEFAULTS = UnlearningConfig()
+
+
 def unlearn(
     vanilla: LanguageModel,
     forget: Sequence[Example],
     retain: Sequence[Example],
-    config: UnlearningConfig = UnlearningConfig(),  # noqa: B008
+    config: UnlearningConfig = DEFAULTS,
     *,
     progress: bool = True,
 ) -> tuple[LanguageModel, list[dict[str, float]]]:
@@ -137,7 +140,9 @@ def _copy_with_shared_embedding(model: PreTrainedModel) -> PreTrainedModel:
     """A copy to train, but for its embedding and unembedding, which are the original's memory."""
     memo: dict[int, nn.Parameter] = {}
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert module is not None
         weight = module.weight
+        assert isinstance(weight, nn.Parameter)
         memo.setdefault(id(weight), nn.Parameter(weight.data, requires_grad=False))
     shared = {id(parameter) for parameter in memo.values()}
     copied = copy.deepcopy(model, memo=dict(memo))
@@ -146,17 +151,15 @@ def _copy_with_shared_embedding(model: PreTrainedModel) -> PreTrainedModel:
     return copied
 
 
-def label_logprobs(
-    model: LanguageModel, examples: Sequence[Example]
-) -> Float[Tensor, " label"]:
+def label_logprobs(model: LanguageModel, examples: Sequence[Example]) -> Float[Tensor, " label"]:
     """Log-probabilities of the examples' answer tokens, teacher-forced, in nats.
 
     Examples are padded on the right; logits are formed at label positions only.
     """
     rows, labels = [], []
     for example in examples:
-        prompt = model.tokenizer(example.prompt)["input_ids"]
-        whole = model.tokenizer(example.prompt + example.answer)["input_ids"]
+        prompt = model.encode(example.prompt)
+        whole = model.encode(example.prompt + example.answer)
         # A tokenizer may join the prompt's end with the answer: label what differs.
         shared = next(
             (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt)

@@ -66,7 +66,7 @@ class RowBudget:
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             return cls(chunk_tokens=1 << 15, bytes=int(free * BUDGET_FRACTION))
-        return cls(chunk_tokens=1400, bytes=1 << 29)
+        return cls(chunk_tokens=1800, bytes=1 << 29)
 
     def halved(self) -> RowBudget:
         """Half of everything."""
@@ -109,7 +109,10 @@ def losses(
                 continue
             count = _num_questions(pair, questions, rows, lengths, budget)
             if count == 0 and len(rows) > 1:
-                waiting += [(questions, rows[len(rows) // 2 :]), (questions, rows[: len(rows) // 2])]
+                waiting += [
+                    (questions, rows[len(rows) // 2 :]),
+                    (questions, rows[: len(rows) // 2]),
+                ]
                 continue
             now, later = questions[: max(1, count)], questions[max(1, count) :]
             waiting.append((later, rows))
@@ -150,7 +153,7 @@ def _num_questions(
 ) -> int:
     """How many questions, shortest first, the budget holds with these rows."""
     layers = pair.base.anatomy.layers
-    d_mlp = max(layers[0].values.weight.shape)
+    d_mlp = max(layers[0].values.get_parameter("weight").shape)
     d_model = pair.base.model.config.hidden_size
     # Rows before and after a layer; the two models' recorded states.
     per_token = (2 * len(rows) * d_model + len(layers) * 2 * (2 * d_model + d_mlp)) * (
@@ -333,9 +336,9 @@ class _Pass:
         donor_final = self.donor_run.final.flatten(0, 1)[self.scored]
         target = donor_final if self.pair.direction == "restore" else base_final
         next_ids = batch.next_ids[batch.scored]
-        own, other = (
-            ("unlearned", "vanilla") if self.pair.direction == "restore" else ("vanilla", "unlearned")
-        )
+        own, other = "vanilla", "unlearned"
+        if self.pair.direction == "restore":
+            own, other = other, own
         found = []
         for item in self.restorations:
             history = self._history(item, last)

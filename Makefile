@@ -1,0 +1,40 @@
+# Two commands: `make demo` and `make test`. Each sets up the virtual environment that it needs.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint benchmark figures clean
+
+demo: .venv/demo.installed
+	$(BIN)/interp demo --out runs/demo
+
+test: .venv/all.installed lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/all.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/all.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+benchmark: .venv/all.installed
+	$(BIN)/python experiments/benchmark.py
+
+figures: demo
+	mkdir -p figures/demo
+	cp runs/demo/figures/*.png runs/demo/figures/*.svg runs/demo/figures/*.pdf figures/demo/
+
+.venv/demo.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed: make PYTHON=/path/to/python3.11')"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,export]"
+	touch $@
+
+.venv/all.installed: .venv/demo.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,facts,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv runs
