@@ -155,6 +155,8 @@ def sweep(
         total=len(made) + 1e-6,
         desc=f"sweep {_short(unlearned.name)}",
         bar_format=BAR_FORMAT,
+        # Layers differ in work: the mean speed tells the time left better than the latest.
+        smoothing=0,
         disable=not progress,
     )
     with bar:

@@ -77,7 +77,7 @@ def trajectories(
     prompts = [_tokenize(vanilla, query, num_tokens) for query in queries]
     order = sorted(range(len(queries)), key=lambda index: len(prompts[index]))
     answers: dict[int, tuple[int, ...]] = {}
-    bar = tqdm(total=len(queries), desc="answers of V", unit="query", disable=not progress)
+    bar = tqdm(total=len(queries), desc="answers", unit="query", disable=not progress)
     with bar, torch.inference_mode():
         for indices in _chunks(order, batch_size):
             batch = [prompts[index] for index in indices]

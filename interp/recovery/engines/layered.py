@@ -21,6 +21,7 @@ Everything else is done by the library's own layer code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class RowBudget:
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             return cls(chunk_tokens=1 << 15, bytes=int(free * BUDGET_FRACTION))
-        return cls(chunk_tokens=1800, bytes=1 << 29)
+        return cls(chunk_tokens=1800, bytes=1 << 30)
 
     def halved(self) -> RowBudget:
         """Half of everything."""
@@ -164,7 +165,10 @@ def _num_questions(
         budget.bytes
     ):
         count += 1
-    return count
+    if count == 0:
+        return 0
+    # Even batches: 12 questions where 11 fit are 6 and 6.
+    return math.ceil(len(questions) / math.ceil(len(questions) / count))
 
 
 def _out_of_memory(error: BaseException) -> bool:
