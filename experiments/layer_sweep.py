@@ -25,6 +25,7 @@ class Config:
     sites: tuple[str, ...] = ("coef", "attn", "coef+attn", "value")
     window: int = 5
     num_tokens: int = 30
+    formats: tuple[str, ...] = ("html", "png", "svg", "pdf")
     out: Path = Path("runs/layer_sweep")
 
 
@@ -43,7 +44,8 @@ def main(config: Config) -> None:
         table.to_csv(out / "krs.csv", index=False)
         best = table.loc[table.groupby(["language", "site"], sort=False)["krs"].idxmax()]
         print(best[["language", "site", "layer", "krs", "ci_low", "ci_high"]].to_string())
-        export({out / "heatmap": recovery.heatmap(title=name), out / "lines": recovery.lines()})
+        figures = {out / "heatmap": recovery.heatmap(title=name), out / "lines": recovery.lines()}
+        export(figures, formats=config.formats)
 
 
 if __name__ == "__main__":

