@@ -14,12 +14,16 @@ from tyro.conf import OmitSubcommandPrefixes, Positional, arg
 
 Format = Literal["html", "png", "svg", "pdf"]
 ALL_FORMATS: tuple[Format, ...] = ("html", "png", "svg", "pdf")
+Codes = Annotated[tuple[str, ...], arg(metavar="CODE [CODE ...]")]
+OptionalCodes = Annotated[tuple[str, ...] | None, arg(metavar="CODE [CODE ...]")]
+Name = Annotated[str, arg(metavar="NAME")]
+OptionalName = Annotated[str | None, arg(metavar="NAME")]
 
 
 def demo(
     *,
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs/demo"),
-    languages: tuple[str, ...] = ("en", "de", "fr", "zh", "ru", "ja", "ar", "hi", "ur"),
+    languages: Codes = ("en", "de", "fr", "zh", "ru", "ja", "ar", "hi", "ur"),
     num_tokens: int = 30,
     formats: tuple[Format, ...] = ALL_FORMATS,
 ) -> None:
@@ -46,18 +50,23 @@ def sweep(
     unlearned: Annotated[tuple[str, ...], arg(metavar="SPEC [SPEC ...]")],
     queries: Annotated[str, arg(metavar="FILE|NAME")],
     out: Annotated[Path, arg(metavar="DIR")],
-    languages: tuple[str, ...] | None = None,
-    limit: int | None = None,
-    sites: tuple[str, ...] = ("coef", "attn", "coef+attn", "value"),
+    languages: OptionalCodes = None,
+    limit: Annotated[int | None, arg(metavar="INT")] = None,
+    sites: Annotated[tuple[str, ...], arg(metavar="SITE [SITE ...]")] = (
+        "coef",
+        "attn",
+        "coef+attn",
+        "value",
+    ),
     window: int = 5,
     num_tokens: int = 30,
-    engine: str = "layered",
-    variant: str = "paper",
-    positions: str = "all",
-    direction: str = "restore",
-    distance: str = "logit_mse",
-    dtype: str | None = None,
-    device: str | None = None,
+    engine: Name = "layered",
+    variant: Name = "paper",
+    positions: Name = "all",
+    direction: Name = "restore",
+    distance: Name = "logit_mse",
+    dtype: OptionalName = None,
+    device: OptionalName = None,
     shard: Annotated[str, arg(metavar="I/N")] = "1/1",
 ) -> None:
     """Restore every window of layers of an unlearned model and store the losses.
@@ -119,8 +128,8 @@ def sweep(
 def krs(
     directory: Annotated[Positional[Path], arg(metavar="DIR")],
     *,
-    variant: str | None = None,
-    by: tuple[str, ...] = ("language",),
+    variant: OptionalName = None,
+    by: Annotated[tuple[str, ...], arg(metavar="COLUMN [COLUMN ...]")] = ("language",),
     csv: Annotated[Path | None, arg(metavar="FILE")] = None,
 ) -> None:
     """Print the knowledge recovery scores of a run, or write them to a CSV file.
@@ -175,8 +184,8 @@ def queries(
     name: Annotated[Positional[str], arg(metavar="NAME")],
     *,
     out: Annotated[Path, arg(metavar="FILE")],
-    languages: tuple[str, ...] | None = None,
-    limit: int | None = None,
+    languages: OptionalCodes = None,
+    limit: Annotated[int | None, arg(metavar="INT")] = None,
 ) -> None:
     """Write a built-in set of queries as JSON Lines, to read or to edit.
 

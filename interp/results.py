@@ -4,13 +4,14 @@
     trajectories/*.parquet   V's answers, as token ids and text
     losses/*.parquet         the rows of `recovery.sweep`, one shard per cell
 
-A cell is (unlearned model, language, block of questions). Every file is written under a temporary
-name and moved into place, so a run that is killed loses at most the cells in work, and a second run
-of the same command does only what is missing.
+A cell is (unlearned model, language, block of questions). Nothing is written before the first
+result. Every file is written under a temporary name and moved into place, so a run that is killed
+loses at most the cells in work, and a second run of the same command does only what is missing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -44,33 +45,22 @@ class RunDirectory:
                 is named) or a damaged manifest.
         """
         self.path = Path(path)
-        config = json.loads(json.dumps(config))
-        if self._manifest_path.exists():
-            self._check_config(config)
-        else:
-            self._write_manifest(
-                {
-                    "config": config,
-                    "models": {},
-                    "seed": 0,
-                    "versions": _versions(),
-                    "machine": {
-                        "system": platform.platform(),
-                        "processor": platform.processor() or platform.machine(),
-                        "num_cpus": os.cpu_count(),
-                        "python": platform.python_version(),
-                    },
-                }
-            )
-
-    @property
-    def _manifest_path(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """The content of `run.json`."""
-        return read_manifest(self.path)
+        self._manifest: dict[str, Any] = {
+            "config": json.loads(json.dumps(config)),
+            "models": {},
+            "seed": 0,
+            "versions": _versions(),
+            "machine": {
+                "system": platform.platform(),
+                "processor": platform.processor() or platform.machine(),
+                "num_cpus": os.cpu_count(),
+                "python": platform.python_version(),
+            },
+        }
+        if (self.path / "run.json").exists():
+            known = read_manifest(self.path)
+            self._check_config(known["config"], self._manifest["config"])
+            self._manifest = known
 
     def add_model(self, role: str, name: str, content_hash: str) -> None:
         """Note a model that is measured.
@@ -78,8 +68,7 @@ class RunDirectory:
         Raises:
             ValueError: the run knows another model under this name, or another vanilla model.
         """
-        manifest = self.manifest
-        known = manifest["models"]
+        known = self._manifest["models"]
         for other, entry in known.items():
             if role == entry["role"] == "vanilla" and other != name:
                 raise ValueError(
@@ -87,14 +76,11 @@ class RunDirectory:
                     "choose another output directory"
                 )
         entry = {"role": role, "content_hash": content_hash}
-        if known.get(name, entry) != entry:
+        if known.setdefault(name, entry) != entry:
             raise ValueError(
                 f"{self.path} was measured with another {known[name]['role']} model under the name "
                 f"{name!r}; choose another output directory or name"
             )
-        if name not in known:
-            known[name] = entry
-            self._write_manifest(manifest)
 
     def losses_path(self, unlearned: str, content_hash: str, language: str, block: int) -> Path:
         """Where a cell's losses lie."""
@@ -103,6 +89,7 @@ class RunDirectory:
 
     def write_losses(self, path: Path, losses: pd.DataFrame) -> None:
         """Write one cell's rows."""
+        self._write_manifest()
         write_atomically(path, lambda scratch: losses.to_parquet(scratch, index=False))
 
     def read_trajectories(self, language: str) -> list[Trajectory] | None:
@@ -131,6 +118,7 @@ class RunDirectory:
 
     def write_trajectories(self, language: str, trajectories: Sequence[Trajectory]) -> None:
         """Write the trajectories of a language."""
+        self._write_manifest()
         table = pd.DataFrame(
             [
                 {
@@ -157,14 +145,19 @@ class RunDirectory:
     def _trajectories_path(self, language: str) -> Path:
         return self.path / "trajectories" / f"{_slug(language)}.parquet"
 
-    def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(
-            self._manifest_path, lambda scratch: scratch.write_text(text, encoding="utf-8")
-        )
+    def _write_manifest(self) -> None:
+        """Write what is known of the run: with its first result, and when a model joined."""
+        file = self.path / "run.json"
+        if file.exists():
+            written = read_manifest(self.path)
+            if self._manifest["models"].items() <= written["models"].items():
+                return
+            # Another process may have added models of its own.
+            self._manifest["models"] = written["models"] | self._manifest["models"]
+        text = json.dumps(self._manifest, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(file, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
-    def _check_config(self, config: dict[str, Any]) -> None:
-        known = self.manifest["config"]
+    def _check_config(self, known: dict[str, Any], config: dict[str, Any]) -> None:
         for key in dict.fromkeys((*known, *config)):
             if known.get(key) != config.get(key):
                 raise ValueError(
@@ -238,7 +231,11 @@ def _versions() -> dict[str, str]:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[-60:] or "model"
+    """A file name for a name; different names have different ones."""
+    slug = re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[-60:]
+    if slug == name:
+        return slug
+    return f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _brief(value: object) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 CHECKED = [
-    "interp.models",
+    "interp.models.anatomy",
     "interp.data",
     *(
         f"interp.recovery.{name}"
@@ -17,11 +17,18 @@ CHECKED = [
     ),
 ]
 
-# Before the first import of these rooms, so that their annotations are enforced.
-jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+# Before the first import of these rooms, so that their annotations are enforced. An int is a float.
+jaxtyping.install_import_hook(
+    CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
-# Tiny models are faster on one thread.
-torch.set_num_threads(1)
+NUM_THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def threads(request):
+    """Tiny models are faster on one thread; Gemma takes all."""
+    torch.set_num_threads(NUM_THREADS if request.node.get_closest_marker("gemma") else 1)
 
 
 @pytest.fixture

@@ -44,8 +44,8 @@ def every_restoration() -> list[Restoration]:
     for site in (*SITES, *JOINED):
         for window, positions in (
             *((window, "all") for window in (1, 3, 5)),
-            *((window, "prompt") for window in (1, 5)),
-            *((window, "answer") for window in (3,)),
+            (5, "prompt"),
+            (3, "answer"),
         ):
             # Positions are of no matter where only parameters are restored.
             if positions == "all" or set(site.split("+")) & set(ACTIVATION_SITES):
@@ -104,6 +104,18 @@ def test_padding_changes_nothing(architecture):
             options = {"padding_side": side, "batch_size": size}
             together = full.losses(pair, TRAJECTORIES, restorations, **options)
             assert_same(together, alone, scale, restorations)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_question_alone(architecture):
+    restorations = some_restorations()
+    for direction in ("restore", "corrupt"):
+        pair = tiny_pair(architecture, direction=direction)
+        expected = full.losses(pair, TRAJECTORIES[:1], restorations)
+        scale = vanilla_against_unlearned(architecture)[:1]
+        for side in ("right", "left"):
+            actual = layered.losses(pair, TRAJECTORIES[:1], restorations, padding_side=side)
+            assert_same(actual, expected, scale, restorations)
 
 
 @pytest.mark.parametrize("distance", ["kl", "answer_logprob"])

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from models_for_tests import VOCAB_SIZE, question, tiny, tokenizer, wrap
-from tokenizers import normalizers
+from models_for_tests import question, tiny, tokenizer, trajectory, wrap
+from tokenizers import normalizers, processors
 
 import interp
 from interp.data.trajectories import hong2024
@@ -151,8 +151,6 @@ QUESTIONS = [question(n, words=words) for n, words in enumerate([4, 6, 3, 6, 5, 
 def test_hong2024_is_its_transcription(engine, bos):
     tok = rewriting(bos_token=bos)
     if bos == "</s>":
-        from tokenizers import processors
-
         tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="</s> $A", special_tokens=[("</s>", 2)]
         )
@@ -193,8 +191,6 @@ def test_positions_and_tokens_by_hand():
     """Two prompts of 4 and 3 tokens, <s> included; nine answers' tokens less the padding."""
     tok = rewriting()
     vanilla = LanguageModel(tiny().model, tok)
-    from models_for_tests import trajectory
-
     long = trajectory([1, 5, 6, 7], [8, 9, 10], query=question(0))
     short = trajectory([1, 5, 6], [8, 0, 10], query=question(1))
     empty = trajectory([1, 5], [11, 12], query=question(2))
@@ -220,8 +216,6 @@ def test_positions_and_tokens_by_hand():
 def test_nothing_to_score_is_an_error_not_everything():
     """z[-0:] would be the whole sequence."""
     vanilla = wrap(tiny().model)
-    from models_for_tests import trajectory
-
     items = [
         trajectory([1] + [5] * 9, [11], query=question(0)),
         trajectory([1, 5], [11, 12], query=question(1)),
@@ -229,18 +223,6 @@ def test_nothing_to_score_is_an_error_not_everything():
     found = hong2024(items, vanilla)
     assert len(found[1].scored) == 0
     assert found[1].reason.startswith("nothing scored")
-
-
-def test_bfloat16_losses_are_in_bfloat16():
-    vanilla, unlearned = (talkative(seed, rewriting()) for seed in (0, 1))
-    for model in (vanilla, unlearned):
-        model.model.to(torch.bfloat16)
-    losses = interp.sweep(
-        vanilla, unlearned, QUESTIONS, sites=["coef"], window=3, variant="hong2024", progress=False
-    ).losses
-    assert set(losses["dtype"]) == {"bfloat16"}
-    assert losses["loss_unlearned"].notna().any()
-    assert VOCAB_SIZE == 50
 
 
 @pytest.mark.gemma

@@ -7,7 +7,15 @@ import re
 
 import pytest
 import torch
-from models_for_tests import ARCHITECTURES, NUM_LAYERS, mixed_trajectories, tiny, tiny_pair, wrap
+from models_for_tests import (
+    ARCHITECTURES,
+    NUM_LAYERS,
+    mixed_trajectories,
+    tiny,
+    tiny_pair,
+    trajectory,
+    wrap,
+)
 
 from interp.models.language_model import LanguageModel
 from interp.recovery.engines import ENGINES, full, layered
@@ -31,9 +39,14 @@ SITE_OF_WEIGHT = {
 }
 
 
+PARAMETERS = ("value", "key", "attn_weights", "norms", "unembed")
+# OLMo 1 normalises without weights.
+NO_WEIGHTS = ("olmo", "norms")
+
+
 def site_of(name: str) -> str | None:
-    for site in ("value", "key", "norms", "attn_weights", "unembed"):
-        if re.search(SITE_OF_WEIGHT[site], name):
+    for site, pattern in SITE_OF_WEIGHT.items():
+        if re.search(pattern, name):
             return site
     assert re.search(r"embed|wte|wpe|project", name), name
     return None
@@ -81,11 +94,11 @@ def test_v_onto_itself_is_v(architecture):
         assert engine(pair, TRAJECTORIES, restorations).max() <= ROUNDING * scale_of(vanilla)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("site", ["value", "key", "attn_weights", "norms", "unembed"])
+@pytest.mark.parametrize(
+    ("architecture", "site"),
+    [(name, site) for name in ARCHITECTURES for site in PARAMETERS if (name, site) != NO_WEIGHTS],
+)
 def test_a_site_put_back_undoes_a_change_in_that_site(architecture, site):
-    if architecture.startswith("olmo") and architecture == "olmo" and site == "norms":
-        pytest.skip("OLMo 1 has norms without weights")
     vanilla = untied(architecture)
     unlearned = changed_in(vanilla, site)
     pair = Pair(vanilla=vanilla, unlearned=unlearned)
@@ -107,24 +120,19 @@ def test_a_site_put_back_undoes_a_change_in_that_site(architecture, site):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_everything_put_back_is_v(architecture):
     vanilla = untied(architecture)
-    parameters = ("value", "key", "attn_weights", "norms", "unembed")
-    kept = [site for site in parameters if (architecture, site) != ("olmo", "norms")]
+    kept = [site for site in PARAMETERS if (architecture, site) != NO_WEIGHTS]
     pair = Pair(vanilla=vanilla, unlearned=changed_in(vanilla, *kept))
     small = ROUNDING * scale_of(vanilla)
-    additive = vanilla.anatomy.additive
     whole = [
-        Restoration(sites=parameters, layers=ALL_LAYERS),
+        Restoration(sites=PARAMETERS, layers=ALL_LAYERS),
         Restoration(sites=("resid", "norms", "unembed"), layers=ALL_LAYERS),
         # The last window's residual stream, final norm and unembedding are all that is read.
         Restoration(sites=("resid", "norms", "unembed"), layers=ALL_LAYERS[-1:]),
-        Restoration(sites=(*parameters, "coef", "attn"), layers=ALL_LAYERS, positions="prompt"),
+        Restoration(sites=(*PARAMETERS, "coef", "attn"), layers=ALL_LAYERS, positions="prompt"),
         # Embeddings plus V's block outputs. Bloom and OPT-350M normalise the stream: its norms too.
         Restoration(sites=("attn", "mlp_out", "norms", "unembed"), layers=ALL_LAYERS),
         Restoration(sites=("attn", "coef", "value", "norms", "unembed"), layers=ALL_LAYERS),
     ]
-    if additive:
-        final = {id(module) for module in vanilla.anatomy.final_norms}
-        assert final or architecture == "opt_post_norm"
     for engine in ENGINES.values():
         losses = engine(pair, TRAJECTORIES, [NOTHING, *whole])
         assert losses[0].min() > 1e4 * small
@@ -196,8 +204,6 @@ def test_positions_before_a_change_do_not_see_it():
     """Restoring answer positions cannot move the logits of the last prompt position."""
     pair = tiny_pair("llama")
     item = next(item for item in TRAJECTORIES if len(item.answer_ids) > 2)
-    from models_for_tests import trajectory
-
     first = trajectory(item.prompt_ids, item.answer_ids[:1])
     answer, prompt = (
         Restoration(sites=("resid",), layers=ALL_LAYERS, positions=positions)

@@ -172,5 +172,5 @@ def test_built_in_capitals():
     assert [query.answer for query in france] == ["Paris"]
     assert "Frankreich" in france[0].prompt
     languages = {query.language for query in queries("capitals")}
-    assert set(["en", "de", "fr", "zh", "ru", "ja", "ar", "hi", "ur"]) <= languages
+    assert {"en", "de", "fr", "zh", "ru", "ja", "ar", "hi", "ur"} <= languages
     assert "'xx'" in refusal(lambda: queries("capitals", languages=["xx"]))

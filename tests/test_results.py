@@ -3,12 +3,14 @@ file or another configuration never leaves something that would be trusted."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -169,32 +171,59 @@ def sweep_from_disk(directory: Path, out: Path) -> None:
     run((vanilla, unlearned), out)
 
 
-# The children are made before torch starts threads of its own (one thread is all it may use).
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+# A process that has imported everything, and makes a child for every sweep it is told to do.
+SERVER = """
+import os, sys
+import torch
+import transformers.models.llama.modeling_llama
+import test_results
+torch.set_num_threads(1)
+test_results.launch.BLOCK = 2
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        test_results.sweep_from_disk(*map(test_results.Path, line.split()))
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
 def test_killed_at_random_moments(pair, tmp_path):
     for model in pair:
         save(model, tmp_path / model.name)
     sweep_from_disk(tmp_path, tmp_path / "undisturbed")
     expected = read_losses(tmp_path / "undisturbed")
-    fork = multiprocessing.get_context("fork")
     rng = random.Random(0)
     seen, num_killed = [], 0
-    runs = [tmp_path / f"run {number}" for number in range(4)]
-    for out in (run for run in runs for _ in range(2)):
-        process = fork.Process(target=sweep_from_disk, args=(tmp_path, out))
-        process.start()
-        num_shards = rng.choice([-1, 0, 1, 3, 5, 7])
-        while process.is_alive() and len(shards_of(out)) < num_shards:
-            time.sleep(0.001)
-        # A cell takes some 20 ms.
-        time.sleep(rng.uniform(0, 0.04 if num_shards > 0 else 0.1))
-        process.kill()
-        process.join()
-        num_killed += process.exitcode == -signal.SIGKILL
-        seen.append(len(shards_of(out)))
-        for shard in shards_of(out):
-            part = pd.read_parquet(shard)
-            assert_equal(part, expected.merge(part[KEY], on=KEY)[part.columns])
+    runs = [tmp_path / f"run-{number}" for number in range(4)]
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        cwd=Path(__file__).parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        for out in (run for run in runs for _ in range(2)):
+            print(tmp_path, out, file=server.stdin, flush=True)
+            child = int(server.stdout.readline())
+            num_shards = rng.choice([-1, 0, 1, 3, 5, 7])
+            deadline = time.monotonic() + 60
+            while len(shards_of(out)) < num_shards and time.monotonic() < deadline:
+                time.sleep(0.001)
+            # A cell takes some 20 ms.
+            time.sleep(rng.uniform(0, 0.04 if num_shards > 0 else 0.1))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            status = int(server.stdout.readline())
+            assert status in (0, signal.SIGKILL)
+            num_killed += status == signal.SIGKILL
+            seen.append(len(shards_of(out)))
+            for shard in shards_of(out):
+                part = pd.read_parquet(shard)
+                assert_equal(part, expected.merge(part[KEY], on=KEY)[part.columns])
     assert num_killed >= 3
     assert len(set(seen) - {0, 12}) >= 2, seen
     for out in runs:
@@ -264,6 +293,20 @@ def test_other_models_are_refused(pair, tmp_path):
     assert files(tmp_path) == before
 
 
+def test_two_runs_begun_at_once(tmp_path):
+    """Both find an empty directory; the first result decides whose it is."""
+    first, second, same = (RunDirectory(tmp_path, {"window": w}) for w in (3, 5, 3))
+    for store, name in ((first, "U"), (second, "U"), (same, "U2")):
+        store.add_model("unlearned", name, "hash of " + name)
+    first.write_trajectories("en", [trajectory([5], [6])])
+    table = pd.DataFrame({"loss": [1.0]})
+    path = second.losses_path("U", "hash", "en", 0)
+    assert "another window (3, now 5)" in refusal(lambda: second.write_losses(path, table))
+    assert not path.exists()
+    same.write_losses(path, table)
+    assert set(read_manifest(tmp_path)["models"]) == {"U", "U2"}
+
+
 # Damage
 
 
@@ -298,8 +341,9 @@ def test_a_damaged_manifest(pair, tmp_path, content):
 
 
 def test_what_is_no_run_directory(tmp_path):
+    store = RunDirectory(tmp_path, {})
     assert "no run.json" in refusal(lambda: read_losses(tmp_path))
-    RunDirectory(tmp_path, {})
+    store.write_trajectories("en", [trajectory([5], [6])])
     assert "no losses yet" in refusal(lambda: read_losses(tmp_path))
 
 

@@ -320,11 +320,14 @@ class _Pass:
         batch_size = self.batch.input_ids.shape[0]
 
         def repeat(value: object) -> object:
+            """Tensors that belong to the questions, once per row: masks, positions, biases."""
             if isinstance(value, tuple):
                 return tuple(repeat(item) for item in value)
-            if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[0] == 1:
+            if num_rows == 1 or not isinstance(value, Tensor) or value.ndim < 2:
                 return value
-            if num_rows == 1 or value.shape[0] % batch_size:
+            # One for all questions broadcasts, but for a mask of one question: XGLM wants it whole.
+            shared = value.shape[0] == 1 and not (batch_size == 1 and value.ndim == 4)
+            if shared or value.shape[0] % batch_size:
                 return value
             return value.repeat(num_rows, *[1] * (value.ndim - 1))
 

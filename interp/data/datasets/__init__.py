@@ -1,0 +1,54 @@
+"""Readers for the public data sets of the field, from local files or from the Hugging Face Hub.
+
+Every reader has one form: `read_x(source, languages=None)` gives a `Dataset`, which is its typed
+records, one per entry and language, and the list of what is missing; `queries_of` turns records
+into queries.
+
+    facts = read_bmlama("forget-32.jsonl", languages=["en", "hi"])
+    facts.gaps                      # entries that a language lacks, with the reason
+    queries_of(facts)               # [Query(id="bmlama53-forget-32:1", language="en", …), …]
+
+| reader | data set | source | licence as far as known |
+|---|---|---|---|
+| `read_bmlama` | BMLAMA-53 | Qi et al. 2023, released by Choi et al. 2024 | not stated |
+| `read_flores` | FLORES-200 | NLLB Team 2022; also as released by Choi et al. 2024 | CC BY-SA 4.0 |
+| `read_tofu` | TOFU | Maini et al. 2024, `locuslab/TOFU` | MIT |
+| `read_rwku` | RWKU | Jin et al. 2024, `jinzhuoran/RWKU` | CC BY 4.0 |
+| `read_concepts` | ConceptVectors | Hong et al. 2024a, `YihuaiHong/ConceptVectors` | CC BY 4.0 |
+| `read_concepts` | concept files of Hong et al. 2024b | released with that paper | not stated |
+
+news-truthful (Lu & Koehn 2024, `TaiMingLu/news-truthful`) is not read: what its rows hold is
+described (a real and a fake article, the fake keyword, questions and answers), the names of its
+fields are not. Such rows can be asked as queries of one's own (`interp.data.queries`).
+"""
+
+from interp.data.datasets.codes import bcp47
+from interp.data.datasets.parallel import read_bmlama, read_flores
+from interp.data.datasets.questions import read_concepts, read_rwku, read_tofu
+from interp.data.datasets.records import (
+    ClozeFact,
+    Concept,
+    Dataset,
+    Gap,
+    QuestionAnswer,
+    Sentence,
+    queries_of,
+    unrelated_queries_of,
+)
+
+__all__ = [
+    "ClozeFact",
+    "Concept",
+    "Dataset",
+    "Gap",
+    "QuestionAnswer",
+    "Sentence",
+    "bcp47",
+    "queries_of",
+    "read_bmlama",
+    "read_concepts",
+    "read_flores",
+    "read_rwku",
+    "read_tofu",
+    "unrelated_queries_of",
+]

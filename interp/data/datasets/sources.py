@@ -1,0 +1,218 @@
+"""Rows from JSON Lines, JSON arrays, plain lines and the Hub, with the place of each for errors."""
+
+import json
+import re
+import reprlib
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+Source = str | PathLike[str]
+
+MAX_LINE_BYTES = 16 * 2**20
+"""A longer line is no entry of any of these data sets: it is refused before it is parsed."""
+
+_HUB = re.compile(
+    r"hub:(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?"
+    r"(:(?P<config>[\w./-]+))?(:(?P<split>[\w.-]+))?"
+)
+
+
+def rows_of(source: Source) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a source, each with its place as an error names it.
+
+    A file is JSON Lines, or a JSON array if it starts with a bracket, whatever its name. From the
+    Hub: `hub:OWNER/NAME[@REVISION][:CONFIG][:SPLIT]`, read with the package `datasets`; a CONFIG
+    that ends in .json or .jsonl is a file in the repository, SPLIT is `train` if not given.
+
+    Raises:
+        ValueError: the source is missing, malformed or empty (file, line and field named).
+        ImportError: a Hub name without the package `datasets`.
+    """
+    if str(source).startswith("hub:"):
+        found = _hub_rows(str(source))
+    else:
+        path = _existing(source)
+        found = _array_rows(path) if _starts_with_bracket(path) else _line_rows(path)
+    rows = []
+    for where, row in found:
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: a JSON object is needed, not {_kind(row)}")
+        rows.append((where, row))
+    if not rows:
+        raise ValueError(f"{source} holds no entries")
+    return rows
+
+
+def lines_of(path: Path) -> list[tuple[str, str]]:
+    """The lines of a text file, each with its place; an empty line stays, without its end."""
+    found = []
+    for where, raw in _raw_lines(path):
+        line = _decoded(raw, where).strip()
+        found.append((where, text(line, where, "sentence") if line else ""))
+    if not any(line for _, line in found):
+        raise ValueError(f"{path} holds no entries")
+    return found
+
+
+def stem_of(source: Source) -> str:
+    """The name of a source without folders and ending, for ids."""
+    if hub := _HUB.fullmatch(str(source)):
+        source = hub["config"] or hub["name"]
+    return Path(source).name.removesuffix(".jsonl").removesuffix(".json")
+
+
+def required(row: Mapping[str, Any], field: str, where: str) -> Any:
+    """The value of a field that must be there."""
+    if row.get(field) is None:
+        raise ValueError(f"{where}: the field {field!r} is missing")
+    return row[field]
+
+
+def text(value: object, where: str, field: str) -> str:
+    """A field's value as text, which is not empty and can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {field!r} must be text, not {_kind(value)}")
+    if not value.strip():
+        raise ValueError(f"{where}: {field!r} is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: {field!r} holds half of a surrogate pair") from None
+    return value
+
+
+def texts(value: object, where: str, field: str) -> tuple[str, ...]:
+    """A field's value as texts, at least one."""
+    return tuple(text(entry, where, field) for entry in listed(value, where, field))
+
+
+def listed(value: object, where: str, field: str) -> list[Any]:
+    """A field's value as a list, which is not empty."""
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: {field!r} must be a list, not {_kind(value)}")
+    if not value:
+        raise ValueError(f"{where}: {field!r} is empty")
+    return value
+
+
+def mapped(value: object, where: str, field: str) -> dict[str, Any]:
+    """A field's value as an object, by language or by name."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: {field!r} must be an object, not {_kind(value)}")
+    return value
+
+
+def whole(value: object, where: str, field: str) -> int:
+    """A field's value as a whole number from 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(
+            f"{where}: {field!r} must be a whole number from 0, not {reprlib.repr(value)}"
+        )
+    return value
+
+
+def _existing(source: Source) -> Path:
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(
+            f"no data file {str(source)!r}; give the path of a file, or a Hub name as "
+            "hub:OWNER/NAME:CONFIG:SPLIT"
+        )
+    return path
+
+
+def _raw_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    with path.open("rb") as file:
+        number = 0
+        while raw := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            where = f"{path}, line {number}"
+            if len(raw) > MAX_LINE_BYTES:
+                raise ValueError(f"{where}: longer than {MAX_LINE_BYTES // 2**20} MiB")
+            yield where, raw
+
+
+def _line_rows(path: Path) -> Iterator[tuple[str, object]]:
+    for where, raw in _raw_lines(path):
+        if raw.strip():
+            yield where, _parsed(_decoded(raw.rstrip(), where), where)
+
+
+def _array_rows(path: Path) -> Iterator[tuple[str, object]]:
+    raw = path.read_bytes()
+    try:
+        whole_text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 text (byte {error.start})") from None
+    for number, row in enumerate(_parsed(whole_text, str(path), lines=True), start=1):
+        yield f"{path}, record {number}", row
+
+
+def _starts_with_bracket(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
+    parts = _HUB.fullmatch(source)
+    if parts is None:
+        raise ValueError(
+            f"{source!r} is no Hub name; it is written hub:OWNER/NAME[@REVISION][:CONFIG][:SPLIT]"
+        )
+    try:
+        datasets = import_module("datasets")
+    except ImportError as error:
+        raise ImportError(
+            f"reading {source} needs the package datasets: pip install datasets"
+        ) from error
+    config = parts["config"]
+    is_file = config is not None and config.endswith((".json", ".jsonl"))
+    try:
+        table = datasets.load_dataset(
+            parts["name"],
+            name=None if is_file else config,
+            data_files=config if is_file else None,
+            split=parts["split"] or "train",
+            revision=parts["revision"],
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{source} could not be loaded from the Hub: {reason}") from error
+    for number, row in enumerate(table, start=1):
+        yield f"{source}, record {number}", row
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 text (byte {error.start})") from None
+
+
+def _parsed(written: str, where: str, *, lines: bool = False) -> Any:
+    def no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the field {reprlib.repr(twice)} stands twice")
+        return row
+
+    try:
+        return json.loads(written, object_pairs_hook=no_repeats)
+    except json.JSONDecodeError as error:
+        place = f"{where}, line {error.lineno}" if lines else where
+        raise ValueError(f"{place}: not valid JSON ({error.msg}, column {error.colno})") from None
+    except RecursionError:
+        raise ValueError(f"{where}: not valid JSON (nested too deeply)") from None
+    except ValueError as error:
+        # A repeated field, or an integer with more digits than Python converts.
+        raise ValueError(f"{where}: {str(error).splitlines()[0]}") from None
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else type(value).__name__
