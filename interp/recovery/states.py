@@ -49,14 +49,14 @@ def record(anatomy: Anatomy, batch: Batch, names: Collection[str]) -> Run:
         batch: the questions.
         names: out of the fields of `LayerStates`.
     """
-    run = Run(layers=[LayerStates() for _ in anatomy.layers], final=torch.empty(0))
+    layers = [LayerStates() for _ in anatomy.layers]
     shape = batch.input_ids.shape
     with ExitStack() as stack:
-        for parts, states in zip(anatomy.layers, run.layers, strict=True):
+        for parts, states in zip(anatomy.layers, layers, strict=True):
             for hook in _recording_hooks(parts, states, names, shape):
                 stack.enter_context(hook)
-        run.final = anatomy.body(**batch.inputs(anatomy.body)).last_hidden_state
-    return run
+        final = anatomy.body(**batch.inputs(anatomy.body)).last_hidden_state
+    return Run(layers=layers, final=final)
 
 
 def _recording_hooks(

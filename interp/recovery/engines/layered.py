@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -396,7 +397,7 @@ def _only_at(module: nn.Module, positions: Tensor, num_tokens: int) -> Iterator[
 def _attn_known(parts: LayerParts, attn: Tensor, *, adds_residual: bool) -> Iterator[None]:
     """Let the attention block give a known state without running."""
 
-    def forward(*args: Tensor, **kwargs: Tensor) -> tuple[Tensor, None]:
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         hidden = args[0] if args else kwargs["hidden_states"]
         output = attn.repeat(hidden.shape[0] // attn.shape[0], 1, 1)
         return (output + args[1] if adds_residual else output), None
