@@ -150,6 +150,7 @@ class RunDirectory:
         file = self.path / "run.json"
         if file.exists():
             written = read_manifest(self.path)
+            self._check_config(written["config"], self._manifest["config"])
             if self._manifest["models"].items() <= written["models"].items():
                 return
             # Another process may have added models of its own.

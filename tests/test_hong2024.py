@@ -209,7 +209,10 @@ def test_positions_and_tokens_by_hand():
         range(2, 4),
     ]
     assert [item.reason for item in found[:2]] == ["", ""]
-    assert "counts 0 answer tokens after taking off 2 padding tokens" in found[2].reason
+    assert (
+        "counts 0 answer tokens after taking off 2 end-of-sequence and padding tokens"
+        in found[2].reason
+    )
     assert found[3].reason == ""
 
 

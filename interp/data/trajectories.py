@@ -113,7 +113,9 @@ def hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> list[Traj
     found = []
     for item in answers:
         padding = widths[item.query.language, item.query.concept] - len(item.prompt_ids)
-        num_scored = len(item.answer_ids) - padding
+        # Where the tokenizer begins with its end-of-sequence token, the prompt holds one too.
+        in_prompt = item.prompt_ids.count(vanilla.tokenizer.eos_token_id)
+        num_scored = len(item.answer_ids) - padding - in_prompt
         token_ids = vanilla.encode(vanilla.decode(item.token_ids, skip_special_tokens=True))
         found.append(
             replace(
@@ -124,7 +126,7 @@ def hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> list[Traj
                 reason=""
                 if num_scored > 0
                 else f"nothing scored: hong2024 counts {num_scored} answer tokens after taking "
-                f"off {padding} padding tokens",
+                f"off {padding + in_prompt} end-of-sequence and padding tokens",
             )
         )
     return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from interp.models.language_model import LanguageModel
-from interp.recovery.scoring import Distance, Scorer
+from interp.recovery.scoring import Distance, Scorer, same_unembedding
 
 Direction = Literal["restore", "corrupt"]
 
@@ -56,6 +56,6 @@ class Pair:
 
     def with_itself(self) -> Pair:
         """V and V, for the noise floor. It reuses V's Gram matrix where U's unembedding is V's."""
-        one, other = (model.anatomy.unembed.weight for model in (self.vanilla, self.unlearned))
-        scorers = self._scorers if one.data_ptr() == other.data_ptr() else {}
+        same = same_unembedding(self.vanilla.anatomy.unembed, self.unlearned.anatomy.unembed)
+        scorers = self._scorers if same else {}
         return Pair(vanilla=self.vanilla, unlearned=self.vanilla, _scorers=scorers)

@@ -176,7 +176,7 @@ def gram_matrices(
     Products in float32, sums over chunks of the vocabulary in float64. The latter two are None
     where W is W_V. With biases each matrix has one row and column more.
     """
-    same = _same_tensor(vanilla.weight, reader.weight) and _same_tensor(vanilla.bias, reader.bias)
+    same = same_unembedding(vanilla, reader)
     precise = torch.float32 if reader.weight.device.type == "mps" else torch.float64
     total: list[Tensor | None] = [None, None, None]
     for start in range(0, reader.weight.shape[0], chunk):
@@ -193,6 +193,11 @@ def gram_matrices(
     return gram, total[1], total[2]
 
 
+def same_unembedding(one: nn.Linear, other: nn.Linear) -> bool:
+    """Whether two unembeddings have the same weight and the same bias, or none."""
+    return _same_tensor(one.weight, other.weight) and _same_tensor(one.bias, other.bias)
+
+
 def _gram(matrix: Float[Tensor, "vocab d"], num_blocks: int = 4) -> Float[Tensor, "d d"]:
     """MᵀM, by blocks of columns on and above the diagonal alone."""
     size = matrix.shape[1]
@@ -200,7 +205,7 @@ def _gram(matrix: Float[Tensor, "vocab d"], num_blocks: int = 4) -> Float[Tensor
     edges = [size * block // num_blocks for block in range(num_blocks + 1)]
     for start, stop in pairwise(edges):
         product[start:stop, start:] = matrix[:, start:stop].T @ matrix[:, start:]
-        product[start:, start:stop] = product[start:stop, start:].T
+        product[stop:, start:stop] = product[start:stop, stop:].T
     return product
 
 

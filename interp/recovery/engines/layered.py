@@ -100,7 +100,7 @@ def losses(
     found = torch.empty(len(restorations), len(trajectories), dtype=torch.float64)
     lengths = [item.scored.stop for item in trajectories]
     order = sorted(range(len(trajectories)), key=lambda index: lengths[index])
-    waiting = [(order, list(range(len(restorations))))]
+    waiting = [(order, list(range(len(restorations))))] if restorations else []
     with torch.inference_mode():
         for readout in ("vanilla", "unlearned"):
             if _reads(pair, restorations, readout):
