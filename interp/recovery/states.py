@@ -192,16 +192,17 @@ def restored(
             for module, other in zip(parts.norms, donor_parts.norms, strict=True):
                 put(parameters_swapped(module, other))
         if "coef" in sites:
-            put(input_replaced(parts.values, _known(donor_states.coef), where))
+            put(input_replaced(parts.values, known(donor_states.coef), where))
         if "mlp_out" in sites:
-            put(output_replaced(parts.values, _known(donor_states.mlp_out), where))
+            put(output_replaced(parts.values, known(donor_states.mlp_out), where))
         if "attn" in sites:
-            put(output_replaced(parts.attn_out, _known(donor_states.attn), where))
+            put(output_replaced(parts.attn_out, known(donor_states.attn), where))
         if "resid" in sites:
-            put(output_replaced(parts.layer, _known(donor_states.resid), where))
+            put(output_replaced(parts.layer, known(donor_states.resid), where))
         yield
 
 
-def _known(state: Tensor | None) -> Tensor:
-    assert state is not None, "the donor's run did not record this site"
+def known(state: Tensor | None) -> Tensor:
+    """A state that the run was asked to record."""
+    assert state is not None, "the run did not record this site"
     return state

@@ -39,6 +39,7 @@ from interp.recovery.scoring import Distance, Scorer
 from interp.recovery.sites import Positions, Restoration
 from interp.recovery.states import (
     forward_replaced,
+    known,
     parameters_swapped,
     record,
     residual_of,
@@ -243,7 +244,7 @@ class _Pass:
                     _History(sites=history.sites, positions=history.positions, layers=below)
                 ]
             else:
-                before = _known(self.base_run.layers[layer].resid_in)
+                before = known(self.base_run.layers[layer].resid_in)
             treatment = (
                 _Treatment(sites=history.sites, positions=history.positions, fresh=not below)
                 if inside
@@ -267,7 +268,7 @@ class _Pass:
         sites, where = treatment.sites, self.batch.restored(treatment.positions)
         everywhere = treatment.positions == "all"
         if "resid" in sites and everywhere:
-            return [_known(donor_states.resid)] * len(rows)
+            return [known(donor_states.resid)] * len(rows)
         attn, mlp_out = None, None
         if everywhere or not sites & {"attn", "coef", "mlp_out"}:
             attn, mlp_out = self._known_outputs(layer, treatment)
@@ -306,7 +307,7 @@ class _Pass:
         if "mlp_out" in sites:
             mlp_out = donor_states.mlp_out
         elif "coef" in sites or (fresh and sites == {"value"}):
-            coef = _known(donor_states.coef if "coef" in sites else states.coef)
+            coef = known(donor_states.coef if "coef" in sites else states.coef)
             with ExitStack() as stack:
                 if "value" in sites:
                     stack.enter_context(parameters_swapped(parts.values, donor_parts.values))
@@ -363,11 +364,6 @@ class _Pass:
             readout = other if "unembed" in item.sites else own
             found.append(scorer.losses(target, state[None], next_ids, readout=readout)[0])
         return batch.mean_per_question(torch.stack(found))
-
-
-def _known(state: Tensor | None) -> Tensor:
-    assert state is not None, "the run did not record this site"
-    return state
 
 
 def _position_wise(parts: LayerParts) -> Iterator[nn.Module]:
