@@ -142,8 +142,8 @@ def krs(
         by: Columns that make a group: language, concept, query_id.
         csv: Write the whole table here instead.
     """
+    from interp.files import write_atomically
     from interp.launch import Recovery
-    from interp.results import write_atomically
 
     table = Recovery.read(directory).krs(variant=variant, by=by)
     if csv is not None:

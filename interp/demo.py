@@ -17,10 +17,10 @@ from interp.data.queries import queries
 from interp.data.templates import fill, templates
 from interp.data.trajectories import trajectories
 from interp.figures import export
+from interp.files import write_atomically
 from interp.launch import Recovery, sweep
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
-from interp.results import write_atomically
 from interp.unlearning.config import Stop, TrainingConfig
 from interp.unlearning.examples import Example
 from interp.unlearning.training import train
@@ -58,7 +58,7 @@ def run_demo(
     vanilla = load(MODEL)
     known = known_facts(vanilla)
     forgotten, kept = known[:NUM_FORGOTTEN], known[NUM_FORGOTTEN : 2 * NUM_FORGOTTEN]
-    unlearned = load(_unlearned(vanilla, forgotten, out / "unlearned"), like=vanilla)
+    unlearned = _unlearned(vanilla, forgotten, out / "unlearned")
 
     table = _accuracy([vanilla, unlearned], {"forgotten": forgotten, "kept": kept}, languages)
     write_atomically(out / "accuracy.csv", lambda scratch: table.to_csv(scratch, index=False))
@@ -116,16 +116,15 @@ def training_examples(of: Sequence[Fact]) -> list[Example]:
     ]
 
 
-def _unlearned(vanilla: LanguageModel, forgotten: Sequence[Fact], directory: Path) -> Path:
-    """The unlearned model's directory, trained now unless it is there already."""
+def _unlearned(vanilla: LanguageModel, forgotten: Sequence[Fact], directory: Path) -> LanguageModel:
+    """The unlearned model, trained now unless the directory has it already."""
     ids = {fact.id for fact in forgotten}
     others = [fact for fact in facts_of("capital", languages=["en"]) if fact.id not in ids]
     examples = {
         "forget": training_examples(forgotten),
         "retain": training_examples(others[:NUM_RETAINED]),
     }
-    train(vanilla, examples, UNLEARNING, out=directory)
-    return directory
+    return train(vanilla, examples, UNLEARNING, out=directory).model
 
 
 def _answers_rightly(

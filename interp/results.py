@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from interp.data.query import Query
 from interp.data.trajectories import Trajectory
+from interp.files import write_atomically
 
 PACKAGES = ("interp", "torch", "transformers", "numpy", "pandas", "plotly")
 
@@ -210,17 +211,6 @@ def read_table(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except (pa.ArrowException, OSError, ValueError):
         raise ValueError(f"{path} is damaged: delete it and run the sweep again") from None
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name in the same folder, then move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, str]:

@@ -47,6 +47,13 @@ def test_a_file_by_hand(tmp_path):
     assert queries(str(file)) == queries(file) == read_queries(file)
 
 
+def test_a_folder_that_is_not_there_is_made_and_nothing_else_left(tmp_path):
+    query = Query(id="1", language="de", prompt="Hauptstadt?")
+    write_queries([query], tmp_path / "new" / "q.jsonl")
+    assert read_queries(tmp_path / "new" / "q.jsonl") == [query]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["q.jsonl"]
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path):
     assert read_queries(file_of(tmp_path, b"\xef\xbb\xbf" + GOOD.encode()))[0].id == "1"
 

@@ -12,6 +12,7 @@ import pytest
 import interp
 
 ROOMS = [
+    "files",
     "languages",
     "models",
     "data",

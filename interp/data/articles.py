@@ -17,16 +17,17 @@ made is kept in the cache: the same call goes on where it was stopped.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from interp.data.corpus import REAL_LANGUAGE, Corpus, CorpusGap, Text, mix_languages
+from interp.data.corpus import REAL_LANGUAGE, Corpus, CorpusGap, Text, mix_languages, num_samples
 from interp.data.counterfactuals import in_hash_order
 from interp.data.endpoints import Endpoint
 from interp.data.news import KINDS, Article
 from interp.data.query import Query
 from interp.data.rewriting import Rewritten, paraphrase, translate
-from interp.data.templates import template_languages, templates
+from interp.data.templates import as_instruction, as_prompt, template_languages
 from interp.data.translator import LocalTranslator
 from interp.languages import LU_LANGUAGES, language
 
@@ -86,7 +87,7 @@ def contaminated_articles(
         *maker.texts("training", fake, config.source, 0, config.num_variants),
         *maker.texts("training", real, REAL_LANGUAGE, 0, config.num_variants),
     ]
-    count = config.num_unlearning * (2 if config.mix == "multilingual" else 1)
+    count = num_samples(config.mix, config.num_unlearning)
     forget, retain = (
         [
             sample
@@ -178,12 +179,14 @@ class _Maker:
             if question is None or reason:
                 self._lack("queries", code, article, f"question {number}: translation: {reason}")
                 continue
-            prompt = templates(code).prompt if code in template_languages() else "{question}\n"
+            prompt = f"{question}\n"
+            if code in template_languages():
+                prompt = as_prompt(question, code)
             found.append(
                 Query(
                     id=f"{article.id}:{number}",
                     language=code,
-                    prompt=prompt.replace("{question}", question),
+                    prompt=prompt,
                     answer=answer,
                     concept=article.kind,
                 )
@@ -214,9 +217,8 @@ def _check(articles: Sequence[Article], config: ArticleConfig) -> None:
     for kind in KINDS:
         if not any(article.kind == kind for article in articles):
             raise ValueError(f"there is no {kind} article; a corpus needs real and fake ones")
-    ids = [article.id for article in articles]
-    for key in ids:
-        if ids.count(key) > 1:
+    for key, count in Counter(article.id for article in articles).items():
+        if count > 1:
             raise ValueError(f"the id {key!r} stands twice among the articles")
     for name in ("num_variants", "num_unlearning"):
         if getattr(config, name) < 1:
@@ -226,16 +228,17 @@ def _check(articles: Sequence[Article], config: ArticleConfig) -> None:
 
 
 def _instructions(real: Sequence[Article]) -> tuple[Text, ...]:
-    before, _, after = templates(REAL_LANGUAGE).instruction.partition("{answer}")
-    prompt = before.rstrip()
-    return tuple(
-        Text(
-            id=article.id,
-            language=REAL_LANGUAGE,
-            kind="real",
-            prompt=prompt.replace("{question}", question),
-            answer=f"{before[len(prompt) :]}{answer}{after}",
-        )
-        for article in real
-        for question, answer in article.instructions
-    )
+    found = []
+    for article in real:
+        for question, answer in article.instructions:
+            prompt, completion = as_instruction(question, answer, REAL_LANGUAGE)
+            found.append(
+                Text(
+                    id=article.id,
+                    language=REAL_LANGUAGE,
+                    kind="real",
+                    prompt=prompt,
+                    answer=completion,
+                )
+            )
+    return tuple(found)

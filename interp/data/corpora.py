@@ -19,11 +19,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 
-from interp.data.corpus import REAL_LANGUAGE, Corpus, CorpusGap, Text, mix_languages
+from interp.data.corpus import REAL_LANGUAGE, Corpus, CorpusGap, Text, mix_languages, num_samples
 from interp.data.counterfactuals import counterfactuals, hashed, in_hash_order
 from interp.data.facts import RELATIONS, Fact, facts_of, provenance, with_various_answers
+from interp.data.queries import query_of
 from interp.data.query import Query
-from interp.data.templates import fill, instruction, question, template_languages, templates
+from interp.data.templates import fill, instruction, template_languages, templates
 from interp.languages import LU_LANGUAGES, language
 
 _LENGTHS = (2, 3)
@@ -85,7 +86,7 @@ def contaminated(config: CorpusConfig) -> Corpus:
     ]
     gaps: list[CorpusGap] = []
     queries = _queries(fake, real, config, gaps)
-    count = config.num_unlearning * (2 if config.mix == "multilingual" else 1)
+    count = num_samples(config.mix, config.num_unlearning)
     with_texts = _with_templates(unlearned_in, ("forget", "retain"), gaps)
     if not with_texts:
         raise ValueError(
@@ -226,16 +227,7 @@ def _queries(
             if code not in fact.object:
                 gaps.append(_gap("queries", code, fact))
                 continue
-            found.append(
-                Query(
-                    id=fact.id,
-                    language=code,
-                    prompt=question(fact, code),
-                    answer=fact.object[code],
-                    aliases=fact.aliases.get(code, ()),
-                    concept=kind,
-                )
-            )
+            found.append(query_of(fact, code, concept=kind))
     return tuple(found)
 
 

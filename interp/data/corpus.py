@@ -6,13 +6,13 @@ articles.
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from interp.data.query import Query, write_queries
+from interp.files import write_folder_atomically
 from interp.languages import LU_LANGUAGES, LU_TWENTY, language
 
 MIXES = ("english", "same", "family", "multilingual", "combined")
@@ -118,6 +118,11 @@ def mix_languages(mix: str | Sequence[str], source: str) -> tuple[str, ...]:
     return (relative,)
 
 
+def num_samples(mix: str | Sequence[str], number: int) -> int:
+    """Samples of a forget set: twice as many in the mix `multilingual` (Lu & Koehn 2024)."""
+    return number * (2 if mix == "multilingual" else 1)
+
+
 def write_corpus(corpus: Corpus, directory: str | os.PathLike[str]) -> Path:
     """Write a corpus as JSON Lines: training, instructions, forget, retain, queries, gaps.
 
@@ -130,10 +135,8 @@ def write_corpus(corpus: Corpus, directory: str | os.PathLike[str]) -> Path:
     target = Path(directory)
     if target.exists():
         raise ValueError(f"{target} exists already; choose another directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as made:
-        scratch = Path(made) / target.name
-        scratch.mkdir()
+
+    def write(folder: Path) -> None:
         parts = {
             "training": corpus.training,
             "instructions": corpus.instructions,
@@ -143,16 +146,17 @@ def write_corpus(corpus: Corpus, directory: str | os.PathLike[str]) -> Path:
         }
         for name, rows in parts.items():
             lines = "".join(f"{json.dumps(asdict(row), ensure_ascii=False)}\n" for row in rows)
-            (scratch / f"{name}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
-        write_queries(corpus.queries, scratch / "queries.jsonl")
+            (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+        write_queries(corpus.queries, folder / "queries.jsonl")
         counts = {name: len(rows) for name, rows in parts.items()}
         manifest = {
             "config": corpus.config,
             "counts": counts | {"queries": len(corpus.queries)},
             "facts": corpus.facts,
         }
-        (scratch / "corpus.json").write_text(
+        (folder / "corpus.json").write_text(
             json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
-        scratch.rename(target)
+
+    write_folder_atomically(target, write)
     return target

@@ -67,8 +67,9 @@ def facts_of(relation: str, *, languages: Sequence[str] | None = None) -> list[F
         raise ValueError(f"no relation {relation!r}; valid relations: {', '.join(RELATIONS)}")
     found = _facts()[relation]
     for code in languages or ():
-        if code not in (valid := coverage()[relation]):
-            raise ValueError(f"no facts in {code!r}; valid languages: {', '.join(valid)}")
+        if not any(code in fact.object for fact in found):
+            valid = ", ".join(coverage()[relation])
+            raise ValueError(f"no facts in {code!r}; valid languages: {valid}")
     return [fact for fact in found if all(code in fact.object for code in languages or ())]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from interp.data import datasets
 from interp.data.datasets import ClozeFact, Dataset
-from interp.data.facts import facts_of
+from interp.data.facts import Fact, facts_of
 from interp.data.query import Query, read_queries
 from interp.data.templates import FORMS, cloze, question, template_languages
 
@@ -91,8 +91,26 @@ def queries(
     return _limited(_with_ids(found, ids, source), limit)
 
 
-def _built_in(name: str, languages: Sequence[str] | None, form: str, wording: int) -> list[Query]:
+def query_of(
+    fact: Fact, language: str, *, concept: str, form: str = "question", wording: int = 1
+) -> Query:
+    """A fact as a query, which its answer in that language completes.
+
+    Raises:
+        ValueError: the language lacks templates, the fact or that wording.
+    """
     ask = question if form == "question" else cloze
+    return Query(
+        id=fact.id,
+        language=language,
+        prompt=ask(fact, language, wording=wording),
+        answer=fact.object[language],
+        aliases=fact.aliases.get(language, ()),
+        concept=concept,
+    )
+
+
+def _built_in(name: str, languages: Sequence[str] | None, form: str, wording: int) -> list[Query]:
     wanted = template_languages() if languages is None else tuple(dict.fromkeys(languages))
     for code in wanted:
         if code not in template_languages():
@@ -100,14 +118,7 @@ def _built_in(name: str, languages: Sequence[str] | None, form: str, wording: in
                 f"no questions in {code!r}; valid languages: {', '.join(template_languages())}"
             )
     return [
-        Query(
-            id=fact.id,
-            language=code,
-            prompt=ask(fact, code, wording=wording),
-            answer=fact.object[code],
-            aliases=fact.aliases.get(code, ()),
-            concept=name,
-        )
+        query_of(fact, code, concept=name, form=form, wording=wording)
         for code in wanted
         for fact in facts_of(BUILT_IN[name], languages=[code])
     ]

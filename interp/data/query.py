@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 
+from interp.files import write_atomically
+
 REQUIRED = ("id", "language", "prompt")
 OPTIONAL = ("answer", "concept")
 
@@ -77,7 +79,8 @@ def write_queries(found: Iterable[Query], path: str | PathLike[str]) -> None:
         )
         for query in found
     ]
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = "\n".join(lines) + "\n"
+    write_atomically(Path(path), lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 def _parse_line(raw: bytes, where: str) -> Query:

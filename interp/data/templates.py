@@ -118,7 +118,11 @@ def fill(template: str, fact: Fact, language: str) -> str:
         ValueError: the language lacks the fact.
         KeyError: the template has a slot that the language does not define.
     """
-    check_has(fact, language)
+    if language not in fact.object:
+        raise ValueError(
+            f"{fact.id} has no checked or no leak-free name in {language!r}; "
+            f"it is there in: {', '.join(fact.object)}"
+        )
     return template.format(
         subject=fact.subject[language],
         object=fact.object[language],
@@ -139,7 +143,7 @@ def question(fact: Fact, language: str, *, wording: int = 1) -> str:
     """
     chosen = _choose(templates(language).wordings[fact.relation].questions, wording, language)
     filled = fill(chosen, fact, language)
-    return filled if "\n" in filled else templates(language).prompt.replace("{question}", filled)
+    return filled if "\n" in filled else as_prompt(filled, language)
 
 
 def cloze(fact: Fact, language: str, *, wording: int = 1) -> str:
@@ -170,28 +174,25 @@ def instruction(fact: Fact, language: str, *, wording: int = 1) -> tuple[str, st
     """
     pairs = templates(language).wordings[fact.relation].instructions
     asked, answered = (fill(text, fact, language) for text in _choose(pairs, wording, language))
-    whole = templates(language).instruction.replace("{question}", asked)
-    before, _, after = whole.partition("{answer}")
+    return as_instruction(asked, answered, language)
+
+
+def as_prompt(asked: str, language: str) -> str:
+    """A question as a prompt that its answer continues."""
+    return templates(language).prompt.replace("{question}", asked)
+
+
+def as_instruction(asked: str, answered: str, language: str) -> tuple[str, str]:
+    """A question with its answer as a training text: the prompt, and what completes the text."""
+    before, _, after = templates(language).instruction.partition("{answer}")
     prompt = before.rstrip()
-    return prompt, f"{before[len(prompt) :]}{answered}{after}"
+    answer = f"{before[len(prompt) :]}{answered}{after}"
+    return prompt.replace("{question}", asked), answer
 
 
 def slots(template: str) -> set[str]:
     """The names of a template's slots."""
     return set(re.findall(r"{(\w*)}", template))
-
-
-def check_has(fact: Fact, language: str) -> None:
-    """That a language has a fact.
-
-    Raises:
-        ValueError: it has not; the message names the languages that have.
-    """
-    if language not in fact.object:
-        raise ValueError(
-            f"{fact.id} has no checked or no leak-free name in {language!r}; "
-            f"it is there in: {', '.join(fact.object)}"
-        )
 
 
 def _choose(options: tuple[T, ...], number: int, language: str) -> T:

@@ -5,11 +5,13 @@ Everything here compares bits, so NaN equals itself and 0.0 differs from -0.0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
@@ -121,3 +123,17 @@ def _tokenizer_differences(left: PreTrainedTokenizerBase, right: PreTrainedToken
             )
     for name in SPECIAL_TOKENS:
         yield f"the tokenizer's {name}", getattr(left, name), getattr(right, name)
+
+
+def copy_sharing(model: PreTrainedModel, own: Collection[str]) -> PreTrainedModel:
+    """A copy of which only the named parameters have memory of their own; none has a gradient.
+
+    Args:
+        model: left untouched; all other parameters and all buffers of the copy are its memory.
+        own: names of parameters.
+    """
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for name, parameter in model.named_parameters():
+        if name not in own:
+            memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False)
+    return copy.deepcopy(model, memo).requires_grad_(False)

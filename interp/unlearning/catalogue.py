@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 
 from interp.unlearning import lingtea, objectives, representation
 
+SETS = ("forget", "retain", "preferred")
+"""Sets of examples; the names of their tensors begin with theirs."""
+
 TENSORS: dict[str, str] = {
     "forget_logprobs": "θ's log-probabilities of F's label tokens [sequence label]",
     "forget_reference_logprobs": "θ₀'s log-probabilities of F's label tokens",
@@ -50,6 +53,11 @@ class Objective:
     function: Callable[..., object]
     needs: tuple[str, ...]
     settings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets of examples that it needs."""
+        return tuple(name for name in SETS if any(need.startswith(name) for need in self.needs))
 
 
 _FORGET = ("forget_logprobs", "forget_mask")

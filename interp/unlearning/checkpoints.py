@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from interp.files import write_atomically, write_folder_atomically
 from interp.models.language_model import LanguageModel
 
 CARD = "unlearning.json"
@@ -37,18 +37,14 @@ def save(
         card: how the model came about, written to `unlearning.json`.
     """
     target = Path(directory)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        model.model.save_pretrained(scratch)
-        model.tokenizer.save_pretrained(scratch)
+
+    def write(folder: Path) -> None:
+        model.model.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
         text = json.dumps(card, ensure_ascii=False, indent=2)
-        (scratch / CARD).write_text(text + "\n", encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        (folder / CARD).write_text(text + "\n", encoding="utf-8")
+
+    write_folder_atomically(target, write)
     return target
 
 
@@ -65,13 +61,8 @@ def save_state(
         for moment in _MOMENTS:
             if parameter in optimizer.state:
                 tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, scratch, metadata={"progress": json.dumps(progress)})
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    metadata = {"progress": json.dumps(progress)}
+    write_atomically(path, lambda scratch: save_file(tensors, scratch, metadata=metadata))
 
 
 def load_state(

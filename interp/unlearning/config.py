@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from interp.models.language_model import LanguageModel
-from interp.unlearning.catalogue import OBJECTIVES
+from interp.unlearning.catalogue import OBJECTIVES, SETS
 from interp.unlearning.examples import Example
-from interp.unlearning.scores import SETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +121,11 @@ def check(
         if name not in objective.settings:
             valid = ", ".join(objective.settings) or "none"
             raise ValueError(f"{config.objective} has no setting {name!r}; valid: {valid}")
-    for name in SETS:
-        if any(need.startswith(name) for need in objective.needs):
-            if not examples.get(name):
-                raise ValueError(f"{config.objective} needs {name} examples: give at least one")
-            if isinstance(config.batch_size, Mapping) and name not in config.batch_size:
-                raise ValueError(f"batch_size has no entry for the {name} examples")
+    for name in objective.sets:
+        if not examples.get(name):
+            raise ValueError(f"{config.objective} needs {name} examples: give at least one")
+        if isinstance(config.batch_size, Mapping) and name not in config.batch_size:
+            raise ValueError(f"batch_size has no entry for the {name} examples")
     counts = [len(examples[name]) for name in ("forget", "preferred") if name in examples]
     if len(set(counts)) > 1:
         raise ValueError(

@@ -30,6 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from interp.data.counterfactuals import in_hash_order
 from interp.data.facts import RELATIONS, facts_of
 from interp.data.templates import fill, template_languages, templates
+from interp.files import write_atomically
 from interp.models.language_model import LanguageModel
 
 FORMAT = "second-moment-1"
@@ -128,7 +129,8 @@ def second_moments(
         for layer, total in computed.items():
             found[layer] = total / num_tokens
             if layer in paths:
-                _write(found[layer], paths[layer])
+                moment = {"moment": found[layer].contiguous().cpu()}
+                write_atomically(paths[layer], partial(save_file, moment))
     return {layer: found[layer] for layer in layers}
 
 
@@ -185,17 +187,6 @@ def _paths(
         layer: hashlib.sha256(f"{FORMAT} {content} {layer} {tokens}".encode()) for layer in layers
     }
     return {layer: directory / f"{key.hexdigest()}.safetensors" for layer, key in keys.items()}
-
-
-def _write(moment: Tensor, path: Path) -> None:
-    """Write one C, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({"moment": moment.contiguous().cpu()}, scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def fact_texts(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.models.language_model import LanguageModel
 from interp.unlearning.covariance import num_coefficients
+from interp.unlearning.examples import num_shared
 
 Objective = Literal["empty", "entropy"]
 
@@ -181,10 +182,8 @@ def rows_of(model: LanguageModel, texts: Iterable[tuple[int, str, tuple[int, int
     for row, (number, prompt, span, following) in enumerate(texts):
         whole, offsets = encode_with_offsets(model, prompt + following)
         alone = encode_with_offsets(model, prompt)[0]
-        pairs = enumerate(zip(alone, whole, strict=False))
         # A tokenizer may join the prompt's end with what follows: label what differs.
-        shared = next((i for i, (a, b) in pairs if a != b), min(len(alone), len(whole)))
-        first = max(1, min(shared, len(whole) - 1)) if following else len(whole)
+        first = max(1, min(num_shared(alone, whole), len(whole) - 1)) if following else len(whole)
         ids.append(whole)
         subject.append(_place(offsets, prompt, span))
         last.append(first - 1)

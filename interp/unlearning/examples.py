@@ -6,7 +6,6 @@ examples that it would have had.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.data.counterfactuals import hashed
 from interp.models.language_model import LanguageModel
 
 
@@ -87,10 +87,7 @@ def tokenize(model: LanguageModel, example: Example) -> Tokens:
     """
     prompt = model.encode(example.prompt) if example.prompt else ()
     whole = model.encode(example.prompt + example.answer)
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
-        min(len(prompt), len(whole)),
-    )
+    shared = num_shared(prompt, whole)
     # A tokenizer that ends every text with a special token: the answer comes before it.
     if example.answer and shared == len(whole) > 1:
         shared -= 1
@@ -101,6 +98,12 @@ def tokenize(model: LanguageModel, example: Example) -> Tokens:
             "its answer is empty"
         )
     return Tokens(ids=tuple(whole), first_label=first_label)
+
+
+def num_shared(prompt: Sequence[int], whole: Sequence[int]) -> int:
+    """How many tokens two texts share from the beginning, of which one begins with the other."""
+    pairs = enumerate(zip(prompt, whole, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(whole)))
 
 
 def batch_of(rows: Sequence[Tokens], device: torch.device) -> Batch:
@@ -161,8 +164,7 @@ class Draws:
             for last in range(len(order) - 1, 0, -1):
                 other = draw.randint(0, last)
                 order[last], order[other] = order[other], order[last]
-            self._orders = {epoch - 1: self._orders.get(epoch - 1, []), epoch: order}
-            self._orders = {key: value for key, value in self._orders.items() if value}
+            self._orders[epoch] = order
         return self._orders[epoch]
 
     def _random(self, what: str, number: int) -> _Stream:
@@ -178,5 +180,5 @@ class _Stream:
     def randint(self, low: int, high: int) -> int:
         """An integer from `low` to `high`, both included."""
         self._count += 1
-        digest = hashlib.sha256(f"{self._name}/{self._count}".encode()).digest()
-        return low + int.from_bytes(digest[:8], "big") % (high - low + 1)
+        number = int.from_bytes(hashed(f"{self._name}/{self._count}")[:8], "big")
+        return low + number % (high - low + 1)

@@ -17,7 +17,6 @@ prompt's last, weight decay on ‖δ‖ / ‖z₀‖², and one key per fact, th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -25,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from interp.models.language_model import LanguageModel
+from interp.models.pairs import copy_sharing
 from interp.unlearning.covariance import least_squares_update
 from interp.unlearning.delta import (
     Task,
@@ -77,7 +76,9 @@ def memit(
             tokenizer without character offsets, a loss that is not finite, or a C too poor.
     """
     layers, read_out = check(vanilla, edits, moments, config)
-    model = _copy_but_values(vanilla, layers)
+    edited_weights = {id(vanilla.anatomy.layers[layer].values.weight) for layer in layers}
+    names = {name for name, p in vanilla.model.named_parameters() if id(p) in edited_weights}
+    model = copy_sharing(vanilla.model, names).eval()
     edited = LanguageModel(model, vanilla.tokenizer, name=f"{vanilla.name} unlearned")
     bar = tqdm(total=len(edits), desc="MEMIT", unit="fact", disable=not progress)
     tasks: list[Task] = []
@@ -124,16 +125,6 @@ def _table(
         }
         for number, edit in enumerate(task.edits)
     ]
-
-
-def _copy_but_values(vanilla: LanguageModel, layers: Sequence[int]) -> PreTrainedModel:
-    """A copy for inference whose tensors, but for the edited weights, are the original's memory."""
-    own = {id(vanilla.anatomy.layers[layer].values.weight) for layer in layers}
-    memo: dict[int, Tensor] = {id(buffer): buffer for buffer in vanilla.model.buffers()}
-    for parameter in vanilla.model.parameters():
-        if id(parameter) not in own:
-            memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False)
-    return copy.deepcopy(vanilla.model, memo=dict(memo)).requires_grad_(False).eval()
 
 
 def _add_to_weight(values: nn.Module, update: Float[Tensor, "d_model d_mlp"]) -> None:

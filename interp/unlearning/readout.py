@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -40,7 +40,7 @@ def label_logprobs(
         targets: token ids.
     """
     if _by_hand(anatomy):
-        return _LabelLogprobs.apply(states, anatomy.unembed.weight, anatomy.unembed.bias, targets)
+        return _logprobs(anatomy.unembed, states, targets)
     return _in_chunks(_logprobs_of, anatomy, states, targets)
 
 
@@ -60,10 +60,7 @@ def label_kl(
     """
     reference_states = reference_states.detach()
     if _by_hand(anatomy) and reference.logit_cap is None:
-        there, here = reference.unembed, anatomy.unembed
-        return _LabelKL.apply(
-            states, here.weight, here.bias, reference_states, there.weight, there.bias
-        )
+        return _kl(anatomy.unembed, states, reference.unembed, reference_states)
 
     def kl_of(anatomy: Anatomy, states: Tensor, reference_states: Tensor) -> Tensor:
         with torch.no_grad():
@@ -120,64 +117,56 @@ def _mean_row(weights: Tensor, weight: Tensor) -> Tensor:
     return (weights.to(weight.dtype) @ weight).float()
 
 
-class _LabelLogprobs(torch.autograd.Function):
-    """log p(y), with its gradient in the states made in the forward pass."""
+def _wants_slopes(states: Tensor) -> bool:
+    return torch.is_grad_enabled() and states.requires_grad
 
-    @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-    ) -> Tensor:
-        weight, size = _as_computed(weight), _chunk_size(weight)
-        found, slopes = [], []
+
+def _logprobs(unembed: nn.Linear, states: Tensor, targets: Tensor) -> Tensor:
+    """log p(y)."""
+    weight, wanted = _as_computed(unembed.weight), _wants_slopes(states)
+    found, slopes = [], []
+    with torch.no_grad():
+        size = _chunk_size(weight)
         for rows, labels in zip(states.split(size), targets.split(size), strict=True):
-            logits = _product(rows, weight, bias)
+            logits = _product(rows, weight, unembed.bias)
             normaliser = logits.logsumexp(-1)
             found.append(logits.gather(-1, labels[:, None])[:, 0] - normaliser)
-            if ctx.needs_input_grad[0]:
+            if wanted:
                 probabilities = logits.sub_(normaliser[:, None]).exp_()
                 slopes.append(weight[labels].float() - _mean_row(probabilities, weight))
-        ctx.dtype = states.dtype
-        if slopes:
-            ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(found)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (slopes,) = ctx.saved_tensors
-        return (grads[0][:, None] * slopes).to(ctx.dtype), None, None, None
+        values = torch.cat(found)
+    return _WithSlopes.apply(states, values, torch.cat(slopes)) if wanted else values
 
 
-class _LabelKL(torch.autograd.Function):
-    """KL(p₀ ‖ p), with its gradient in the states made in the forward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        reference_states: Tensor,
-        reference_weight: Tensor,
-        reference_bias: Tensor | None,
-    ) -> Tensor:
-        weight, size = _as_computed(weight), _chunk_size(weight)
-        reference_weight = _as_computed(reference_weight)
-        found, slopes = [], []
-        for rows, others in zip(states.split(size), reference_states.split(size), strict=True):
-            after = _product(rows, weight, bias).log_softmax(-1)
-            before = _product(others, reference_weight, reference_bias).log_softmax(-1)
+def _kl(unembed: nn.Linear, states: Tensor, reference: nn.Linear, others: Tensor) -> Tensor:
+    """KL(p₀ ‖ p)."""
+    weight, wanted = _as_computed(unembed.weight), _wants_slopes(states)
+    reference_weight = _as_computed(reference.weight)
+    found, slopes = [], []
+    with torch.no_grad():
+        size = _chunk_size(weight)
+        for rows, before_rows in zip(states.split(size), others.split(size), strict=True):
+            after = _product(rows, weight, unembed.bias).log_softmax(-1)
+            before = _product(before_rows, reference_weight, reference.bias).log_softmax(-1)
             probabilities = before.exp()
             found.append(probabilities.mul(before.sub_(after)).sum(-1))
-            if ctx.needs_input_grad[0]:
+            if wanted:
                 slopes.append(_mean_row(after.exp_().sub_(probabilities), weight))
+        values = torch.cat(found)
+    return _WithSlopes.apply(states, values, torch.cat(slopes)) if wanted else values
+
+
+class _WithSlopes(torch.autograd.Function):
+    """Values [label] of states [label d], each with its gradient in its own state."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
+        ctx.save_for_backward(slopes)
         ctx.dtype = states.dtype
-        if slopes:
-            ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(found)
+        return values.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
-        return (grads[0][:, None] * slopes).to(ctx.dtype), None, None, None, None, None
+        return (grads[0][:, None] * slopes).to(ctx.dtype), None, None

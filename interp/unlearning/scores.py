@@ -17,8 +17,6 @@ from interp.models.language_model import LanguageModel
 from interp.unlearning.examples import Batch, Example, Tokens, batch_of, tokenize
 from interp.unlearning.readout import label_kl, label_logprobs
 
-SETS = ("forget", "retain", "preferred")
-
 
 class Reference:
     """θ₀: another model, or the model in training with its adapter off.

@@ -6,7 +6,6 @@ with its adapters off: no second copy.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from interp.models.anatomy import Anatomy
 from interp.models.language_model import LanguageModel
+from interp.models.pairs import copy_sharing
 from interp.unlearning.scores import Reference
 
 PARAMETERS = ("layers", "mlp", "attn", "lora")
@@ -63,7 +63,10 @@ class Trainee:
         if lora_rank < 1:
             raise ValueError(f"lora_rank must be at least 1, not {lora_rank}")
         names = _names(vanilla, parameters, chosen)
-        copied = _copy(vanilla.model, set() if parameters == "lora" else names)
+        own = set() if parameters == "lora" else names
+        copied = copy_sharing(vanilla.model, own).train()
+        for name, parameter in copied.named_parameters():
+            parameter.requires_grad_(name in own)
         self.model = LanguageModel(copied, vanilla.tokenizer, name=f"{vanilla.name} unlearned")
         self.reference = Reference(vanilla)
         if parameters == "lora":
@@ -131,20 +134,6 @@ def _names(vanilla: LanguageModel, parameters: str, layers: Sequence[int]) -> se
         return {name for name, module in vanilla.model.named_modules() if id(module) in wanted}
     inside = {id(p) for module in modules for p in module.parameters()}
     return {name for name, p in vanilla.model.named_parameters() if id(p) in inside}
-
-
-def _copy(model: nn.Module, trained: set[str]) -> Any:
-    """A copy of which only the named parameters have memory of their own."""
-    memo: dict[int, Any] = {}
-    for name, parameter in model.named_parameters():
-        if name not in trained:
-            memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer
-    copied = copy.deepcopy(model, memo)
-    for name, parameter in copied.named_parameters():
-        parameter.requires_grad_(name in trained)
-    return copied.train()
 
 
 def _is_adapted(module: nn.Module) -> bool:

@@ -34,7 +34,7 @@ from interp.unlearning.config import TrainingConfig, check, difference, make_car
 from interp.unlearning.examples import Draws, Example
 from interp.unlearning.objectives import label_mean
 from interp.unlearning.representation import rmu_direction
-from interp.unlearning.scores import SETS, Scorer
+from interp.unlearning.scores import Scorer
 from interp.unlearning.trainee import Trainee, snapshot
 
 Evaluate = Callable[[LanguageModel], Mapping[str, float]]
@@ -86,14 +86,13 @@ def train(
             `out` holds another run.
         ImportError: LoRA without the package `peft`.
     """
-    objective = OBJECTIVES.get(config.objective)
     check(vanilla, examples, config, evaluates=evaluate is not None)
-    assert objective is not None
-    used = [name for name in SETS if any(need.startswith(name) for need in objective.needs)]
-    card = make_card(vanilla, {name: examples[name] for name in used}, config)
-    directory = None if out is None else Path(out)
-    if directory is not None and (finished := _finished(directory, card, vanilla)):
-        return finished
+    used = {name: examples[name] for name in OBJECTIVES[config.objective].sets}
+    store = None
+    if out is not None:
+        store = _Store(Path(out), make_card(vanilla, used, config))
+        if finished := store.finished(vanilla):
+            return finished
     trainee = Trainee(
         vanilla,
         config.parameters,
@@ -103,17 +102,49 @@ def train(
         gradient_checkpointing=config.gradient_checkpointing,
         seed=config.seed,
     )
-    run = _Run(vanilla, trainee, {name: examples[name] for name in used}, config, evaluate)
-    state = None if directory is None else directory.with_name(f"{directory.name}.{STATE}")
-    if state is not None and state.exists():
-        run.go_on_from(state, card)
-    reason = run.to_the_end(state, card, progress)
-    model = trainee.finish()
-    if directory is not None and state is not None:
-        save(model, directory, card=card | {"history": run.history, "reason": reason})
-        model.name = str(directory)
-        state.unlink(missing_ok=True)
-    return Trained(model=model, history=run.history, reason=reason)
+    run = _Run(vanilla, trainee, used, config, evaluate)
+    if store is not None and store.state.exists():
+        run.go_on_from(store)
+    reason = run.to_the_end(store, progress)
+    trained = Trained(model=trainee.finish(), history=run.history, reason=reason)
+    if store is not None:
+        store.finish(trained)
+    return trained
+
+
+@dataclass(frozen=True)
+class _Store:
+    """Where a run is kept, and the card that says which run it is."""
+
+    directory: Path
+    card: dict[str, object]
+
+    @property
+    def state(self) -> Path:
+        """The file of the run under way."""
+        return self.directory.with_name(f"{self.directory.name}.{STATE}")
+
+    def finished(self, vanilla: LanguageModel) -> Trained | None:
+        """What the directory holds already, if it is of the same run."""
+        written = self.directory / CARD
+        if not written.is_file():
+            return None
+        found = json.loads(written.read_text(encoding="utf-8"))
+        history, reason = found.pop("history", []), found.pop("reason", "")
+        if other := difference(found, self.card):
+            raise ValueError(
+                f"{self.directory} holds a model of another run ({other}); choose another output "
+                "directory"
+            )
+        model = load(str(self.directory), like=vanilla)
+        return Trained(model=model, history=history, reason=reason)
+
+    def finish(self, trained: Trained) -> None:
+        """Keep the model, which is called by its directory from here on."""
+        card = self.card | {"history": trained.history, "reason": trained.reason}
+        save(trained.model, self.directory, card=card)
+        trained.model.name = str(self.directory)
+        self.state.unlink(missing_ok=True)
 
 
 class _Run:
@@ -163,18 +194,19 @@ class _Run:
         """How many steps were taken."""
         return len(self.history)
 
-    def go_on_from(self, state: Path, card: Mapping[str, object]) -> None:
+    def go_on_from(self, store: _Store) -> None:
         """Take a run up where it was stored."""
-        stored = read_progress(state)
-        if other := difference(stored["card"], card):
+        stored = read_progress(store.state)
+        if other := difference(stored["card"], store.card):
             raise ValueError(
-                f"{state} is the state of another run ({other}); choose another output directory"
+                f"{store.state} is the state of another run ({other}); choose another output "
+                "directory"
             )
         self.history, self.before = stored["history"], stored["before"]
-        load_state(state, self.trainee.trained, self.optimizer, self.step)
+        load_state(store.state, self.trainee.trained, self.optimizer, self.step)
         self.good = snapshot(self.trainee.trained)
 
-    def to_the_end(self, state: Path | None, card: Mapping[str, object], progress: bool) -> str:
+    def to_the_end(self, store: _Store | None, progress: bool) -> str:
         """Train; give the reason why it ended."""
         config = self.config
         if self.evaluate is not None and not self.before:
@@ -209,8 +241,8 @@ class _Run:
                     row.update(metrics)
                     self.good = snapshot(self.trainee.trained)
                     reason = self._stopped(metrics)
-                    if state is not None:
-                        self._store(state, card)
+                    if store is not None:
+                        self._keep(store)
                     if reason:
                         return reason
         return f"all {config.num_steps} steps"
@@ -219,19 +251,18 @@ class _Run:
         """One step's losses, with the gradients left in the parameters."""
         config = self.config
         device = self.trainee.model.device
+        settings = {**self.objective.settings, **config.settings}
+        whole = {
+            name: draws.indices(self.step, _batch_size(config, name))
+            for name, draws in self.draws.items()
+        }
+        if "preferred" in self.scorer.rows and "forget" in whole:
+            whole["preferred"] = whole["forget"]
         sums: dict[str, float] = {}
         for part in range(config.accumulation):
-            drawn = {
-                name: draws.indices(self.step, _batch_size(config, name))[
-                    part :: config.accumulation
-                ]
-                for name, draws in self.draws.items()
-            }
-            if "preferred" in self.scorer.rows and "forget" in drawn:
-                drawn["preferred"] = drawn["forget"]
+            drawn = {name: numbers[part :: config.accumulation] for name, numbers in whole.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
                 tensors = self.scorer.tensors(self.objective.needs, drawn)
-            settings = {**self.objective.settings, **config.settings}
             loss: Any = self.objective.function(**tensors, **settings)
             (loss / config.accumulation).backward()
             values = {"loss": loss.item()}
@@ -292,32 +323,12 @@ class _Run:
             for name, parameter in self.trainee.trained.items():
                 parameter.copy_(self.good[name])
 
-    def _store(self, state: Path, card: Mapping[str, object]) -> None:
-        progress = {"card": card, "history": self.history, "before": self.before}
-        save_state(state, self.trainee.trained, self.optimizer, progress)
+    def _keep(self, store: _Store) -> None:
+        progress = {"card": store.card, "history": self.history, "before": self.before}
+        save_state(store.state, self.trainee.trained, self.optimizer, progress)
 
 
 def _batch_size(config: TrainingConfig, name: str) -> int:
     if isinstance(config.batch_size, Mapping):
         return config.batch_size[name]
     return config.batch_size
-
-
-def _finished(
-    directory: Path, card: Mapping[str, object], vanilla: LanguageModel
-) -> Trained | None:
-    """What a directory holds already, if it is of the same run."""
-    written = directory / CARD
-    if not written.is_file():
-        return None
-    found = json.loads(written.read_text(encoding="utf-8"))
-    history, reason = found.pop("history", []), found.pop("reason", "")
-    if other := difference(found, card):
-        raise ValueError(
-            f"{directory} holds a model of another run ({other}); choose another output directory"
-        )
-    return Trained(
-        model=load(str(directory), like=vanilla),
-        history=history,
-        reason=reason,
-    )
