@@ -351,7 +351,7 @@ def inputs(name, *, padding=0.0, extra=0):
     return found
 
 
-LOSSES = sorted(OBJECTIVES.keys() - {"task_vector"})
+LOSSES = sorted(OBJECTIVES)
 FROZEN = ("_reference_logprobs", "_reference_states", "_repeat_logprobs", "direction")
 
 

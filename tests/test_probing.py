@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -95,12 +97,33 @@ def test_chinese_answers_follow_without_a_space(monkeypatch):
     from interp.behaviour import probing
 
     seen = []
-    monkeypatch.setattr(
-        probing, "candidate_nll", lambda m, p, options: seen.append(options) or torch.arange(2.0)
-    )
+
+    def nll(model, asked, progress):
+        seen.extend(options for _, options in asked)
+        return [torch.arange(2.0)] * len(asked)
+
+    monkeypatch.setattr(probing, "_all_nll", nll)
     probe(tiny(), [asked(3, "w3", language="zh"), asked(4, "w4", language="zh")], progress=False)
     probe(tiny(), [asked(3, "w3", language="de"), asked(4, "w4", language="de")], progress=False)
     assert seen == [["w3", "w4"]] * 2 + [[" w3", " w4"]] * 2
+
+
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_prompts_that_are_run_together_do_not_see_each_other(monkeypatch, most):
+    from interp.behaviour import probing
+
+    model = tiny()
+    queries = [asked(number, "w3" if number % 2 else "w4") for number in range(5, 12)]
+    queries += [
+        replace(asked(12, "w3 w5 w6"), prompt="w7 w8"),
+        replace(asked(13, "w4"), concept="d"),
+    ]
+    candidates = [("w3", "w4", "w3 w5 w6", "w4 w4")] * len(queries)
+    monkeypatch.setattr(probing, "MAX_ROWS", 4 * most)
+    table = probe(model, queries, candidates=candidates, progress=False)
+    for row, query in zip(table.to_dict("records"), queries, strict=True):
+        nll = [plain_nll(model, query.prompt, f" {option}") for option in candidates[0]]
+        assert row["guess"] == candidates[0][nll.index(min(nll))]
 
 
 def test_accuracy_by_hand():

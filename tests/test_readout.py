@@ -21,8 +21,10 @@ WEIGHTS = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, -0.25, 3.0])
 
 @pytest.fixture(params=[1, 3, 1000])
 def chunks(request, monkeypatch):
-    """One, three, or all labels at a time."""
+    """One, three, or all labels at a time, and the vocabulary in blocks."""
     monkeypatch.setattr(readout, "CHUNK_ELEMENTS", 50 * request.param)
+    monkeypatch.setattr(readout, "ROWS", request.param)
+    monkeypatch.setattr(readout, "BLOCK", 7 * request.param)
 
 
 def gradient(values, states):

@@ -13,7 +13,8 @@ from models_for_tests import ARCHITECTURES, tiny
 
 from interp.models.loading import load
 from interp.models.pairs import identical
-from interp.unlearning.catalogue import OBJECTIVES
+from interp.unlearning.catalogue import METHODS, sets_of
+from interp.unlearning.checkpoints import save
 from interp.unlearning.config import Stop, TrainingConfig, make_card
 from interp.unlearning.examples import Draws, Example, batch_of, tokenize
 from interp.unlearning.scores import Reference, Scorer, label_scores
@@ -25,7 +26,6 @@ RETAIN = [Example(prompt="w11 w12", answer=" w13"), Example(prompt="w14", answer
 PREFERRED = [Example(prompt="w3 w4", answer=" w20 w21"), Example(prompt="w6 w7 w8", answer=" w22")]
 SETS = {"forget": FORGET, "retain": RETAIN, "preferred": PREFERRED}
 CONFIG = TrainingConfig(learning_rate=1e-3, num_steps=8, batch_size=2, autocast=False, layer=1)
-BY_GRADIENT = [name for name in OBJECTIVES if name != "task_vector"]
 
 
 def trained(vanilla=None, sets=SETS, **changes):
@@ -148,7 +148,7 @@ def test_scores_are_those_of_plain_forwards(name):
 # The loop
 
 
-@pytest.mark.parametrize("name", BY_GRADIENT)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_objective_does_what_it_says(name):
     vanilla = tiny()
     before = vanilla.content_hash()
@@ -159,16 +159,14 @@ def test_every_objective_does_what_it_says(name):
     assert not done.model.model.training
     assert done.reason == "all 8 steps"
     assert [row["step"] for row in done.history] == list(range(8))
-    needs = OBJECTIVES[name].needs
     if name == "rmu":
         assert done.history[-1]["loss"] < done.history[0]["loss"] - 0.01
-    if "forget_logprobs" in needs:
+    elif "forget" in sets_of(name):
         assert ce(done.model, FORGET) > ce(vanilla, FORGET) + 0.001
-    if "preferred_logprobs" in needs:
+    if "preferred" in sets_of(name):
         assert ce(done.model, PREFERRED) < ce(vanilla, PREFERRED)
     if name in ("finetune", "gd", "npo_rt", "simnpo", "idk"):
         assert ce(done.model, RETAIN) < ce(vanilla, RETAIN)
-    if "retain_logprobs" in needs:
         assert done.history[0]["retain_ce"] == pytest.approx(ce(vanilla, RETAIN), rel=1e-5)
 
 
@@ -325,6 +323,77 @@ def test_after_divergence_the_weights_are_those_of_the_last_evaluation():
     assert all(torch.equal(p, kept[-1][n]) for n, p in done.model.model.named_parameters())
 
 
+def test_a_task_vector_is_what_learning_did_negated():
+    vanilla = tiny()
+    learned = trained(vanilla, {"retain": FORGET}, objective="finetune").model
+    negated = trained(vanilla, objective="task_vector", settings={"alpha": 0.5}).model
+    before = dict(vanilla.model.named_parameters())
+    after = dict(negated.model.named_parameters())
+    for name, parameter in learned.model.named_parameters():
+        expected = before[name] - 0.5 * (parameter - before[name])
+        torch.testing.assert_close(after[name], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"parameters": "lora", "lora_rank": 2}])
+def test_a_task_vector_is_evaluated_as_it_will_be_made(changes):
+    found = []
+
+    def evaluate(model):
+        found.append(ce(model, FORGET))
+        return {}
+
+    done = trained(objective="task_vector", evaluate=evaluate, evaluate_every=4, **changes)
+    assert found[0] == pytest.approx(ce(tiny(), FORGET))
+    assert found[0] < found[1] < found[2]
+    assert found[2] == pytest.approx(ce(done.model, FORGET), rel=1e-4)
+    # What learns is not disturbed by it.
+    assert done.history[-1]["forget_ce"] < done.history[0]["forget_ce"]
+
+
+def test_the_turns_of_lingteas_code_are_epochs():
+    sets = {"forget": SAME_LENGTH[:3], "retain": SAME_LENGTH[3:8]}
+    history = trained(sets=sets, objective="lingtea_code", batch_size=2, num_steps=12).history
+    turns = ["forget" if "forget_ce" in row else "retain" for row in history]
+    # Two steps see three examples, three steps see five.
+    assert turns == [*["forget"] * 2, *["retain"] * 3] * 2 + ["forget"] * 2
+
+
+# What is kept
+
+
+def test_an_adapter_is_kept_as_an_adapter(tmp_path):
+    peft = pytest.importorskip("peft")
+    vanilla = tiny()
+    save(vanilla, tmp_path / "v", card={})
+    vanilla = load(str(tmp_path / "v"))
+    done = trained(vanilla, out=tmp_path / "m", parameters="lora", lora_rank=2)
+    names = {path.name for path in (tmp_path / "m").iterdir()}
+    assert names >= {"adapter_config.json", "adapter_model.safetensors", "unlearning.json"}
+    assert "model.safetensors" not in names
+    for again in (load(str(tmp_path / "m"), like=vanilla), load(str(tmp_path / "m"))):
+        assert again.content_hash() == done.model.content_hash()
+    theirs = peft.PeftModel.from_pretrained(tiny().model, str(tmp_path / "m"))
+    ids = torch.tensor([[1, 5, 6, 7]])
+    logits = done.model.model(ids).logits
+    torch.testing.assert_close(theirs(ids).logits, logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parameters", ["layers", "lora"])
+@pytest.mark.parametrize("objective", ["gd", "task_vector"])
+def test_checkpoints_are_what_a_shorter_run_would_have_made(tmp_path, parameters, objective):
+    vanilla = tiny()
+    changes = {"parameters": parameters, "lora_rank": 2, "objective": objective}
+    trained(vanilla, out=tmp_path / "m", checkpoint_every=3, **changes)
+    folder = tmp_path / "m.checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00003", "step-00006"]
+    kept = load(str(folder / "step-00003"), like=vanilla)
+    shorter = trained(vanilla, num_steps=3, **changes).model
+    for one, other in zip(kept.model.parameters(), shorter.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    card = json.loads((folder / "step-00003" / "unlearning.json").read_text(encoding="utf-8"))
+    assert (len(card["history"]), card["reason"]) == (3, "checkpoint after step 3")
+
+
 # Going on
 
 
@@ -333,7 +402,13 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"parameters": "lora", "lora_rank": 2, "objective": "npo_kl"}]
+    "changes",
+    [
+        {},
+        {"parameters": "lora", "lora_rank": 2, "objective": "npo_kl"},
+        {"objective": "task_vector"},
+        {"objective": "lingtea_code"},
+    ],
 )
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, changes):
     sets = {"forget": SAME_LENGTH[:4], "retain": SAME_LENGTH[4:]}
@@ -379,7 +454,8 @@ def test_a_finished_run_is_not_done_again(tmp_path, monkeypatch):
     assert card["parent_hash"] == vanilla.content_hash()
     assert card["method"] == "gd"
     assert card["settings"]["settings"] == {"gamma": 1.0, "alpha": 1.0}
-    assert card["forget"][0]["prompt"] == "w3 w4"
+    assert card["data"]["forget"]["examples"] == 2
+    assert card["data"]["retain"]["languages"] == {"": 2}
     for change, says in [
         ({"learning_rate": 2e-3}, "learning_rate 0.001 instead of 0.002"),
         ({"objective": "ga"}, "method 'gd' instead of 'ga'"),
@@ -410,7 +486,10 @@ def test_equal_cards_are_equal_runs():
         ({"objective": "dpo", "sets": {"forget": FORGET}}, "dpo needs preferred examples"),
         ({"sets": {**SETS, "preferred": PREFERRED[:1]}, "objective": "dpo"}, "1 preferred answers"),
         ({"objective": "forget"}, "no objective 'forget'; valid: finetune, ga, gd"),
-        ({"objective": "task_vector"}, "no objective 'task_vector'"),
+        (
+            {"objective": "lingtea_code", "settings": {"alpha": 2.0}},
+            "no setting 'alpha'; valid: none",
+        ),
         ({"settings": {"beta": 1.0}}, "gd has no setting 'beta'; valid: gamma, alpha"),
         ({"parameters": "heads"}, "no parameter group 'heads'; valid groups: layers, mlp"),
         ({"parameters": "lora", "lora_rank": 0}, "lora_rank must be at least 1, not 0"),

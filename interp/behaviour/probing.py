@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import pandas as pd
 import torch
@@ -22,8 +23,12 @@ from transformers import DynamicCache
 from interp.data.query import Query
 from interp.data.templates import template_languages, templates
 from interp.models.language_model import LanguageModel
+from interp.unlearning.readout import label_logprobs
 
 COLUMNS = ("language", "concept", "query_id", "answer", "guess", "right", "rank", "num_candidates")
+
+MAX_ROWS = 512
+"""Candidates that are run together."""
 
 _NORMAL_95 = 1.959964
 
@@ -76,11 +81,7 @@ def probe(
     chosen = candidates_of(queries) if candidates is None else [tuple(c) for c in candidates]
     if len(chosen) != len(queries):
         raise ValueError(f"{len(queries)} queries have {len(chosen)} lists of candidates")
-    rows = []
-    asked = zip(queries, chosen, strict=True)
-    for query, options in tqdm(
-        asked, desc="probing", unit="query", total=len(queries), disable=not progress, delay=2
-    ):
+    for query, options in zip(queries, chosen, strict=True):
         if query.answer not in options:
             raise ValueError(
                 f"the answer {query.answer!r} of {query.id} in {query.language!r} is not among its "
@@ -88,8 +89,15 @@ def probe(
             )
         if len(set(options)) < 2:
             raise ValueError(f"{query.id} in {query.language!r} needs at least two candidates")
-        scores = candidate_nll(model, query.prompt, _joined(query.language, options)).tolist()
-        right = scores[options.index(query.answer)]
+    asked = [
+        (query.prompt, _joined(query.language, options))
+        for query, options in zip(queries, chosen, strict=True)
+    ]
+    scored = _all_nll(model, asked, progress=progress)
+    rows = []
+    for query, options, nll in zip(queries, chosen, scored, strict=True):
+        scores = nll.tolist()
+        right = scores[options.index(query.answer or "")]
         rows.append(
             {
                 "language": query.language,
@@ -152,14 +160,10 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-@torch.inference_mode()
 def candidate_nll(
     model: LanguageModel, prompt: str, continuations: Sequence[str]
 ) -> Float[Tensor, " candidate"]:
     """Mean negative log-likelihood, in nats per token, of each continuation of a prompt.
-
-    The prompt is read once; its keys and values serve all continuations. Logits are formed only
-    where a continuation's token is predicted.
 
     Args:
         model: the model.
@@ -169,29 +173,80 @@ def candidate_nll(
     Raises:
         ValueError: a prompt of which no token is left when a continuation is joined to it.
     """
-    prompt_ids, rows = _split(model, prompt, continuations)
+    return _all_nll(model, [(prompt, continuations)], progress=False)[0]
+
+
+@torch.inference_mode()
+def _all_nll(
+    model: LanguageModel, asked: Sequence[tuple[str, Sequence[str]]], *, progress: bool
+) -> list[Float[Tensor, " candidate"]]:
+    """`candidate_nll` of many prompts.
+
+    Prompts of the same length are run together, so that nothing is padded before what is scored.
+    """
+    split = [_split(model, prompt, continuations) for prompt, continuations in asked]
+    order = sorted(range(len(split)), key=lambda number: len(split[number][0]))
+    found: dict[int, Tensor] = {}
+    bar = tqdm(total=len(split), desc="probing", unit="query", disable=not progress, delay=2)
+    with bar:
+        for _, same in groupby(order, key=lambda number: len(split[number][0])):
+            for batch in _batches(list(same), [len(rows) for _, rows in split]):
+                scores = _batch_nll(model, [split[number] for number in batch])
+                found.update(zip(batch, scores, strict=True))
+                bar.update(len(batch))
+    return [found[number] for number in range(len(split))]
+
+
+def _batches(numbers: list[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers in batches of at most `MAX_ROWS` candidates, or of one number."""
+    batch: list[int] = []
+    total = 0
+    for number in numbers:
+        if batch and total + sizes[number] > MAX_ROWS:
+            yield batch
+            batch, total = [], 0
+        batch.append(number)
+        total += sizes[number]
+    yield batch
+
+
+def _batch_nll(
+    model: LanguageModel, asked: Sequence[tuple[list[int], list[list[int]]]]
+) -> list[Float[Tensor, " candidate"]]:
+    """Prompts of one length, each with the tokens of its candidates.
+
+    A prompt is read once; its keys and values serve all its candidates. Logits are formed only
+    where a candidate's token is predicted.
+    """
     device, anatomy = model.device, model.anatomy
+
+    def put(values: object) -> Tensor:
+        return torch.tensor(values, device=device)
+
+    rows = [(number, row) for number, (_, found) in enumerate(asked) for row in found]
     cache = DynamicCache(config=model.model.config)
-    first = anatomy.body(
-        input_ids=torch.tensor([prompt_ids], device=device), past_key_values=cache, use_cache=True
-    ).last_hidden_state[0, -1:]
-    nll = -anatomy.logits(first).float().log_softmax(-1)[0, [row[0] for row in rows]]
-    width = max(map(len, rows)) - 1
-    if width:
-        longer = [number for number, row in enumerate(rows) if len(row) > 1]
-        cache.batch_repeat_interleave(len(longer))
+    states = anatomy.body(
+        input_ids=put([prompt for prompt, _ in asked]), past_key_values=cache, use_cache=True
+    ).last_hidden_state[:, -1]
+    prompt = put([number for number, _ in rows])
+    first = anatomy.logits(states).float().log_softmax(-1)
+    nll = -first[prompt, put([row[0] for _, row in rows])]
+    longer = [(at, number, row) for at, (number, row) in enumerate(rows) if len(row) > 1]
+    if longer:
+        cache.batch_select_indices(put([number for _, number, _ in longer]))
+        width = max(len(row) for _, _, row in longer) - 1
         # The last token predicts nothing that is scored.
-        ids = [rows[n][:-1] + [rows[n][-1]] * (width - len(rows[n]) + 1) for n in longer]
+        ids = [row[:-1] + [row[-1]] * (width - len(row) + 1) for _, _, row in longer]
         states = anatomy.body(
-            input_ids=torch.tensor(ids, device=device), past_key_values=cache, use_cache=True
+            input_ids=put(ids), past_key_values=cache, use_cache=True
         ).last_hidden_state
-        where = [(i, place) for i, n in enumerate(longer) for place in range(len(rows[n]) - 1)]
-        at, places = (torch.tensor(column, device=device) for column in zip(*where, strict=True))
-        targets = torch.tensor([t for n in longer for t in rows[n][1:]], device=device)
-        logits = anatomy.logits(states[at, places]).float()
-        following = logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
-        nll = nll.index_add(0, torch.tensor(longer, device=device)[at], following)
-    return nll / torch.tensor([len(row) for row in rows], device=device)
+        where = [(i, place) for i, (*_, row) in enumerate(longer) for place in range(len(row) - 1)]
+        at, places = (put(column) for column in zip(*where, strict=True))
+        targets = put([token for *_, row in longer for token in row[1:]])
+        following = label_logprobs(anatomy, states[at, places], targets)
+        nll = nll.index_add(0, put([at for at, _, _ in longer])[at], -following)
+    nll = nll / put([len(row) for _, row in rows])
+    return list(nll.split([len(found) for _, found in asked]))
 
 
 def _split(

@@ -1,9 +1,8 @@
 """What each unlearning objective needs, so that a trainer computes only that.
 
 One step of training: compute `TENSORS` by name for the names in `OBJECTIVES[name].needs`, then
-`OBJECTIVES[name].function(**tensors, **settings)`. LingTea's released code minimises two of them in
-turn, by epoch: `lingtea_code_forget` and `lingtea_code_retain`. `task_vector` is a step after
-fine-tuning on F, not a loss.
+`OBJECTIVES[name].function(**tensors, **settings)`. LingTea's released code, `lingtea_code`,
+minimises two of them in turn. `task_vector` learns F, and then what it learned is subtracted.
 """
 
 from __future__ import annotations
@@ -35,8 +34,6 @@ TENSORS: dict[str, str] = {
     "retain_reference_states": "θ₀'s residual stream after that layer on R",
     "retain_positions": "True at R's real positions",
     "direction": "the fixed random unit vector [d_model]",
-    "parameters": "θ₀'s parameters by name",
-    "finetuned": "by name, the parameters of θ₀ fine-tuned on F with CE",
 }
 
 
@@ -45,14 +42,16 @@ class Objective:
     """An objective as data.
 
     Attributes:
-        function: what is minimised (for `task_vector`: what makes the new parameters).
+        function: what is minimised.
         needs: names out of `TENSORS`, the function's arguments.
         settings: its other arguments, as the sources set them.
+        negated: α, where the model that is made is θ₀ − α·(θ − θ₀).
     """
 
     function: Callable[..., object]
     needs: tuple[str, ...]
     settings: Mapping[str, float] = field(default_factory=dict)
+    negated: float | None = None
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -119,11 +118,7 @@ OBJECTIVES: dict[str, Objective] = {
         ),
         settings={"c": 6.5, "alpha": 1200.0},
     ),
-    "task_vector": Objective(
-        function=representation.task_vector,
-        needs=("parameters", "finetuned"),
-        settings={"alpha": 1.0},
-    ),
+    "task_vector": Objective(function=objectives.finetune_forget, needs=_FORGET, negated=1.0),
     "lingtea": Objective(
         function=lingtea.lingtea,
         needs=(*_FORGET, *_RETAIN_KL, "retain_logprobs", "retain_reference_logprobs"),
@@ -134,3 +129,35 @@ OBJECTIVES: dict[str, Objective] = {
         needs=(*_RETAIN, "retain_repeat_logprobs", "retain_own_kl"),
     ),
 }
+
+IN_TURN: dict[str, tuple[str, ...]] = {
+    "lingtea_code": ("lingtea_code_forget", "lingtea_code_retain"),
+}
+"""Methods that minimise several objectives in turn, each for an epoch of its set."""
+
+METHODS: tuple[str, ...] = (
+    *(name for name in OBJECTIVES if not any(name in parts for parts in IN_TURN.values())),
+    *IN_TURN,
+)
+"""All that a model can be trained with."""
+
+
+def objectives_of(method: str) -> tuple[Objective, ...]:
+    """What a method minimises: one objective, or several in turn."""
+    return tuple(OBJECTIVES[name] for name in IN_TURN.get(method, (method,)))
+
+
+def sets_of(method: str) -> tuple[str, ...]:
+    """The sets of examples that a method needs."""
+    needed = {name for objective in objectives_of(method) for name in objective.sets}
+    return tuple(name for name in SETS if name in needed)
+
+
+def settings_of(method: str) -> dict[str, float]:
+    """A method's own settings, as its sources have them."""
+    found: dict[str, float] = {}
+    for objective in objectives_of(method):
+        found |= objective.settings
+        if objective.negated is not None:
+            found["alpha"] = objective.negated
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,25 @@ STATE = "training_state.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter.
+
+    Attributes:
+        config: peft's LoraConfig.
+        tensors: its weights, under the names that peft gives them in a file.
+    """
+
+    config: Any
+    tensors: Mapping[str, Tensor]
+
+
 def save(
-    model: LanguageModel, directory: str | os.PathLike[str], *, card: Mapping[str, object]
+    model: LanguageModel,
+    directory: str | os.PathLike[str],
+    *,
+    card: Mapping[str, object],
+    adapter: Adapter | None = None,
 ) -> Path:
     """Write a model as a Hugging Face directory with a card, complete or not at all.
 
@@ -35,11 +53,16 @@ def save(
         model: what to save; its tokenizer goes along.
         directory: where to; replaced if it exists.
         card: how the model came about, written to `unlearning.json`.
+        adapter: if given, it is written instead of the model, as a PEFT directory.
     """
     target = Path(directory)
 
     def write(folder: Path) -> None:
-        model.model.save_pretrained(folder)
+        if adapter is None:
+            model.model.save_pretrained(folder)
+        else:
+            adapter.config.save_pretrained(folder)
+            save_file(dict(adapter.tensors), folder / "adapter_model.safetensors")
         model.tokenizer.save_pretrained(folder)
         text = json.dumps(card, ensure_ascii=False, indent=2)
         (folder / CARD).write_text(text + "\n", encoding="utf-8")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 
 from interp.models.language_model import LanguageModel
-from interp.unlearning.catalogue import OBJECTIVES, SETS
+from interp.unlearning.catalogue import METHODS, SETS, objectives_of, sets_of, settings_of
 from interp.unlearning.examples import Example
 
 
@@ -35,7 +38,7 @@ class TrainingConfig:
     """Settings of a training run.
 
     Attributes:
-        objective: a name out of `OBJECTIVES`.
+        objective: a name out of `interp.unlearning.catalogue.METHODS`.
         settings: the objective's own settings; those of its sources where not given.
         parameters: `layers` (all weights but embedding and unembedding), `mlp`, `attn`, or `lora`.
         layers: only these layers, from 0; all if None.
@@ -52,6 +55,8 @@ class TrainingConfig:
             where the processor has bf16 matrix units.
         gradient_checkpointing: keep no states inside a layer; slower, with less memory.
         evaluate_every: steps between evaluations; 0 for none.
+        checkpoint_every: steps between models that are kept, beside the directory of the last one;
+            0 for none.
         stops: when to stop early.
         layer: whose states `rmu` moves, from 0; 7 in its source.
         seed: of the order of the examples and of `rmu`'s direction.
@@ -73,20 +78,28 @@ class TrainingConfig:
     autocast: bool = True
     gradient_checkpointing: bool = False
     evaluate_every: int = 0
+    checkpoint_every: int = 0
     stops: tuple[Stop, ...] = ()
     layer: int = 7
     seed: int = 0
 
 
 def make_card(
-    vanilla: LanguageModel, examples: Mapping[str, Sequence[Example]], config: TrainingConfig
+    vanilla: LanguageModel,
+    examples: Mapping[str, Sequence[Example]],
+    config: TrainingConfig,
+    about: Mapping[str, object] = MappingProxyType({}),
 ) -> dict[str, object]:
-    """Method, settings, data and parent of a model. Equal cards mean equal models."""
+    """Method, settings, data and parent of a model. Equal cards mean equal models.
+
+    Args:
+        vanilla: the parent.
+        examples: by set, what is trained on; the card has their number, languages and hash.
+        config: the settings.
+        about: further entries, such as where the examples come from.
+    """
     settings = asdict(config)
-    settings["settings"] = {
-        **OBJECTIVES[config.objective].settings,
-        **config.settings,
-    }
+    settings["settings"] = {**settings_of(config.objective), **config.settings}
     # JSON has no infinity, and no tuples.
     for stop in settings["stops"]:
         for bound in ("above", "below"):
@@ -96,9 +109,19 @@ def make_card(
         "settings": settings,
         "parent": vanilla.name,
         "parent_hash": vanilla.content_hash(),
-        **{name: [asdict(example) for example in given] for name, given in examples.items()},
+        "data": {name: _summary(given) for name, given in examples.items()},
+        **about,
     }
     return json.loads(json.dumps(card))
+
+
+def _summary(examples: Sequence[Example]) -> dict[str, object]:
+    text = json.dumps([asdict(example) for example in examples])
+    return {
+        "examples": len(examples),
+        "languages": dict(Counter(example.language for example in examples)),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
 
 
 def check(
@@ -113,15 +136,13 @@ def check(
     Raises:
         ValueError: it cannot; the message names the setting and what would be right.
     """
-    trainable = [name for name, entry in OBJECTIVES.items() if "finetuned" not in entry.needs]
-    if config.objective not in trainable:
-        raise ValueError(f"no objective {config.objective!r}; valid: {', '.join(trainable)}")
-    objective = OBJECTIVES[config.objective]
+    if config.objective not in METHODS:
+        raise ValueError(f"no objective {config.objective!r}; valid: {', '.join(METHODS)}")
     for name in config.settings:
-        if name not in objective.settings:
-            valid = ", ".join(objective.settings) or "none"
+        if name not in settings_of(config.objective):
+            valid = ", ".join(settings_of(config.objective)) or "none"
             raise ValueError(f"{config.objective} has no setting {name!r}; valid: {valid}")
-    for name in objective.sets:
+    for name in sets_of(config.objective):
         if not examples.get(name):
             raise ValueError(f"{config.objective} needs {name} examples: give at least one")
         if isinstance(config.batch_size, Mapping) and name not in config.batch_size:
@@ -142,13 +163,14 @@ def check(
     ]:
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
-    for name in ("warmup_steps", "evaluate_every"):
+    for name in ("warmup_steps", "evaluate_every", "checkpoint_every"):
         if getattr(config, name) < 0:
             raise ValueError(f"{name} must be at least 0, not {getattr(config, name)}")
     for name in ("learning_rate", "max_grad_norm"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be above 0, not {getattr(config, name)}")
-    if "direction" in objective.needs and not 0 <= config.layer < vanilla.num_layers:
+    needs = {need for objective in objectives_of(config.objective) for need in objective.needs}
+    if "direction" in needs and not 0 <= config.layer < vanilla.num_layers:
         raise ValueError(
             f"no layer {config.layer} for {config.objective}; {vanilla.name!r} has 0 to "
             f"{vanilla.num_layers - 1}"
@@ -170,9 +192,11 @@ def difference(found: Mapping[str, object], wanted: Mapping[str, object]) -> str
     for key in dict.fromkeys((*found, *wanted)):
         one, other = found.get(key), wanted.get(key)
         if one != other and key != "parent":
+            if key in SETS:
+                return f"other {key} examples"
             if isinstance(one, dict) and isinstance(other, dict):
                 return difference(one, other)
             if isinstance(one, list) or isinstance(other, list):
-                return f"other {key} examples" if key in SETS else f"another {key}"
+                return f"another {key}"
             return f"{key} {one!r} instead of {other!r}"
     return ""

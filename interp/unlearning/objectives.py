@@ -70,6 +70,14 @@ def finetune(
     return ce(retain_logprobs, retain_mask)
 
 
+def finetune_forget(
+    forget_logprobs: Float[Tensor, "sequence label"],
+    forget_mask: Bool[Tensor, "sequence label"],
+) -> Float[Tensor, ""]:
+    """CE(F): learning what is then subtracted as a task vector (Ilharco et al. 2023)."""
+    return ce(forget_logprobs, forget_mask)
+
+
 def ga(
     forget_logprobs: Float[Tensor, "sequence label"],
     forget_mask: Bool[Tensor, "sequence label"],

@@ -7,9 +7,10 @@ the loss and its gradient in h:
     log p(y)             gradient  W_y − Σᵥ pᵥ Wᵥ
     KL(p₀ ‖ p)           gradient  Σᵥ (pᵥ − p₀ᵥ) Wᵥ
 
-Both are made chunk by chunk in the forward pass, two matrix products in all; the logits of a chunk
-are gone before the next one's are made. Where logits are capped, or the unembedding is trained,
-autograd does the same, recomputing each chunk.
+Both are made in the forward pass, block by block of the vocabulary, so that logits never leave the
+processor's cache: sums over the vocabulary are kept relative to the largest logit so far. Where
+logits are capped, or the unembedding is trained, autograd does the same, recomputing chunks of
+labels.
 """
 
 from __future__ import annotations
@@ -25,8 +26,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from interp.models.anatomy import Anatomy
 
+BLOCK = 8192
+"""Tokens of the vocabulary at a time."""
+
+ROWS = 256
+"""Labels at a time."""
+
 CHUNK_ELEMENTS = 2**25
-"""Logits in memory at a time: 128 MiB in float32."""
+"""Logits in memory at a time where autograd recomputes them: 128 MiB in float32."""
 
 
 def label_logprobs(
@@ -112,9 +119,42 @@ def _product(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product.float() if bias is None else product.float() + bias
 
 
-def _mean_row(weights: Tensor, weight: Tensor) -> Tensor:
-    """Σᵥ aᵥ Wᵥ in float32; the product itself in the weight's precision."""
-    return (weights.to(weight.dtype) @ weight).float()
+def _blocks(unembed: nn.Linear) -> list[tuple[Tensor, Tensor | None]]:
+    """The unembedding in blocks of the vocabulary."""
+    weights = _as_computed(unembed.weight).split(BLOCK)
+    biases = [None] * len(weights) if unembed.bias is None else unembed.bias.split(BLOCK)
+    return list(zip(weights, biases, strict=True))
+
+
+class _Sums:
+    """Σᵥ exp(zᵥ) and Σᵥ exp(zᵥ) aᵥ over the blocks seen so far, relative to the largest zᵥ.
+
+    Where a block has a larger one, the sums so far are scaled down to it (Milakov & Gimelshein
+    2018).
+    """
+
+    def __init__(self, states: Tensor) -> None:
+        self.largest = states.new_full((len(states),), -torch.inf, dtype=torch.float32)
+        self.total = torch.zeros_like(self.largest)
+
+    def scale(self, logits: Tensor) -> Tensor:
+        """Take the logits of another block into account; by what earlier sums are multiplied."""
+        largest = torch.maximum(self.largest, logits.amax(-1))
+        factor = (self.largest - largest).exp()
+        self.largest = largest
+        self.total = self.total * factor
+        return factor
+
+    def add(self, logits: Tensor) -> Tensor:
+        """exp of a block's logits relative to the largest, which are changed in place."""
+        found = logits.sub_(self.largest[:, None]).exp_()
+        self.total = self.total + found.sum(-1)
+        return found
+
+    @property
+    def normaliser(self) -> Tensor:
+        """log Σᵥ exp(zᵥ)."""
+        return self.largest + self.total.log()
 
 
 def _wants_slopes(states: Tensor) -> bool:
@@ -123,35 +163,57 @@ def _wants_slopes(states: Tensor) -> bool:
 
 def _logprobs(unembed: nn.Linear, states: Tensor, targets: Tensor) -> Tensor:
     """log p(y)."""
-    weight, wanted = _as_computed(unembed.weight), _wants_slopes(states)
+    wanted = _wants_slopes(states)
     found, slopes = [], []
     with torch.no_grad():
-        size = _chunk_size(weight)
-        for rows, labels in zip(states.split(size), targets.split(size), strict=True):
-            logits = _product(rows, weight, unembed.bias)
-            normaliser = logits.logsumexp(-1)
-            found.append(logits.gather(-1, labels[:, None])[:, 0] - normaliser)
+        for rows, labels in zip(states.split(ROWS), targets.split(ROWS), strict=True):
+            sums, mean = _Sums(rows), rows.new_zeros(rows.shape, dtype=torch.float32)
+            for weight, bias in _blocks(unembed):
+                logits = _product(rows, weight, bias)
+                factor = sums.scale(logits)
+                weights = sums.add(logits)
+                if wanted:
+                    mean = mean * factor[:, None] + (weights.to(weight.dtype) @ weight).float()
+            label_rows = _as_computed(unembed.weight)[labels].float()
+            value = (rows.to(unembed.weight.dtype).float() * label_rows).sum(-1)
+            if unembed.bias is not None:
+                value = value + unembed.bias[labels]
+            found.append(value - sums.normaliser)
             if wanted:
-                probabilities = logits.sub_(normaliser[:, None]).exp_()
-                slopes.append(weight[labels].float() - _mean_row(probabilities, weight))
+                slopes.append(label_rows - mean / sums.total[:, None])
         values = torch.cat(found)
     return _WithSlopes.apply(states, values, torch.cat(slopes)) if wanted else values
 
 
 def _kl(unembed: nn.Linear, states: Tensor, reference: nn.Linear, others: Tensor) -> Tensor:
     """KL(p₀ ‖ p)."""
-    weight, wanted = _as_computed(unembed.weight), _wants_slopes(states)
-    reference_weight = _as_computed(reference.weight)
+    wanted = _wants_slopes(states)
     found, slopes = [], []
     with torch.no_grad():
-        size = _chunk_size(weight)
-        for rows, before_rows in zip(states.split(size), others.split(size), strict=True):
-            after = _product(rows, weight, unembed.bias).log_softmax(-1)
-            before = _product(before_rows, reference_weight, reference.bias).log_softmax(-1)
-            probabilities = before.exp()
-            found.append(probabilities.mul(before.sub_(after)).sum(-1))
+        for rows, before_rows in zip(states.split(ROWS), others.split(ROWS), strict=True):
+            after_sums, before_sums = _Sums(rows), _Sums(before_rows)
+            zeros = rows.new_zeros(rows.shape, dtype=torch.float32)
+            after_mean, before_mean, gap = zeros, zeros, zeros[:, 0]
+            for block, before_block in zip(_blocks(unembed), _blocks(reference), strict=True):
+                after, before = _product(rows, *block), _product(before_rows, *before_block)
+                differences = before - after
+                after_factor, before_factor = after_sums.scale(after), before_sums.scale(before)
+                before_weights = before_sums.add(before)
+                gap = gap * before_factor + (before_weights * differences).sum(-1)
+                after_weights = after_sums.add(after)
+                if wanted:
+                    weight = block[0]
+                    after_mean = after_mean * after_factor[:, None]
+                    after_mean += (after_weights.to(weight.dtype) @ weight).float()
+                    before_mean = before_mean * before_factor[:, None]
+                    before_mean += (before_weights.to(weight.dtype) @ weight).float()
+            mean_gap = gap / before_sums.total
+            found.append(mean_gap - before_sums.normaliser + after_sums.normaliser)
             if wanted:
-                slopes.append(_mean_row(after.exp_().sub_(probabilities), weight))
+                slopes.append(
+                    after_mean / after_sums.total[:, None]
+                    - before_mean / before_sums.total[:, None]
+                )
         values = torch.cat(found)
     return _WithSlopes.apply(states, values, torch.cat(slopes)) if wanted else values
 

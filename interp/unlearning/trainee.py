@@ -7,7 +7,7 @@ with its adapters off: no second copy.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from interp.models.anatomy import Anatomy
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import copy_sharing
+from interp.unlearning.checkpoints import Adapter
+from interp.unlearning.representation import task_vector
 from interp.unlearning.scores import Reference
 
 PARAMETERS = ("layers", "mlp", "attn", "lora")
@@ -69,12 +71,17 @@ class Trainee:
             parameter.requires_grad_(name in own)
         self.model = LanguageModel(copied, vanilla.tokenizer, name=f"{vanilla.name} unlearned")
         self.reference = Reference(vanilla)
+        self._lora: Any = None
+        self._vanilla_parameters: dict[str, nn.Parameter] | None
+        self._vanilla_parameters = dict(vanilla.model.named_parameters())
         if parameters == "lora":
             # The anatomy is looked up while its modules are still there by their own names.
             assert self.model.anatomy
-            _add_adapters(
+            self._lora = _add_adapters(
                 copied, names, rank=lora_rank, alpha=lora_alpha or 2 * lora_rank, seed=seed
             )
+            self._lora.base_model_name_or_path = vanilla.name
+            self._vanilla_parameters = None
             self.reference = Reference(self.model, self._adapters_off)
         if gradient_checkpointing:
             # Not reentrant: gradients reach adapters although no input has one.
@@ -100,6 +107,47 @@ class Trainee:
         self.model.model.requires_grad_(False)
         self.model.model.eval()
         return LanguageModel(self.model.model, self.model.tokenizer, name=self.model.name)
+
+    @contextmanager
+    def as_made(self, negated: float | None) -> Iterator[None]:
+        """θ in evaluation mode and, where α is given, negated; afterwards as it was."""
+        kept = snapshot(self.trained) if negated is not None else {}
+        if negated is not None:
+            self.negate(negated)
+        self.model.model.eval()
+        try:
+            yield
+        finally:
+            self.model.model.train()
+            self.restore(kept)
+
+    @torch.no_grad()
+    def negate(self, alpha: float) -> None:
+        """Make θ what it should not be: θ₀ − α·(θ − θ₀), a task vector subtracted."""
+        if self._vanilla_parameters is None:
+            # Of W₀ + B A, the part B A.
+            for name, parameter in self.trained.items():
+                if "lora_B" in name:
+                    parameter.mul_(-alpha)
+            return
+        before = {name: self._vanilla_parameters[name] for name in self.trained}
+        self.restore(task_vector(before, self.trained, alpha=alpha))
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights into the trained parameters, by name."""
+        for name, tensor in weights.items():
+            self.trained[name].copy_(tensor)
+
+    def adapter(self) -> Adapter | None:
+        """The adapters as they are; None where weights themselves are trained."""
+        if self._lora is None:
+            return None
+        tensors = {
+            f"base_model.model.{name.replace('.default.', '.')}": parameter.detach().contiguous()
+            for name, parameter in self.trained.items()
+        }
+        return Adapter(config=self._lora, tensors=tensors)
 
     @contextmanager
     def _adapters_off(self) -> Iterator[None]:
@@ -140,7 +188,7 @@ def _is_adapted(module: nn.Module) -> bool:
     return hasattr(module, "lora_A") and hasattr(module, "enable_adapters")
 
 
-def _add_adapters(model: nn.Module, names: set[str], *, rank: int, alpha: int, seed: int) -> None:
+def _add_adapters(model: nn.Module, names: set[str], *, rank: int, alpha: int, seed: int) -> Any:
     """Low-rank adapters (Hu et al. 2022), A random from the seed, B zero."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -148,7 +196,13 @@ def _add_adapters(model: nn.Module, names: set[str], *, rank: int, alpha: int, s
         raise ImportError(
             "training with LoRA needs the package peft: pip install 'interp[unlearning]'"
         ) from error
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=sorted(names))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=sorted(names),
+        task_type="CAUSAL_LM",
+    )
     inject_adapter_in_model(config, model)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
@@ -158,6 +212,7 @@ def _add_adapters(model: nn.Module, names: set[str], *, rank: int, alpha: int, s
             bound = 1 / math.sqrt(parameter.shape[-1])
             values = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
             parameter.data.copy_(values)
+    return config
 
 
 def _set(model: nn.Module, name: str, module: nn.Module) -> None:

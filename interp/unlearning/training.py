@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from tqdm.auto import tqdm
 
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
-from interp.unlearning.catalogue import OBJECTIVES
+from interp.unlearning.catalogue import Objective, objectives_of, sets_of, settings_of
 from interp.unlearning.checkpoints import (
     CARD,
     STATE,
+    Adapter,
     load_state,
     read_progress,
     save,
@@ -65,6 +67,7 @@ def train(
     config: TrainingConfig = DEFAULTS,
     *,
     evaluate: Evaluate | None = None,
+    about: Mapping[str, object] = MappingProxyType({}),
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Trained:
@@ -77,8 +80,10 @@ def train(
         config: the settings.
         evaluate: called with θ in evaluation mode, before training and every
             `config.evaluate_every` steps; its metrics go into the history and can stop the run.
-        out: directory for the model, its card and the state of the run. What it holds of the same
-            run is not done again; a run that was killed goes on from its last evaluation.
+        about: further entries of the model's card (JSON), such as where the examples come from.
+        out: directory for the model (an adapter where LoRA trained it) and its card. What it holds
+            of the same run is not done again; a run that was killed goes on from its last
+            evaluation.
         progress: show a progress bar on standard error.
 
     Raises:
@@ -87,10 +92,10 @@ def train(
         ImportError: LoRA without the package `peft`.
     """
     check(vanilla, examples, config, evaluates=evaluate is not None)
-    used = {name: examples[name] for name in OBJECTIVES[config.objective].sets}
+    used = {name: examples[name] for name in sets_of(config.objective)}
     store = None
     if out is not None:
-        store = _Store(Path(out), make_card(vanilla, used, config))
+        store = _Store(Path(out), make_card(vanilla, used, config, about))
         if finished := store.finished(vanilla):
             return finished
     trainee = Trainee(
@@ -106,9 +111,12 @@ def train(
     if store is not None and store.state.exists():
         run.go_on_from(store)
     reason = run.to_the_end(store, progress)
+    if run.negated is not None:
+        trainee.negate(run.negated)
+    adapter = trainee.adapter()
     trained = Trained(model=trainee.finish(), history=run.history, reason=reason)
     if store is not None:
-        store.finish(trained)
+        store.finish(trained, adapter)
     return trained
 
 
@@ -139,12 +147,18 @@ class _Store:
         model = load(str(self.directory), like=vanilla)
         return Trained(model=model, history=history, reason=reason)
 
-    def finish(self, trained: Trained) -> None:
+    def finish(self, trained: Trained, adapter: Adapter | None) -> None:
         """Keep the model, which is called by its directory from here on."""
         card = self.card | {"history": trained.history, "reason": trained.reason}
-        save(trained.model, self.directory, card=card)
+        save(trained.model, self.directory, card=card, adapter=adapter)
         trained.model.name = str(self.directory)
         self.state.unlink(missing_ok=True)
+
+    def checkpoint(self, model: LanguageModel, adapter: Adapter | None, run: _Run) -> None:
+        """Keep the model as it is now, beside where the last one will be."""
+        folder = self.directory.with_name(f"{self.directory.name}.checkpoints")
+        card = self.card | {"history": run.history, "reason": f"checkpoint after step {run.step}"}
+        save(model, folder / f"step-{run.step:05}", card=card, adapter=adapter)
 
 
 class _Run:
@@ -159,9 +173,13 @@ class _Run:
         evaluate: Evaluate | None,
     ) -> None:
         self.trainee, self.config, self.evaluate = trainee, config, evaluate
-        self.objective = OBJECTIVES[config.objective]
+        self.objectives = objectives_of(config.objective)
+        self.settings = {**settings_of(config.objective), **config.settings}
+        self.negated: float | None = None
+        if self.objectives[0].negated is not None:
+            self.negated = self.settings.pop("alpha")
         direction = None
-        if "direction" in self.objective.needs:
+        if any("direction" in objective.needs for objective in self.objectives):
             direction = rmu_direction(vanilla.model.config.hidden_size, seed=config.seed)
             direction = direction.to(vanilla.device)
         self.scorer = Scorer(
@@ -236,6 +254,9 @@ class _Run:
                 shown = {key: f"{row[key]:.2f}" for key in ("forget_ce", "retain_ce") if key in row}
                 bar.set_postfix(shown)
                 bar.update()
+                if config.checkpoint_every and self.step % config.checkpoint_every == 0 and store:
+                    with self.trainee.as_made(self.negated):
+                        store.checkpoint(self.trainee.model, self.trainee.adapter(), self)
                 if config.evaluate_every and self.step % config.evaluate_every == 0:
                     metrics = dict(self._evaluated()) if self.evaluate is not None else {}
                     row.update(metrics)
@@ -251,19 +272,20 @@ class _Run:
         """One step's losses, with the gradients left in the parameters."""
         config = self.config
         device = self.trainee.model.device
-        settings = {**self.objective.settings, **config.settings}
+        objective, step = self._turn()
         whole = {
-            name: draws.indices(self.step, _batch_size(config, name))
+            name: draws.indices(step, _batch_size(config, name))
             for name, draws in self.draws.items()
+            if name in objective.sets
         }
-        if "preferred" in self.scorer.rows and "forget" in whole:
+        if "preferred" in objective.sets and "forget" in whole:
             whole["preferred"] = whole["forget"]
         sums: dict[str, float] = {}
         for part in range(config.accumulation):
             drawn = {name: numbers[part :: config.accumulation] for name, numbers in whole.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
-                tensors = self.scorer.tensors(self.objective.needs, drawn)
-            loss: Any = self.objective.function(**tensors, **settings)
+                tensors = self.scorer.tensors(objective.needs, drawn)
+            loss: Any = objective.function(**tensors, **self.settings)
             (loss / config.accumulation).backward()
             values = {"loss": loss.item()}
             for name in ("forget", "retain"):
@@ -276,6 +298,26 @@ class _Run:
             list(self.trainee.trained.values()), config.max_grad_norm
         )
         return {"step": float(self.step), **sums, "grad_norm": norm.item()}
+
+    def _turn(self) -> tuple[Objective, int]:
+        """What the next step minimises, and which step of that objective it is."""
+        if len(self.objectives) == 1:
+            return self.objectives[0], self.step
+        # In turn, an epoch each.
+        epochs = [self._epoch(objective) for objective in self.objectives]
+        before, place = divmod(self.step, sum(epochs))
+        for objective, length in zip(self.objectives, epochs, strict=True):
+            if place < length:
+                return objective, before * length + place
+            place -= length
+        raise AssertionError("the place lies within the epochs")
+
+    def _epoch(self, objective: Objective) -> int:
+        """Steps until an objective has seen its largest set."""
+        return max(
+            math.ceil(len(self.draws[name]) / _batch_size(self.config, name))
+            for name in objective.sets
+        )
 
     def _step(self) -> None:
         warmed = min(1.0, (self.step + 1) / (self.config.warmup_steps + 1))
@@ -309,19 +351,12 @@ class _Run:
 
     def _evaluated(self) -> Mapping[str, float]:
         assert self.evaluate is not None
-        model = self.trainee.model
-        model.model.eval()
-        try:
-            with torch.no_grad():
-                return {key: float(value) for key, value in self.evaluate(model).items()}
-        finally:
-            model.model.train()
+        with self.trainee.as_made(self.negated), torch.no_grad():
+            return {key: float(v) for key, v in self.evaluate(self.trainee.model).items()}
 
     def _back_to_good(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for name, parameter in self.trainee.trained.items():
-                parameter.copy_(self.good[name])
+        self.trainee.restore(self.good)
 
     def _keep(self, store: _Store) -> None:
         progress = {"card": store.card, "history": self.history, "before": self.before}
