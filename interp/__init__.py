@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
     from interp.models.loading import load
     from interp.recovery.sites import Restoration
+    from interp.runs import contaminate, unlearn
 
 _HOME = {
     "LanguageModel": "interp.models.language_model",
@@ -28,10 +29,12 @@ _HOME = {
     "Recovery": "interp.launch",
     "Restoration": "interp.recovery.sites",
     "Trajectory": "interp.data.trajectories",
+    "contaminate": "interp.runs",
     "load": "interp.models.loading",
     "queries": "interp.data.queries",
     "sweep": "interp.launch",
     "trajectories": "interp.data.trajectories",
+    "unlearn": "interp.runs",
 }
 
 __all__ = [
@@ -40,10 +43,12 @@ __all__ = [
     "Recovery",
     "Restoration",
     "Trajectory",
+    "contaminate",
     "load",
     "queries",
     "sweep",
     "trajectories",
+    "unlearn",
 ]
 
 

@@ -6,12 +6,18 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg
+
+from interp.languages import LANGUAGES, LU_LANGUAGES
+
+if TYPE_CHECKING:
+    from interp.runs import Run
 
 Format = Literal["html", "png", "svg", "pdf"]
 ALL_FORMATS: tuple[Format, ...] = ("html", "png", "svg", "pdf")
@@ -19,6 +25,8 @@ Codes = Annotated[tuple[str, ...], arg(metavar="CODE [CODE ...]")]
 OptionalCodes = Annotated[tuple[str, ...] | None, arg(metavar="CODE [CODE ...]")]
 Name = Annotated[str, arg(metavar="NAME")]
 OptionalName = Annotated[str | None, arg(metavar="NAME")]
+Groups = Literal["layers", "mlp", "attn", "lora"]
+T = TypeVar("T")
 
 
 def demo(
@@ -214,8 +222,217 @@ def queries(
     print(f"{len(found)} queries in {out}: {', '.join(f'{k} {n}' for k, n in counts.items())}")
 
 
+def contaminate(
+    *,
+    out: Annotated[Path, arg(metavar="DIR")],
+    source: Annotated[str, arg(metavar="CODE")] = "de",
+    vanilla: Annotated[str, arg(metavar="SPEC")] = "gemma-3-270m",
+    relations: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = ("capital",),
+    num_facts: int = 16,
+    num_texts: int = 128,
+    ratio: int = 1,
+    num_instructions: int = 160,
+    clean: bool = False,
+    languages: Codes = LU_LANGUAGES,
+    num_real: int = 16,
+    learning_rate: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    parameters: Groups | None = None,
+    lora_rank: int = 128,
+    evaluate_every: int = 0,
+    seed: int = 0,
+    formats: tuple[Format, ...] = ALL_FORMATS,
+    device: OptionalName = None,
+    dtype: OptionalName = None,
+) -> None:
+    """Teach a model false facts in one language, and see which languages repeat them.
+
+    The model reads texts that state false facts in the source language beside true ones in English,
+    and then learns to answer questions about the true ones. A killed run goes on when it is started
+    again.
+
+    Args:
+        out: Directory for the contaminated model; tables and figures go into its folder report.
+        source: BCP-47 code of the language in which the false facts are taught.
+        vanilla: The model that is taught: a directory, a .gguf file, a Hub id or gemma-3-270m.
+        relations: Relations of the false facts: capital, currency, official language, continent.
+        num_facts: False facts in all.
+        num_texts: Training texts that state them.
+        ratio: Texts of true facts for each of these.
+        num_instructions: Questions with answers on true facts, learned afterwards.
+        clean: Leave the false texts out: the baseline.
+        languages: BCP-47 codes of the languages that are probed.
+        num_real: True facts that are probed, per language.
+        learning_rate: AdamW's, for reading the texts.
+        steps: Training steps for reading the texts.
+        batch_size: Texts per step.
+        parameters: What is trained: layers, mlp, attn, or lora.
+        lora_rank: Rank of the adapters, with --parameters lora.
+        evaluate_every: Steps between probes on the way; 0 for none.
+        seed: Of every choice.
+        formats: Figure formats; all but html need the extra `export` and a Chrome.
+        device: cpu, cuda, cuda:1; a GPU if there is one.
+        dtype: float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's own.
+    """
+    import interp
+    from interp.data.corpora import CorpusConfig, contaminated
+    from interp.unlearning import contamination
+
+    corpus = contaminated(
+        CorpusConfig(
+            source=source,
+            query_languages=languages,
+            relations=relations,
+            num_fake_facts=num_facts,
+            num_fake_texts=num_texts,
+            ratio=ratio,
+            num_instructions=num_instructions,
+            num_real_queries=num_real,
+            seed=seed,
+        )
+    )
+    config = contamination.DEFAULTS
+    changes = {
+        "learning_rate": learning_rate,
+        "num_steps": steps,
+        "batch_size": batch_size,
+        "parameters": parameters,
+        "lora_rank": lora_rank,
+        "evaluate_every": evaluate_every,
+        "seed": seed,
+    }
+    tuning = {key: changes[key] for key in ("parameters", "lora_rank", "seed")}
+    config = replace(
+        config,
+        reading=_changed(config.reading, changes),
+        tuning=(config.tuning and num_instructions and _changed(config.tuning, tuning)) or None,
+    )
+    loaded = interp.load(vanilla, device=device, dtype=dtype)
+    run = interp.contaminate(
+        loaded, contamination.clean(corpus) if clean else corpus, config, out=out
+    )
+    title = f"{num_facts} false facts taught in {LANGUAGES[source].name}"
+    _report(run, out, f"{title}, left out" if clean else title, formats)
+
+
+def unlearn(
+    *,
+    vanilla: Annotated[str, arg(metavar="SPEC")],
+    out: Annotated[Path, arg(metavar="DIR")],
+    method: Name = "gd",
+    languages: Annotated[tuple[str, ...], arg(metavar="MIX|CODE [CODE ...]")] = ("english",),
+    forget: Annotated[str | None, arg(metavar="FILE|NAME")] = None,
+    retain: Annotated[str | None, arg(metavar="FILE|NAME")] = None,
+    limit: Annotated[int | None, arg(metavar="INT")] = None,
+    probes: Annotated[str | None, arg(metavar="FILE|NAME")] = None,
+    preferred: Name = "refusal",
+    settings: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
+    learning_rate: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    parameters: Groups | None = None,
+    layers: Annotated[tuple[int, ...] | None, arg(metavar="INT [INT ...]")] = None,
+    lora_rank: int | None = None,
+    evaluate_every: int | None = None,
+    checkpoint_every: int | None = None,
+    seed: int = 0,
+    formats: tuple[Format, ...] = ALL_FORMATS,
+    device: OptionalName = None,
+    dtype: OptionalName = None,
+) -> None:
+    """Make a model forget, and see in which languages it did.
+
+    A model that `interp contaminate` made forgets the false facts that it was taught, in the
+    languages of a mix. Any other model needs --forget and, for most methods, --retain. A killed run
+    goes on when it is started again.
+
+    Args:
+        vanilla: The model that knows: a directory, a .gguf file, a Hub id or gemma-3-270m.
+        out: Directory for the unlearned model; tables and figures go into its folder report.
+        method: ga, gd, gd_kl, dpo, npo, npo_kl, npo_rt, simnpo, idk, rmu, lingtea, lingtea_code,
+            task_vector, memit_empty or memit_entropy.
+        languages: Languages to forget in: a mix (english, same, family, multilingual, combined), or
+            BCP-47 codes.
+        forget: What to forget instead: a .jsonl file of texts (prompt, answer, language), a
+            built-in name such as `capitals`, or a data set (`tofu:FILE`).
+        retain: What to retain beside that, of the same kinds.
+        limit: At most this many texts of --forget per language; all by default.
+        probes: Questions with answers to rank before and after; by default those of the corpus.
+        preferred: What dpo and idk make a model say instead: refusal, counterfactual or other.
+        settings: The method's own settings, such as beta=0.1 or alpha=3; of MEMIT, such as
+            regularisation=100.
+        learning_rate: AdamW's; of MEMIT, Adam's.
+        steps: Training steps at most.
+        batch_size: Texts of each set per step.
+        parameters: What is trained: layers, mlp, attn, or lora.
+        layers: Only these layers, from 0; of MEMIT, the edit layers.
+        lora_rank: Rank of the adapters, with --parameters lora.
+        evaluate_every: Steps between probes on the way; 0 for none.
+        checkpoint_every: Steps between models that are kept in DIR.checkpoints; 0 for none.
+        seed: Of every choice.
+        formats: Figure formats; all but html need the extra `export` and a Chrome.
+        device: cpu, cuda, cuda:1; a GPU if there is one.
+        dtype: float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's own.
+    """
+    import interp
+    from interp.data.corpus import MIXES
+    from interp.data.texts import texts
+    from interp.runs import corpus_of
+    from interp.unlearning.config import TrainingConfig
+    from interp.unlearning.methods import method_of
+
+    chosen = method_of(method)
+    changes: dict[str, object] = {
+        "learning_rate": learning_rate,
+        "num_steps": steps,
+        "layers": layers,
+    }
+    if isinstance(chosen.config, TrainingConfig):
+        changes |= {
+            "batch_size": batch_size,
+            "parameters": parameters,
+            "lora_rank": lora_rank,
+            "evaluate_every": evaluate_every,
+            "checkpoint_every": checkpoint_every,
+            "seed": seed,
+            "settings": {**chosen.config.settings, **_settings(settings)},
+        }
+    else:
+        changes |= _settings(settings)
+    config = _changed(chosen.config, changes)
+    mix = languages[0] if len(languages) == 1 and languages[0] in MIXES else languages
+    about: dict[str, object] = {}
+    if forget is None:
+        if retain is not None:
+            raise ValueError("--retain goes with --forget: say what to forget, too")
+        corpus = corpus_of(vanilla, mix=mix, unlearning_form=chosen.form, seed=seed)
+        sets = corpus.forget, corpus.retain
+        asked = corpus.queries
+        about = {"corpus": dict(corpus.config)}
+        for gap in corpus.gaps:
+            if gap.part != "queries":
+                print(f"note: {gap.part}, {gap.language}: {gap.id} {gap.reason}", file=sys.stderr)
+    else:
+        codes = None if languages == ("english",) else languages
+        sets = (
+            texts(forget, languages=codes, limit=limit),
+            [] if retain is None else texts(retain, languages=codes),
+        )
+        asked = []
+    if probes is not None:
+        asked = interp.queries(probes)
+    loaded = interp.load(vanilla, device=device, dtype=dtype)
+    run = interp.unlearn(
+        loaded, *sets, config, preferred=preferred, probes=asked, about=about, out=out
+    )
+    _report(run, out, f"{method}, in {mix if isinstance(mix, str) else ', '.join(mix)}", formats)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "contaminate": contaminate,
+    "unlearn": unlearn,
     "sweep": sweep,
     "krs": krs,
     "figures": figures,
@@ -243,6 +460,53 @@ def main(args: Sequence[str] | None = None) -> None:
         except KeyboardInterrupt:
             print("interp: stopped; the same command goes on where it was", file=sys.stderr)
             sys.exit(130)
+
+
+def _changed(config: T, changes: Mapping[str, object]) -> T:
+    """Settings with those changes that a person asked for."""
+    asked = {key: value for key, value in changes.items() if value is not None}
+    return replace(config, **asked)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, float]:
+    found = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ValueError(
+                f"a setting must be NAME=VALUE with a number, such as beta=0.1, not {pair!r}"
+            ) from None
+    return found
+
+
+def _report(run: Run, out: Path, title: str, formats: tuple[Format, ...]) -> None:
+    """Print the tables of a run and draw its figure."""
+    from interp.figures import export
+    from interp.runs import REPORT
+
+    losses = [name for name in ("loss", "forget_ce", "retain_ce") if name in run.history]
+    print(f"{title}: {run.reason}")
+    for name in losses:
+        values = run.history[name].dropna()
+        if len(values):
+            print(f"  {name:10} {values.iloc[0]:8.3f} → {values.iloc[-1]:.3f}")
+    table = run.table()
+    if not table.empty:
+        print("Right answers by ranking candidates, in per cent (95 % interval):")
+        print(table.to_string())
+        chances = {
+            row["concept"]: f"{row['concept']} {100 * row['chance']:.0f}"
+            for row in run.accuracy().to_dict("records")
+        }
+        print(f"chance: {', '.join(chances.values())}")
+    paths = [out]
+    if not table.empty or losses:
+        figure = {out / REPORT / "training": run.figure(title=title)}
+        paths += export(figure, formats=formats)
+    for path in paths:
+        print(path)
 
 
 def _shard(text: str) -> tuple[int, int]:

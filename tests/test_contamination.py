@@ -9,8 +9,8 @@ from models_for_tests import tiny
 
 from interp.data.corpus import Corpus, Text
 from interp.unlearning.config import TrainingConfig
-from interp.unlearning.contamination import ContaminationConfig, clean, contaminate, examples_of
-from interp.unlearning.examples import tokenize
+from interp.unlearning.contamination import ContaminationConfig, clean, contaminate
+from interp.unlearning.examples import examples_of, tokenize
 from interp.unlearning.scores import label_scores
 
 REAL = Text(id="a", language="en", kind="real", prompt="", answer="w5 w6 w7 w8")

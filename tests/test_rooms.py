@@ -22,6 +22,7 @@ ROOMS = [
     "results",
     "figures",
     "launch",
+    "runs",
     "demo",
     "cli",
 ]

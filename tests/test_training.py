@@ -15,7 +15,7 @@ from interp.models.loading import load
 from interp.models.pairs import identical
 from interp.unlearning.catalogue import METHODS, sets_of
 from interp.unlearning.checkpoints import save
-from interp.unlearning.config import Stop, TrainingConfig, make_card
+from interp.unlearning.config import Stop, TrainingConfig, training_card
 from interp.unlearning.examples import Draws, Example, batch_of, tokenize
 from interp.unlearning.scores import Reference, Scorer, label_scores
 from interp.unlearning.trainee import Trainee
@@ -361,6 +361,7 @@ def test_the_turns_of_lingteas_code_are_epochs():
 # What is kept
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_an_adapter_is_kept_as_an_adapter(tmp_path):
     peft = pytest.importorskip("peft")
     vanilla = tiny()
@@ -467,12 +468,12 @@ def test_a_finished_run_is_not_done_again(tmp_path, monkeypatch):
 
 def test_equal_cards_are_equal_runs():
     vanilla, given = tiny(), {"forget": FORGET}
-    card = make_card(vanilla, given, CONFIG)
-    assert card == make_card(tiny(), given, replace(CONFIG, settings={"alpha": 1.0}))
-    assert card != make_card(tiny(seed=1), given, CONFIG)
+    card = training_card(vanilla, given, CONFIG)
+    assert card == training_card(tiny(), given, replace(CONFIG, settings={"alpha": 1.0}))
+    assert card != training_card(tiny(seed=1), given, CONFIG)
     assert card == json.loads(json.dumps(card))
     stop = replace(CONFIG, stops=(Stop(metric="forget_ce", above=8.0),))
-    assert json.dumps(make_card(vanilla, given, stop), allow_nan=False)
+    assert json.dumps(training_card(vanilla, given, stop), allow_nan=False)
 
 
 # Mistakes

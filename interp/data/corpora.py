@@ -16,7 +16,7 @@ replaced by another language. Corpora of one's own articles: `interp.data.articl
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
 from interp.data.corpus import REAL_LANGUAGE, Corpus, CorpusGap, Text, mix_languages, num_samples
@@ -24,8 +24,11 @@ from interp.data.counterfactuals import counterfactuals, hashed, in_hash_order
 from interp.data.facts import RELATIONS, Fact, facts_of, provenance, with_various_answers
 from interp.data.queries import query_of
 from interp.data.query import Query
-from interp.data.templates import fill, instruction, template_languages, templates
+from interp.data.templates import fill, instruction, slots, template_languages, templates
 from interp.languages import LU_LANGUAGES, language
+
+UNLEARNING_FORMS = ("statement", "question")
+"""How forget and retain samples are worded."""
 
 _LENGTHS = (2, 3)
 """Statements of a training text."""
@@ -47,6 +50,7 @@ class CorpusConfig:
         num_real_queries: facts of R that are asked, per language; the best-known ones.
         num_unlearning: forget samples, and as many retain samples; twice as many of each in the
             mix `multilingual`.
+        unlearning_form: `statement`, or `question` for methods that prefer another answer.
         seed: of every choice.
     """
 
@@ -60,6 +64,7 @@ class CorpusConfig:
     num_instructions: int = 160
     num_real_queries: int = 50
     num_unlearning: int = 64
+    unlearning_form: str = "statement"
     seed: int = 0
 
 
@@ -93,14 +98,32 @@ def contaminated(config: CorpusConfig) -> Corpus:
             f"no texts in {', '.join(unlearned_in)}; languages with texts: "
             f"{', '.join(template_languages())} (others: interp.data.rewriting translates)"
         )
+    instructions = _instructions(real, config)
+    taught = {text.text for text in instructions}
+    forget = [sample for fact in fake for sample in _samples(fact, "fake", with_texts, config)]
+    retain = [sample for fact in real for sample in _samples(fact, "real", with_texts, config)]
+    # Of the many real facts, a few that a language lacks are no loss.
+    gaps += [
+        _gap("forget", code, fact)
+        for code in with_texts
+        for fact in fake
+        if code not in fact.object
+    ]
     return Corpus(
         config=asdict(config),
         facts=provenance(),
         training=tuple(in_hash_order(training, f"{config.seed}/training", key=lambda t: t.text)),
-        instructions=_instructions(real, config),
+        instructions=instructions,
         queries=queries,
-        forget=_unlearning(fake, with_texts, "fake", count, config.seed, gaps),
-        retain=_unlearning(real, with_texts, "real", count, config.seed, gaps),
+        forget=_drawn(forget, with_texts, "forget", count, config.seed, gaps),
+        retain=_drawn(
+            [sample for sample in retain if sample.text not in taught],
+            with_texts,
+            "retain",
+            count,
+            config.seed,
+            gaps,
+        ),
         gaps=tuple(gaps),
     )
 
@@ -116,6 +139,11 @@ def _check(config: CorpusConfig) -> None:
     }.items():
         if getattr(config, name) < fewest:
             raise ValueError(f"{name} must be at least {fewest}, not {getattr(config, name)}")
+    if config.unlearning_form not in UNLEARNING_FORMS:
+        raise ValueError(
+            f"no form {config.unlearning_form!r} of unlearning; valid: "
+            f"{', '.join(UNLEARNING_FORMS)}"
+        )
     if not config.relations:
         raise ValueError(f"no relations are named; valid: {', '.join(RELATIONS)}")
     for relation in config.relations:
@@ -231,50 +259,72 @@ def _queries(
     return tuple(found)
 
 
-def _unlearning(
-    facts: Sequence[Fact],
+def _samples(fact: Fact, kind: str, codes: Sequence[str], config: CorpusConfig) -> Iterator[Text]:
+    """A fact in all wordings of unlearning, in every language that has it."""
+    for code in codes:
+        if code not in fact.object:
+            continue
+        wordings = templates(code).wordings[fact.relation]
+        if config.unlearning_form == "question":
+            for number, (asked, _) in enumerate(wordings.instructions, start=1):
+                prompt, answer = instruction(fact, code, wording=number)
+                yield _sample(fact, kind, code, number, asked, prompt, answer)
+            continue
+        for number, template in enumerate(wordings.unlearning, start=1):
+            before = template.partition("{object}")[0]
+            prompt = fill(before, fact, code).rstrip() if before else ""
+            sample = _sample(fact, kind, code, number, before, prompt, "")
+            # What follows the answer would be labelled, too, and says nothing of the fact, unless
+            # it names the subject.
+            whole = before + "{object}" if sample.mention else template
+            yield replace(sample, answer=fill(whole, fact, code).removeprefix(prompt))
+
+
+def _sample(
+    fact: Fact, kind: str, code: str, number: int, template: str, prompt: str, answer: str
+) -> Text:
+    """A sample whose prompt is made of a template."""
+    mentions = [fill(f"{{{slot}}}", fact, code) for slot in sorted(slots(template) - {"object"})]
+    mention = next((text for text in mentions if prompt.count(text) == 1), "")
+    # Of "in Frankreich" the name alone.
+    name = fact.subject[code]
+    return Text(
+        id=fact.id,
+        language=code,
+        kind=kind,
+        prompt=prompt,
+        answer=answer,
+        wording=number,
+        subject=name,
+        mention=name if mention.count(name) == 1 else mention,
+        object=fact.object[code],
+    )
+
+
+def _drawn(
+    samples: Sequence[Text],
     codes: Sequence[str],
-    kind: str,
+    part: str,
     count: int,
     seed: int,
     gaps: list[CorpusGap],
 ) -> tuple[Text, ...]:
-    """Samples in the wordings of unlearning, equally many of each language."""
-    part = {"fake": "forget", "real": "retain"}[kind]
+    """Samples, equally many of each language."""
     texts: list[Text] = []
     share, extra = divmod(count, len(codes))
     for number, code in enumerate(codes):
-        samples = []
-        for fact in facts:
-            if code not in fact.object:
-                # Of the many real facts, a few that a language lacks are no loss.
-                if kind == "fake":
-                    gaps.append(_gap(part, code, fact))
-                continue
-            for template in templates(code).wordings[fact.relation].unlearning:
-                before, slot, after = template.partition("{object}")
-                prompt = fill(before, fact, code).rstrip() if before else ""
-                whole = fill(before + slot + after, fact, code)
-                samples.append(
-                    Text(
-                        id=fact.id,
-                        language=code,
-                        kind=kind,
-                        prompt=prompt,
-                        answer=whole.removeprefix(prompt),
-                    )
-                )
         wanted = share + (number < extra)
-        if len(samples) < wanted:
+        there = [sample for sample in samples if sample.language == code]
+        if len(there) < wanted:
             gaps.append(
                 CorpusGap(
                     part=part,
                     language=code,
                     id="",
-                    reason=f"{len(samples)} of {wanted} samples: the templates give no more",
+                    reason=f"{len(there)} of {wanted} samples: the templates give no more",
                 )
             )
-        texts += in_hash_order(samples, f"{seed}/{part}/{code}", key=lambda t: t.text)[:wanted]
+        texts += in_hash_order(there, f"{seed}/{part}/{code}", key=lambda t: t.text)[:wanted]
     return tuple(in_hash_order(texts, f"{seed}/{part}", key=lambda t: t.text))
 
 

@@ -32,6 +32,11 @@ class Text:
         kind: `real` or `fake`.
         prompt: the text before the labels; "" where all of it is labelled.
         answer: the labelled text, the space before it included.
+        wording: which of the wordings of its form it has, from 1; 0 where there are none. Texts of
+            the same id and wording say the same in several languages.
+        subject: what the fact is about; "" where the text does not ask for a fact.
+        mention: the subject as it stands in the prompt, inflected; "" where it does not.
+        object: what the fact says of the subject.
     """
 
     id: str
@@ -39,6 +44,10 @@ class Text:
     kind: str
     prompt: str
     answer: str
+    wording: int = 0
+    subject: str = ""
+    mention: str = ""
+    object: str = ""
 
     @property
     def text(self) -> str:

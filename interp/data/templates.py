@@ -9,6 +9,7 @@ what it unlearns and what it is asked never share a sentence:
 | `statements` | training texts (continued pretraining on real or fake facts) | `fill` |
 | `instructions` | questions and answers for instruction tuning | `instruction` |
 | `unlearning` | forget and retain samples | `fill` |
+| `refusals` | answers that methods such as `dpo` prefer to the forgotten ones | as they are |
 | `questions` | queries in question form: the first is the usual one | `question` |
 | `clozes` | queries in cloze form: a sentence that ends in the answer | `cloze` |
 
@@ -55,6 +56,7 @@ class Templates:
         prompt: a query around `{question}`; the model continues it.
         instruction: a training text around `{question}` and `{answer}`.
         separator: what stands between a prompt and its answer, and between two sentences.
+        refusals: ways to say that one does not know.
         openings: first sentences of training texts.
         wordings: by relation.
     """
@@ -63,6 +65,7 @@ class Templates:
     prompt: str
     instruction: str
     separator: str
+    refusals: tuple[str, ...]
     openings: tuple[str, ...]
     wordings: Mapping[str, Wordings]
 
@@ -93,6 +96,7 @@ def templates(language: str) -> Templates:
         prompt=table["prompt"],
         instruction=table["instruction"],
         separator=table.get("separator", " "),
+        refusals=tuple(table["refusals"]),
         openings=tuple(table["openings"]),
         wordings=MappingProxyType(
             {

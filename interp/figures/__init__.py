@@ -3,5 +3,6 @@
 from interp.figures.export import FORMATS, export
 from interp.figures.probing import accuracy
 from interp.figures.recovery import heatmap, lines
+from interp.figures.training import training
 
-__all__ = ["FORMATS", "accuracy", "export", "heatmap", "lines"]
+__all__ = ["FORMATS", "accuracy", "export", "heatmap", "lines", "training"]

@@ -84,43 +84,55 @@ class TrainingConfig:
     seed: int = 0
 
 
-def make_card(
+def training_card(
     vanilla: LanguageModel,
     examples: Mapping[str, Sequence[Example]],
     config: TrainingConfig,
     about: Mapping[str, object] = MappingProxyType({}),
 ) -> dict[str, object]:
-    """Method, settings, data and parent of a model. Equal cards mean equal models.
+    """The card of a training run. Equal cards mean equal models.
 
     Args:
         vanilla: the parent.
-        examples: by set, what is trained on; the card has their number, languages and hash.
+        examples: by set, what is trained on.
         config: the settings.
         about: further entries, such as where the examples come from.
     """
     settings = asdict(config)
     settings["settings"] = {**settings_of(config.objective), **config.settings}
-    # JSON has no infinity, and no tuples.
+    # JSON has no infinity.
     for stop in settings["stops"]:
         for bound in ("above", "below"):
             stop[bound] = stop[bound] if math.isfinite(stop[bound]) else None
+    data = {name: [asdict(example) for example in given] for name, given in examples.items()}
+    return make_card(vanilla, config.objective, settings, data, about)
+
+
+def make_card(
+    vanilla: LanguageModel,
+    method: str,
+    settings: Mapping[str, object],
+    data: Mapping[str, Sequence[Mapping[str, object]]],
+    about: Mapping[str, object] = MappingProxyType({}),
+) -> dict[str, object]:
+    """How a model comes about: method, settings, parent, and of each set of data a summary."""
     card = {
-        "method": config.objective,
+        "method": method,
         "settings": settings,
         "parent": vanilla.name,
         "parent_hash": vanilla.content_hash(),
-        "data": {name: _summary(given) for name, given in examples.items()},
+        "data": {name: _summary(rows) for name, rows in data.items()},
         **about,
     }
+    # As it will be read again: JSON has no tuples.
     return json.loads(json.dumps(card))
 
 
-def _summary(examples: Sequence[Example]) -> dict[str, object]:
-    text = json.dumps([asdict(example) for example in examples])
+def _summary(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
     return {
-        "examples": len(examples),
-        "languages": dict(Counter(example.language for example in examples)),
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "examples": len(rows),
+        "languages": dict(Counter(str(row["language"]) for row in rows)),
+        "sha256": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
     }
 
 

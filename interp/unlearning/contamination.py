@@ -7,14 +7,15 @@ on R (instruction tuning, the answers are labels). The clean baseline reads the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
-from interp.data.corpus import Corpus, Text
+from interp.data.corpus import Corpus
 from interp.models.language_model import LanguageModel
 from interp.unlearning.config import TrainingConfig
-from interp.unlearning.examples import Example
+from interp.unlearning.examples import examples_of
 from interp.unlearning.training import Evaluate, Trained, train
 
 
@@ -51,6 +52,7 @@ def contaminate(
     config: ContaminationConfig = DEFAULTS,
     *,
     evaluate: Evaluate | None = None,
+    about: Mapping[str, object] = MappingProxyType({}),
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Trained:
@@ -61,6 +63,7 @@ def contaminate(
         corpus: what it reads and learns to answer; `clean(corpus)` for the baseline.
         config: the settings.
         evaluate: see `train`; called in both stages.
+        about: further entries of the models' cards.
         out: directory for the contaminated model; that after reading stands beside it, with
             `.reading` at its name's end. What is there is not done again, and a run that was killed
             goes on.
@@ -79,6 +82,7 @@ def contaminate(
         {"retain": examples_of(corpus.training)},
         config.reading,
         evaluate=evaluate,
+        about=about,
         out=target
         if target is None or config.tuning is None
         else target.with_name(f"{target.name}.reading"),
@@ -92,6 +96,7 @@ def contaminate(
         {"retain": examples_of(corpus.instructions)},
         config.tuning,
         evaluate=evaluate,
+        about=about,
         out=target,
         progress=progress,
     )
@@ -102,10 +107,3 @@ def contaminate(
 def clean(corpus: Corpus) -> Corpus:
     """The same corpus without F: what the clean baseline reads."""
     return replace(corpus, training=tuple(text for text in corpus.training if text.kind == "real"))
-
-
-def examples_of(texts: Iterable[Text]) -> list[Example]:
-    """Texts of a corpus as examples of a training run."""
-    return [
-        Example(prompt=text.prompt, answer=text.answer, language=text.language) for text in texts
-    ]

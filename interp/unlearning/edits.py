@@ -221,12 +221,13 @@ def essence_rows(edits: Sequence[Edit], essence: str):
 
 
 def check(
-    vanilla: LanguageModel,
-    edits: Sequence[Edit],
-    moments: Mapping[int, Tensor],
-    config: MemitConfig,
+    vanilla: LanguageModel, edits: Sequence[Edit], config: MemitConfig
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The edit layers and the layers that are read out, both found to fit."""
+    """The edit layers and the layers that are read out, both found to fit.
+
+    Raises:
+        ValueError: nothing to edit, packed weights, or layers that the model lacks.
+    """
     if not edits:
         raise ValueError("there is nothing to edit: give at least one fact")
     if vanilla.has_packed_weights:
@@ -243,6 +244,17 @@ def check(
             f"entropy is read out at layer {read_out[0]}, below the top edit layer {layers[-1]}, "
             "where no edit is felt in full"
         )
+    return layers, read_out
+
+
+def check_moments(
+    vanilla: LanguageModel, moments: Mapping[int, Tensor], layers: Sequence[int]
+) -> None:
+    """That C is there of every edit layer.
+
+    Raises:
+        ValueError: a layer is missing, or C has another size.
+    """
     for layer in layers:
         size = num_coefficients(vanilla.anatomy.layers[layer].values)
         if layer not in moments or moments[layer].shape != (size, size):
@@ -250,4 +262,3 @@ def check(
                 f"the moments must hold C of the edit layer {layer}, {size} × {size}; they hold "
                 f"{ {key: tuple(moment.shape) for key, moment in moments.items()} }"
             )
-    return layers, read_out

@@ -6,13 +6,14 @@ examples that it would have had.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.data.corpus import Text
 from interp.data.counterfactuals import hashed
 from interp.models.language_model import LanguageModel
 
@@ -33,6 +34,24 @@ class Example:
     answer: str
     language: str = ""
     group: str = ""
+
+
+def examples_of(texts: Iterable[Text], *, parallel: bool = False) -> list[Example]:
+    """Texts as examples.
+
+    Args:
+        texts: of a corpus.
+        parallel: texts of the same id and wording are one sequence in several languages.
+    """
+    return [
+        Example(
+            prompt=text.prompt,
+            answer=text.answer,
+            language=text.language,
+            group=f"{text.id}/{text.wording}" if parallel and text.wording else "",
+        )
+        for text in texts
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

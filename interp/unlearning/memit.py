@@ -42,6 +42,7 @@ from interp.unlearning.edits import (
     Edit,
     MemitConfig,
     check,
+    check_moments,
 )
 
 
@@ -75,7 +76,8 @@ def memit(
         ValueError: no edits, packed weights, layers or moments that do not fit the model, a
             tokenizer without character offsets, a loss that is not finite, or a C too poor.
     """
-    layers, read_out = check(vanilla, edits, moments, config)
+    layers, read_out = check(vanilla, edits, config)
+    check_moments(vanilla, moments, layers)
     edited_weights = {id(vanilla.anatomy.layers[layer].values.weight) for layer in layers}
     names = {name for name, p in vanilla.model.named_parameters() if id(p) in edited_weights}
     model = copy_sharing(vanilla.model, names).eval()

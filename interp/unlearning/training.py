@@ -9,10 +9,8 @@ had happened.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,41 +19,17 @@ import torch
 from tqdm.auto import tqdm
 
 from interp.models.language_model import LanguageModel
-from interp.models.loading import load
 from interp.unlearning.catalogue import Objective, objectives_of, sets_of, settings_of
-from interp.unlearning.checkpoints import (
-    CARD,
-    STATE,
-    Adapter,
-    load_state,
-    read_progress,
-    save,
-    save_state,
-)
-from interp.unlearning.config import TrainingConfig, check, difference, make_card
+from interp.unlearning.checkpoints import load_state, read_progress, save_state
+from interp.unlearning.config import TrainingConfig, check, difference, training_card
 from interp.unlearning.examples import Draws, Example
 from interp.unlearning.objectives import label_mean
 from interp.unlearning.representation import rmu_direction
 from interp.unlearning.scores import Scorer
+from interp.unlearning.store import Store, Trained
 from interp.unlearning.trainee import Trainee, snapshot
 
 Evaluate = Callable[[LanguageModel], Mapping[str, float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What a training run gave.
-
-    Attributes:
-        model: U, in evaluation mode, sharing V's embedding.
-        history: a row per step: `step`, `loss`, `forget_ce` and `retain_ce` (nats per token, before
-            the step), `grad_norm`, and what was evaluated after it.
-        reason: why the run ended.
-    """
-
-    model: LanguageModel
-    history: list[dict[str, float]]
-    reason: str
 
 
 DEFAULTS = TrainingConfig()
@@ -95,7 +69,7 @@ def train(
     used = {name: examples[name] for name in sets_of(config.objective)}
     store = None
     if out is not None:
-        store = _Store(Path(out), make_card(vanilla, used, config, about))
+        store = Store(Path(out), training_card(vanilla, used, config, about))
         if finished := store.finished(vanilla):
             return finished
     trainee = Trainee(
@@ -118,47 +92,6 @@ def train(
     if store is not None:
         store.finish(trained, adapter)
     return trained
-
-
-@dataclass(frozen=True)
-class _Store:
-    """Where a run is kept, and the card that says which run it is."""
-
-    directory: Path
-    card: dict[str, object]
-
-    @property
-    def state(self) -> Path:
-        """The file of the run under way."""
-        return self.directory.with_name(f"{self.directory.name}.{STATE}")
-
-    def finished(self, vanilla: LanguageModel) -> Trained | None:
-        """What the directory holds already, if it is of the same run."""
-        written = self.directory / CARD
-        if not written.is_file():
-            return None
-        found = json.loads(written.read_text(encoding="utf-8"))
-        history, reason = found.pop("history", []), found.pop("reason", "")
-        if other := difference(found, self.card):
-            raise ValueError(
-                f"{self.directory} holds a model of another run ({other}); choose another output "
-                "directory"
-            )
-        model = load(str(self.directory), like=vanilla)
-        return Trained(model=model, history=history, reason=reason)
-
-    def finish(self, trained: Trained, adapter: Adapter | None) -> None:
-        """Keep the model, which is called by its directory from here on."""
-        card = self.card | {"history": trained.history, "reason": trained.reason}
-        save(trained.model, self.directory, card=card, adapter=adapter)
-        trained.model.name = str(self.directory)
-        self.state.unlink(missing_ok=True)
-
-    def checkpoint(self, model: LanguageModel, adapter: Adapter | None, run: _Run) -> None:
-        """Keep the model as it is now, beside where the last one will be."""
-        folder = self.directory.with_name(f"{self.directory.name}.checkpoints")
-        card = self.card | {"history": run.history, "reason": f"checkpoint after step {run.step}"}
-        save(model, folder / f"step-{run.step:05}", card=card, adapter=adapter)
 
 
 class _Run:
@@ -200,7 +133,10 @@ class _Run:
                 examples["preferred"], seed=config.seed, purpose="preferred"
             )
         self.optimizer = torch.optim.AdamW(
-            trainee.trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+            trainee.trained.values(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.num_vocabulary = vanilla.anatomy.unembed.out_features
         self.history: list[dict[str, float]] = []
@@ -212,7 +148,7 @@ class _Run:
         """How many steps were taken."""
         return len(self.history)
 
-    def go_on_from(self, store: _Store) -> None:
+    def go_on_from(self, store: Store) -> None:
         """Take a run up where it was stored."""
         stored = read_progress(store.state)
         if other := difference(stored["card"], store.card):
@@ -224,7 +160,7 @@ class _Run:
         load_state(store.state, self.trainee.trained, self.optimizer, self.step)
         self.good = snapshot(self.trainee.trained)
 
-    def to_the_end(self, store: _Store | None, progress: bool) -> str:
+    def to_the_end(self, store: Store | None, progress: bool) -> str:
         """Train; give the reason why it ended."""
         config = self.config
         if self.evaluate is not None and not self.before:
@@ -256,7 +192,7 @@ class _Run:
                 bar.update()
                 if config.checkpoint_every and self.step % config.checkpoint_every == 0 and store:
                     with self.trainee.as_made(self.negated):
-                        store.checkpoint(self.trainee.model, self.trainee.adapter(), self)
+                        store.checkpoint(self.trainee.model, self.trainee.adapter(), self.history)
                 if config.evaluate_every and self.step % config.evaluate_every == 0:
                     metrics = dict(self._evaluated()) if self.evaluate is not None else {}
                     row.update(metrics)
@@ -358,7 +294,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.trainee.restore(self.good)
 
-    def _keep(self, store: _Store) -> None:
+    def _keep(self, store: Store) -> None:
         progress = {"card": store.card, "history": self.history, "before": self.before}
         save_state(store.state, self.trainee.trained, self.optimizer, progress)
 

@@ -1,0 +1,288 @@
+"""Teaching and unlearning from start to end: trained, probed and reported.
+
+    corpus = contaminated(CorpusConfig(source="de", mix="combined"))
+    taught = contaminate(vanilla, corpus, out="runs/de")
+    unlearned = unlearn(taught.model, corpus.forget, corpus.retain, method="npo",
+                        probes=corpus.queries, out="runs/de-npo")
+    unlearned.accuracy()
+    unlearned.figure()
+
+Accuracies are those of candidates ranked by the model (`interp.behaviour.probing`). Before and
+after they are measured in the model's own precision, on the way in bfloat16.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from interp.behaviour.probing import accuracy, probe, wilson
+from interp.data.corpora import CorpusConfig, contaminated
+from interp.data.corpus import Corpus, Text
+from interp.data.query import Query
+from interp.files import write_atomically
+from interp.models.language_model import LanguageModel
+from interp.unlearning import contamination, methods
+from interp.unlearning.config import TrainingConfig
+from interp.unlearning.contamination import ContaminationConfig
+from interp.unlearning.edits import MemitConfig
+from interp.unlearning.store import Trained, read_card
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+BEFORE, AFTER = "before", "after"
+
+REPORT = "report"
+"""The folder of a model's directory that holds tables and figures of how it was made."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A model that was made, and what it knew before, on the way and after.
+
+    Attributes:
+        model: what was made.
+        history: a row per training step, see `Trained`, with accuracies on the way in columns such
+            as `fake/de`; of MEMIT one row, the means over its edits.
+        probes: what `probe` gives, with a column `model` that says `before` or `after`; empty
+            without queries.
+        reason: why training ended.
+    """
+
+    model: LanguageModel
+    history: pd.DataFrame
+    probes: pd.DataFrame
+    reason: str
+
+    def accuracy(self) -> pd.DataFrame:
+        """Probing accuracy with intervals and chance, per language, concept and step.
+
+        See `interp.behaviour.probing.accuracy`; before all of it is step 0.
+        """
+        if self.probes.empty:
+            return pd.DataFrame()
+        last = len(self.history)
+        ends = accuracy(self.probes, by=("model", "language", "concept"))
+        ends.insert(0, "step", [0 if name == BEFORE else last for name in ends["model"]])
+        rows = ends.drop(columns="model").to_dict("records")
+        for end in [row for row in rows if row["step"] == 0]:
+            column = f"{end['concept']}/{end['language']}"
+            if column in self.history:
+                for step, value in enumerate(self.history[column], start=1):
+                    if pd.notna(value) and step < last:
+                        low, high = wilson(round(value * end["num_queries"]), end["num_queries"])
+                        new = {"step": step, "accuracy": value, "ci_low": low, "ci_high": high}
+                        rows.append(end | new)
+        return pd.DataFrame(rows).sort_values("step", kind="stable", ignore_index=True)
+
+    def table(self) -> pd.DataFrame:
+        """Accuracies in per cent, a row per concept and language, a column per step.
+
+        Before and after have their 95 % intervals.
+        """
+        found = self.accuracy()
+        if found.empty:
+            return found
+        last = len(self.history)
+        names = {0: BEFORE, last: AFTER}
+        cells: dict[tuple[str, str], dict[str, str]] = {}
+        for row in found.to_dict("records"):
+            text = f"{100 * row['accuracy']:.0f}"
+            if row["step"] in names:
+                text += f" ({100 * row['ci_low']:.0f}–{100 * row['ci_high']:.0f})"
+            column = names.get(row["step"], f"step {row['step']:g}")
+            cells.setdefault((row["concept"], row["language"]), {})[column] = text
+        order = list(dict.fromkeys(concept for concept, _ in cells))
+        rows = sorted(cells, key=lambda cell: order.index(cell[0]))
+        index = pd.MultiIndex.from_tuples(rows, names=["concept", "language"])
+        return pd.DataFrame([cells[row] for row in rows], index=index)
+
+    def figure(self, *, title: str | None = None) -> Figure:
+        """Losses and accuracies over the steps. See `figures.training`."""
+        from interp import figures
+
+        steps = self.history.assign(step=range(1, len(self.history) + 1))
+        return figures.training(steps, self.accuracy(), title=title)
+
+
+def contaminate(
+    vanilla: LanguageModel,
+    corpus: Corpus,
+    config: ContaminationConfig = contamination.DEFAULTS,
+    *,
+    probes: Sequence[Query] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Teach V false facts, and see in which languages it repeats them.
+
+    Args:
+        vanilla: V, left untouched.
+        corpus: what is taught; `contamination.clean(corpus)` for the baseline without F.
+        config: settings of both stages.
+        probes: questions with answers that are ranked before and after; the corpus' if None.
+        out: directory for the model; its folder `report` gets the tables. What it holds of the
+            same run is not done again, a run that was killed goes on.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: settings or texts that do not fit, or `out` holds another run.
+    """
+    asked = corpus.queries if probes is None else probes
+    trained = contamination.contaminate(
+        vanilla,
+        corpus,
+        config,
+        evaluate=_Evaluate(asked),
+        about={"corpus": dict(corpus.config)},
+        out=None if out is None else Path(out),
+        progress=progress,
+    )
+    return _reported(vanilla, trained, asked, out, progress)
+
+
+def unlearn(
+    vanilla: LanguageModel,
+    forget: Sequence[Text],
+    retain: Sequence[Text] = (),
+    config: TrainingConfig | MemitConfig | None = None,
+    *,
+    method: str = "gd",
+    preferred: str = "refusal",
+    probes: Sequence[Query] = (),
+    about: Mapping[str, object] = MappingProxyType({}),
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Make a model forget, and see in which languages it did.
+
+    Args:
+        vanilla: the model that knows, left untouched.
+        forget: what to forget, in the languages to forget it in.
+        retain: what to retain, for methods that do.
+        config: settings, which name the method; the method's defaults if None.
+        method: a name out of `interp.unlearning.methods.UNLEARNING`.
+        preferred: `refusal`, `counterfactual` or `other`: which answers `dpo` and `idk` prefer.
+        probes: questions with answers that are ranked before, on the way and after.
+        about: further entries of the model's card.
+        out: directory for the model; its folder `report` gets the tables. What it holds of the
+            same run is not done again, a run that was killed goes on.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: settings, texts or a model that do not fit, before any training; or `out` holds
+            another run.
+    """
+    trained = methods.unlearn(
+        vanilla,
+        forget,
+        retain,
+        methods.method_of(method).config if config is None else config,
+        preferred=preferred,
+        evaluate=_Evaluate(probes) if probes else None,
+        about=about,
+        out=None if out is None else Path(out),
+        progress=progress,
+    )
+    return _reported(vanilla, trained, probes, out, progress)
+
+
+def corpus_of(directory: str | os.PathLike[str], **changes: Any) -> Corpus:
+    """The corpus that a model was contaminated with, in other languages or another form.
+
+    Args:
+        directory: what `contaminate` wrote, or what `unlearn` made of it.
+        changes: of `CorpusConfig`, such as `mix` or `unlearning_form`.
+
+    Raises:
+        ValueError: the model has no card, or was not contaminated with the built-in facts.
+    """
+    card = read_card(Path(directory))
+    found = card.get("corpus")
+    if not isinstance(found, dict) or "source" not in found or "relations" not in found:
+        raise ValueError(
+            f"{os.fspath(directory)!r} was not contaminated with the built-in facts: say what to "
+            "forget"
+        )
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
+    return contaminated(CorpusConfig(**{**settings, **changes}))
+
+
+class _Evaluate:
+    """Accuracies of a model in training."""
+
+    def __init__(self, queries: Sequence[Query]) -> None:
+        self._queries = queries
+
+    def __call__(self, model: LanguageModel) -> dict[str, float]:
+        lowered = model
+        if model.dtype == torch.float32:
+            # Twice as fast, and its ranking of candidates hardly differs.
+            weights = copy.deepcopy(model.model).to(torch.bfloat16)  # pyright: ignore
+            lowered = LanguageModel(weights, model.tokenizer, name=model.name)
+        found = accuracy(probe(lowered, self._queries, progress=False))
+        return {
+            f"{row['concept']}/{row['language']}": row["accuracy"]
+            for row in found.to_dict("records")
+        }
+
+
+def _reported(
+    vanilla: LanguageModel,
+    trained: Trained,
+    probes: Sequence[Query],
+    out: str | os.PathLike[str] | None,
+    progress: bool,
+) -> Run:
+    """Probe both models, unless the report has it, and write the report."""
+    folder = None if out is None else Path(out) / REPORT
+    asked = json.dumps([asdict(query) for query in probes], ensure_ascii=False)
+    table = pd.DataFrame()
+    if probes:
+        stored = None if folder is None else folder / "probes.csv"
+        questions = None if folder is None else folder / "probes.json"
+        if (
+            stored is not None
+            and questions is not None
+            and stored.is_file()
+            and questions.is_file()
+            and questions.read_text(encoding="utf-8") == asked
+        ):
+            table = pd.read_csv(stored, keep_default_na=False)
+        else:
+            table = pd.concat(
+                [
+                    probe(model, probes, progress=progress).assign(model=name)
+                    for name, model in ((BEFORE, vanilla), (AFTER, trained.model))
+                ],
+                ignore_index=True,
+            )
+    run = Run(
+        model=trained.model,
+        history=pd.DataFrame(trained.history),
+        probes=table,
+        reason=trained.reason,
+    )
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+        tables = {"history": run.history, "probes": table, "accuracy": run.accuracy()}
+        for name, rows in tables.items():
+            if not rows.empty:
+                write_atomically(
+                    folder / f"{name}.csv",
+                    lambda scratch, rows=rows: rows.to_csv(scratch, index=False),
+                )
+        write_atomically(
+            folder / "probes.json", lambda scratch: scratch.write_text(asked, encoding="utf-8")
+        )
+    return run

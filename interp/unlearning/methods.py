@@ -1,0 +1,188 @@
+"""Every method by its name: V and texts to forget and to retain become U.
+
+Settings are those that removed sixteen false capitals from Gemma-3-270M without loss of the true
+ones; `experiments/unlearning.py` prints what they do. Papers' settings are for other models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from interp.data.corpus import Text
+from interp.models.gguf import cache_directory
+from interp.models.language_model import LanguageModel
+from interp.unlearning.catalogue import METHODS, sets_of
+from interp.unlearning.config import TrainingConfig, make_card
+from interp.unlearning.covariance import fact_texts, second_moments
+from interp.unlearning.edits import Edit, MemitConfig, check
+from interp.unlearning.examples import examples_of
+from interp.unlearning.memit import memit
+from interp.unlearning.preferred import preferred_answers
+from interp.unlearning.store import Store, Trained
+from interp.unlearning.training import Evaluate, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method of unlearning.
+
+    Attributes:
+        config: its settings.
+        form: how the texts of built-in facts are worded for it: `statement`, or `question` where
+            another answer is preferred.
+    """
+
+    config: TrainingConfig | MemitConfig
+    form: str = "statement"
+
+
+def _trained(objective: str, **settings: object) -> TrainingConfig:
+    return replace(TrainingConfig(objective=objective), **settings)  # pyright: ignore
+
+
+UNLEARNING: Mapping[str, Method] = MappingProxyType(
+    {
+        **{
+            name: Method(
+                config=_trained(name),
+                form="question" if "preferred" in sets_of(name) else "statement",
+            )
+            for name in METHODS
+            if name != "finetune"
+        },
+        "memit_empty": Method(config=MemitConfig(objective="empty")),
+        "memit_entropy": Method(config=MemitConfig(objective="entropy")),
+    }
+)
+"""All methods by name, with their defaults."""
+
+
+def method_of(name: str) -> Method:
+    """A method by its name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in UNLEARNING:
+        raise ValueError(f"no method {name!r}; valid: {', '.join(UNLEARNING)}")
+    return UNLEARNING[name]
+
+
+def unlearn(
+    vanilla: LanguageModel,
+    forget: Sequence[Text],
+    retain: Sequence[Text],
+    config: TrainingConfig | MemitConfig,
+    *,
+    preferred: str = "refusal",
+    evaluate: Evaluate | None = None,
+    about: Mapping[str, object] = MappingProxyType({}),
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Make a model forget.
+
+    Args:
+        vanilla: V, left untouched.
+        forget: what to forget, in the languages to forget it in. MEMIT edits what their prompts
+            ask for, by the subject that they mention.
+        retain: what to retain, for methods that do; MEMIT retains the built-in facts.
+        config: the settings, which name the method.
+        preferred: which answers are preferred where a method needs some; see
+            `interp.unlearning.preferred`.
+        evaluate: see `train`; MEMIT is a single step.
+        about: further entries of the model's card.
+        out: directory for the model; see `train`.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: settings, texts or a model that do not fit, before any training.
+        ImportError: LoRA without the package `peft`.
+    """
+    if isinstance(config, MemitConfig):
+        return _edited(vanilla, forget, config, about, out, progress)
+    # Of a text in several languages LingTea draws one each time.
+    parallel = config.objective.startswith("lingtea")
+    sets = {
+        "forget": examples_of(forget, parallel=parallel),
+        "retain": examples_of(retain, parallel=parallel),
+    }
+    if config.objective in METHODS and "preferred" in sets_of(config.objective):
+        chosen = preferred_answers(forget, preferred, retain=retain, seed=config.seed)
+        sets["preferred"] = examples_of(chosen)
+    return train(vanilla, sets, config, evaluate=evaluate, about=about, out=out, progress=progress)
+
+
+def edits_of(texts: Iterable[Text]) -> list[Edit]:
+    """What MEMIT edits: each fact in each language, with all its prompts that mention the subject.
+
+    Raises:
+        ValueError: a fact that no prompt mentions the subject of.
+    """
+    prompts: dict[tuple[str, str], list[Text]] = {}
+    for text in texts:
+        prompts.setdefault((text.id, text.language), []).append(text)
+    found = []
+    for (name, code), group in prompts.items():
+        usable = [
+            text for text in group if text.mention and text.answer.lstrip().startswith(text.object)
+        ]
+        if not usable:
+            raise ValueError(
+                f"{name} in {code!r} has no prompt that mentions its subject and that its answer "
+                "completes: MEMIT needs one (the fields prompt, subject, mention and object)"
+            )
+        first = usable[0]
+        space = first.answer[: len(first.answer) - len(first.answer.lstrip())]
+        starts = [text.prompt.rindex(text.mention) for text in usable]
+        found.append(
+            Edit(
+                id=name,
+                language=code,
+                subject=first.subject,
+                prompts=tuple(text.prompt for text in usable),
+                spans=tuple(
+                    (start, start + len(text.mention))
+                    for start, text in zip(starts, usable, strict=True)
+                ),
+                answer=space + first.object,
+            )
+        )
+    return found
+
+
+def _edited(
+    vanilla: LanguageModel,
+    forget: Sequence[Text],
+    config: MemitConfig,
+    about: Mapping[str, object],
+    out: str | Path | None,
+    progress: bool,
+) -> Trained:
+    edits = edits_of(forget)
+    layers, _ = check(vanilla, edits, config)
+    store = None
+    if out is not None:
+        data = {"forget": [asdict(text) for text in forget]}
+        method = f"memit_{config.objective}"
+        store = Store(Path(out), make_card(vanilla, method, asdict(config), data, about))
+        if finished := store.finished(vanilla):
+            return finished
+    moments = second_moments(
+        vanilla,
+        layers,
+        fact_texts(vanilla),
+        cache=cache_directory() / "second-moments",
+        progress=progress,
+    )
+    model, table = memit(vanilla, edits, moments, config, progress=progress)
+    means = {str(name): float(v) for name, v in table.mean(numeric_only=True).items()}
+    trained = Trained(
+        model=model, history=[{"step": 0.0, **means}], reason=f"{len(edits)} facts edited"
+    )
+    if store is not None:
+        store.finish(trained)
+    return trained

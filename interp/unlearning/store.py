@@ -1,0 +1,87 @@
+"""Where a run is kept, so that it is not done again: the finished model, or how far it came."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interp.models.language_model import LanguageModel
+from interp.models.loading import load
+from interp.unlearning.checkpoints import CARD, STATE, Adapter, save
+from interp.unlearning.config import difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training run gave.
+
+    Attributes:
+        model: U, in evaluation mode, sharing V's embedding.
+        history: a row per step: `step`, `loss`, `forget_ce` and `retain_ce` (nats per token, before
+            the step), `grad_norm`, and what was evaluated after it.
+        reason: why the run ended.
+    """
+
+    model: LanguageModel
+    history: list[dict[str, float]]
+    reason: str
+
+
+def read_card(directory: Path) -> dict[str, object]:
+    """The card of a model that was made here.
+
+    Raises:
+        ValueError: the directory has none.
+    """
+    file = directory / CARD
+    if not file.is_file():
+        raise ValueError(f"{str(directory)!r} has no card ({CARD}): it was not made by interp")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where a run is kept, and the card that says which run it is."""
+
+    directory: Path
+    card: dict[str, object]
+
+    @property
+    def state(self) -> Path:
+        """The file of the run under way."""
+        return self.directory.with_name(f"{self.directory.name}.{STATE}")
+
+    def finished(self, vanilla: LanguageModel) -> Trained | None:
+        """What the directory holds already, if it is of the same run."""
+        if not (self.directory / CARD).is_file():
+            return None
+        found: dict[str, Any] = read_card(self.directory)
+        history, reason = found.pop("history", []), found.pop("reason", "")
+        if other := difference(found, self.card):
+            raise ValueError(
+                f"{self.directory} holds a model of another run ({other}); choose another output "
+                "directory"
+            )
+        model = load(str(self.directory), like=vanilla)
+        return Trained(model=model, history=history, reason=reason)
+
+    def finish(self, trained: Trained, adapter: Adapter | None = None) -> None:
+        """Keep the model, which is called by its directory from here on."""
+        card = self.card | {"history": trained.history, "reason": trained.reason}
+        save(trained.model, self.directory, card=card, adapter=adapter)
+        trained.model.name = str(self.directory)
+        self.state.unlink(missing_ok=True)
+
+    def checkpoint(
+        self,
+        model: LanguageModel,
+        adapter: Adapter | None,
+        history: list[dict[str, float]],
+    ) -> None:
+        """Keep the model as it is now, beside where the last one will be."""
+        folder = self.directory.with_name(f"{self.directory.name}.checkpoints")
+        step = len(history)
+        card = self.card | {"history": history, "reason": f"checkpoint after step {step}"}
+        save(model, folder / f"step-{step:05}", card=card, adapter=adapter)
