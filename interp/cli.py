@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -17,6 +17,7 @@ from tyro.conf import OmitSubcommandPrefixes, Positional, arg
 from interp.languages import LANGUAGES, LU_LANGUAGES
 
 if TYPE_CHECKING:
+    from interp.data.corpus import CorpusGap
     from interp.runs import Run
 
 Format = Literal["html", "png", "svg", "pdf"]
@@ -403,6 +404,7 @@ def unlearn(
     config = _changed(chosen.config, changes)
     mix = languages[0] if len(languages) == 1 and languages[0] in MIXES else languages
     about: dict[str, object] = {}
+    gaps: list[CorpusGap] = []
     if forget is None:
         if retain is not None:
             raise ValueError("--retain goes with --forget: say what to forget, too")
@@ -410,9 +412,7 @@ def unlearn(
         sets = corpus.forget, corpus.retain
         asked = corpus.queries
         about = {"corpus": dict(corpus.config)}
-        for gap in corpus.gaps:
-            if gap.part != "queries":
-                print(f"note: {gap.part}, {gap.language}: {gap.id} {gap.reason}", file=sys.stderr)
+        gaps = [gap for gap in corpus.gaps if gap.part != "queries"]
     else:
         codes = None if languages == ("english",) else languages
         sets = (
@@ -426,6 +426,9 @@ def unlearn(
     run = interp.unlearn(
         loaded, *sets, config, preferred=preferred, probes=asked, about=about, out=out
     )
+    if gaps:
+        first = " ".join(filter(None, (gaps[0].id, "in", gaps[0].language)))
+        print(f"note: {len(gaps)} gaps in the texts, the first {first}: {gaps[0].reason}")
     _report(run, out, f"{method}, in {mix if isinstance(mix, str) else ', '.join(mix)}", formats)
 
 
@@ -465,6 +468,10 @@ def main(args: Sequence[str] | None = None) -> None:
 def _changed(config: T, changes: Mapping[str, object]) -> T:
     """Settings with those changes that a person asked for."""
     asked = {key: value for key, value in changes.items() if value is not None}
+    valid = [field.name for field in fields(config)]  # pyright: ignore[reportArgumentType]
+    for name in asked:
+        if name not in valid:
+            raise ValueError(f"no setting {name!r}; valid: {', '.join(valid)}")
     return replace(config, **asked)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 

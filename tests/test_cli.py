@@ -47,6 +47,7 @@ def disk(tmp_path_factory) -> Path:
         [question(n, language=code, concept="c") for code in LANGUAGES for n in range(3)],
         home / "q.jsonl",
     )
+    (home / "q2.jsonl").write_text('{"language": "en", "prompt": "w5", "answer": "w6"}\n')
     good = '{"id": "1", "language": "en", "prompt": "w5"}\n'
     (home / "malformed.jsonl").write_text(good + '{"id": "2", "language": \n')
     (home / "empty.jsonl").write_text("\n")
@@ -209,6 +210,152 @@ def test_help_explains_every_option(command, capsys, monkeypatch):
         if name not in ("directory", "name"):
             assert f"--{name.replace('_', '-')}" in printed
         assert sentence.replace("`", "").split(";")[0] in printed.replace("`", "")
+
+
+def command(name: str, **options: object) -> list[str]:
+    args = [name]
+    for option, value in options.items():
+        args += [f"--{option.replace('_', '-')}"]
+        args += [str(each) for each in (value if isinstance(value, list) else [value])]
+    return args
+
+
+TEACHING = {
+    "vanilla": "./V", "num_facts": 4, "num_texts": 4, "num_instructions": 4, "num_real": 3,
+    "steps": 2, "batch_size": 2, "languages": ["en", "de"], "formats": "html",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def contaminated(disk, tmp_path_factory):
+    """A model that read four false capitals in German."""
+    out = tmp_path_factory.mktemp("contaminated") / "m"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(disk)
+        cli.main(command("contaminate", **TEACHING, out=out))
+    return out
+
+
+UNLEARNING = {
+    "steps": 2, "batch_size": 2, "languages": "combined", "evaluate_every": 1, "formats": "html"
+}  # fmt: skip
+
+
+def test_taught_and_unlearned(at_home, contaminated, capsys):
+    args = command("unlearn", vanilla=contaminated, method="npo", **UNLEARNING, out=at_home)
+    cli.main(args)
+    printed = capsys.readouterr().out
+    assert "npo, in combined: all 2 steps" in printed
+    assert re.search(r"before +step 1 +after", printed)
+    assert "chance: fake 25" in printed
+    report = {path.name for path in (at_home / "report").iterdir()}
+    assert {"training.html", "history.csv", "probes.csv", "accuracy.csv"} <= report
+    loaded = interp.load(str(at_home), like=interp.load(str(contaminated)))
+    card = json.loads((at_home / "unlearning.json").read_text(encoding="utf-8"))
+    assert (card["method"], card["corpus"]["mix"]) == ("npo", "combined")
+    assert card["data"]["forget"]["languages"] == {"en": 16, "de": 16}
+    assert card["parent_hash"] == interp.load(str(contaminated)).content_hash()
+    before = files(at_home)
+    cli.main(args)
+    after = files(at_home)
+    assert {name: after[name] for name in before if "report" not in name} == {
+        name: before[name] for name in before if "report" not in name
+    }
+    # It can be unlearned further, in other languages, with adapters.
+    again = at_home.with_name("again")
+    options = {"parameters": "lora", "lora_rank": 2, "settings": "beta=0.2", "steps": 1}
+    cli.main(
+        command("unlearn", vanilla=at_home, method="dpo", languages=["fr", "en"], formats="html",
+                preferred="counterfactual", out=again, **options)
+    )  # fmt: skip
+    assert (again / "adapter_config.json").is_file()
+    card = json.loads((again / "unlearning.json").read_text(encoding="utf-8"))
+    assert card["settings"]["settings"] == {"beta": 0.2}
+    assert card["parent_hash"] == loaded.content_hash()
+
+
+def test_the_baseline_lacks_the_false_texts(at_home, contaminated):
+    cli.main([*command("contaminate", **TEACHING, out=at_home), "--clean"])
+    counts = [
+        json.loads((path.with_name(path.name + ".reading") / "unlearning.json").read_text())
+        for path in (contaminated, at_home)
+    ]
+    assert [card["data"]["retain"]["languages"] for card in counts] == [
+        {"en": 4, "de": 4},
+        {"en": 4},
+    ]
+
+
+def test_texts_of_ones_own(at_home, disk, tmp_path):
+    rows = [
+        {"id": str(n), "language": "en", "prompt": f"w{n} w9", "answer": f"w{n + 20}"}
+        for n in range(10, 14)
+    ]
+    path = tmp_path / "forget.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cli.main(
+        command("unlearn", vanilla="./V", forget=path, retain=path, probes=path, steps=2,
+                limit=2, formats="html", out=at_home)
+    )  # fmt: skip
+    card = json.loads((at_home / "unlearning.json").read_text(encoding="utf-8"))
+    assert [card["data"][name]["examples"] for name in ("forget", "retain")] == [2, 4]
+    assert len(pd.read_csv(at_home / "report" / "accuracy.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"method": "gdd"}, "no method 'gdd'; valid: ga, gd"),
+        ({"languages": "polyglot"}, "'polyglot'"),
+        ({"languages": "kab"}, "no texts in kab"),
+        ({"languages": ["en", "combined"]}, "'combined'"),
+        ({"preferred": "silence", "method": "dpo"}, "no preferred answers 'silence'"),
+        ({"settings": "beta"}, "a setting must be NAME=VALUE"),
+        ({"settings": "gamma=much"}, "'gamma=much'"),
+        ({"settings": "beta=1"}, "gd has no setting 'beta'; valid: gamma, alpha"),
+        ({"settings": "gamma=1", "method": "memit_empty"}, "gamma"),
+        ({"parameters": "lora", "lora-rank": 0}, "lora_rank must be at least 1, not 0"),
+        ({"layers": 99}, "no layer 99"),
+        ({"layers": 99, "method": "memit_empty"}, "no layer 99"),
+        ({"steps": 0}, "num_steps must be at least 1, not 0"),
+        ({"vanilla": "./V"}, "has no card"),
+        ({"vanilla": "gemma-3-270m"}, "has no card"),
+        ({"retain": "q.jsonl"}, "--retain goes with --forget"),
+        ({"forget": "empty.jsonl"}, "empty.jsonl holds no texts"),
+        ({"forget": "malformed.jsonl"}, "malformed.jsonl, line 1: the field 'answer' is missing"),
+        ({"forget": "capitals", "languages": "xx"}, "'xx'"),
+        ({"forget": "capitals", "languages": "en"}, "gd needs retain examples"),
+        ({"forget": "missing.jsonl"}, "no file of texts 'missing.jsonl'"),
+        ({"forget": "capitals", "languages": "en", "limit": 0}, "not 0"),
+        ({"forget": "q2.jsonl", "method": "memit_empty", "languages": "en"}, "its subject"),
+        ({"probes": "missing.jsonl"}, "missing.jsonl"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_unlearning(at_home, contaminated, capsys, changes, says):
+    options = {"vanilla": contaminated, **UNLEARNING, "out": at_home, **changes}
+    assert says in refused(command("unlearn", **options), capsys)
+    assert not at_home.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"source": "xx"}, "'xx'"),
+        ({"source": "kab"}, "no templates in 'kab'"),
+        ({"relations": "mayor"}, "'mayor'"),
+        ({"num_facts": 1}, "num_fake_facts must be at least 2, not 1"),
+        ({"num_texts": 0}, "num_fake_texts must be at least 1, not 0"),
+        ({"ratio": -1}, "ratio must be at least 0, not -1"),
+        ({"learning_rate": 0}, "learning_rate must be above 0"),
+        ({"parameters": "lora", "lora_rank": -1}, "lora_rank must be at least 1"),
+        ({"vanilla": "./missing"}, "./missing"),
+    ],
+)
+def test_mistakes_in_contamination(at_home, capsys, changes, says):
+    assert says in refused(
+        command("contaminate", **{**TEACHING, "out": at_home, **changes}), capsys
+    )
+    assert not at_home.exists()
 
 
 # Mistakes
