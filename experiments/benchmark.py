@@ -1,11 +1,14 @@
-"""How fast the layered engine is, beside plain hooks and beside the arithmetic's floor.
+"""How fast the layered engine and the training loop are, beside plain ways to do the same.
 
-    python experiments/benchmark.py [--quick]
+    python experiments/benchmark.py [--quick] [--only sweep|training]
 
 One process, one pair of models (Gemma-3-270M and the same with every layer's weights perturbed), 10
 questions of about 15 + 30 tokens, windows of 5 layers, float32. Plain hooks: one whole forward per
 window, as `engines/full.py` does it. The floor counts the multiplications that no exact method can
 leave out and divides them by the speed of a large matrix product measured in the same run.
+
+Training: a step of gradient difference on 12 + 12 sequences of 16 tokens (`interp.unlearning`), and
+the same step with the model's own loss, which forms all logits.
 """
 
 import argparse
@@ -13,7 +16,7 @@ import copy
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 import torch
@@ -24,6 +27,10 @@ from interp.models.anatomy import LayerParts
 from interp.recovery.engines import ENGINES
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, Restoration, windows
+from interp.unlearning.config import TrainingConfig
+from interp.unlearning.examples import Example, batch_of, tokenize
+from interp.unlearning.trainee import Trainee
+from interp.unlearning.training import train
 
 ONE = ("coef",)
 FOUR = ("coef", "attn", "coef+attn", "value")
@@ -31,9 +38,93 @@ COUNTRIES = ["France", "Germany", "Italy", "Spain", "Japan", "China", "Russia", 
 COUNTRIES += ["Brazil"]
 
 
-def main(quick: bool) -> None:
-    """Print the table."""
+def main(quick: bool, only: str | None) -> None:
+    """Print the tables."""
     vanilla = interp.load("gemma-3-270m")
+    if only != "training":
+        sweeping(vanilla, quick)
+    if only != "sweep":
+        training(vanilla, 4 if quick else 10)
+
+
+def training(vanilla: interp.LanguageModel, num_steps: int) -> None:
+    """A step of our loop beside one with the model's own loss, and the memory of both."""
+    print(f"\n{'a gd step':34}{'ours':>8}{'full logits':>13}{'ratio':>8}{'memory':>10}{'':>12}")
+    for labels, num_prompt in (("answers of 4 tokens", 12), ("all tokens", 1)):
+        rows = {name: sequences(vanilla, name, num_prompt) for name in ("forget", "retain")}
+        for precision in ("bfloat16", "float32"):
+            steps = {
+                "ours": lambda n, rows=rows, precision=precision: our_steps(
+                    vanilla, rows, n, precision == "bfloat16"
+                ),
+                "full": lambda n, rows=rows, precision=precision: full_logits_steps(
+                    vanilla, rows, n, precision == "bfloat16"
+                ),
+            }
+            seconds, memory = {}, {}
+            for name, take in steps.items():
+                take(1)
+                # What is done once, such as copying the model, cancels.
+                once, often = (timed(lambda n=n, t=take: t(n), 1)[0][0] for n in (1, 1 + num_steps))
+                seconds[name] = (often - once) / num_steps
+                memory[name] = peak_memory(lambda t=take: t(2))
+            print(
+                f"{labels + ', ' + precision:34}{seconds['ours']:7.2f}s{seconds['full']:12.2f}s"
+                f"{seconds['ours'] / seconds['full']:8.2f}"
+                f"{memory['ours'] / 2**30:6.2f} GiB{memory['full'] / 2**30:8.2f} GiB"
+            )
+
+
+def sequences(vanilla: interp.LanguageModel, name: str, num_prompt: int) -> list[Example]:
+    """Twelve texts of 16 tokens; all but the first `num_prompt` (with <bos>) are labels."""
+    words = ["city", "river", "house", "garden", "window", "summer", "winter", "morning", "table", "bread", "water", "stone"]
+    found = []
+    for number in range(12):
+        chosen = [
+            words[(number + place * (2 if name == "forget" else 5)) % 12] for place in range(15)
+        ]
+        prompt = " ".join(chosen[: num_prompt - 1])
+        answer = "".join(f" {word}" for word in chosen[num_prompt - 1 :]).removeprefix(
+            "" if prompt else " "
+        )
+        found.append(Example(prompt=prompt, answer=answer))
+        assert len(vanilla.encode(prompt + answer)) == 16
+    return found
+
+
+def our_steps(
+    vanilla: interp.LanguageModel, rows: Mapping[str, list[Example]], num_steps: int, autocast: bool
+) -> None:
+    """Steps of `interp.unlearning.training`."""
+    config = TrainingConfig(objective="gd", num_steps=num_steps, batch_size=12, autocast=autocast)
+    train(vanilla, rows, config, progress=False)
+
+
+def full_logits_steps(
+    vanilla: interp.LanguageModel, rows: Mapping[str, list[Example]], num_steps: int, autocast: bool
+) -> None:
+    """The same with the library's own loss: logits at all positions."""
+    model = Trainee(vanilla, "layers").model.model
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=5e-6, weight_decay=0.0, fused=True)
+    batches = []
+    for sign, name in ((-1, "forget"), (1, "retain")):
+        batch = batch_of([tokenize(vanilla, row) for row in rows[name]], vanilla.device)
+        labels = torch.full_like(batch.input_ids, -100)
+        labels[batch.sequence, batch.place] = batch.targets
+        batches.append((sign, batch.input_ids, labels))
+    for _ in range(num_steps):
+        for sign, input_ids, labels in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = sign * model(input_ids=input_ids, labels=labels, use_cache=False).loss
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def sweeping(vanilla: interp.LanguageModel, quick: bool) -> None:
+    """The layered engine."""
     unlearned = interp.LanguageModel(perturbed(vanilla.model), vanilla.tokenizer, name="perturbed")
     asked = [interp.Query(id=name, language="en", prompt=PROMPT.format(name)) for name in COUNTRIES]
     answers = interp.trajectories(vanilla, asked)
@@ -198,5 +289,7 @@ def products(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="time plain hooks once, not 3 times")
-    main(parser.parse_args().quick)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument("--only", choices=["sweep", "training"], help="one of the two parts")
+    given = parser.parse_args()
+    main(given.quick, given.only)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import multiprocessing
 import os
@@ -9,6 +11,7 @@ import shutil
 import socket
 import sys
 import time
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
@@ -413,13 +416,54 @@ def test_hub_out_of_reach():
     assert "Hub could not be reached: no connection" in message
 
 
-def test_directory_of_checkpoints(tmp_path):
-    for step in (500, 1000):
-        save(llama(), tmp_path / f"checkpoint-{step}")
-    (tmp_path / "training_args.bin").touch()
-    message = refusal(lambda: load(tmp_path))
-    assert message.index("checkpoint-500'") < message.index("checkpoint-1000'")
-    load(tmp_path / "checkpoint-1000")
+@pytest.mark.filterwarnings("ignore:'pin_memory':UserWarning")
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("peft", [False, True])
+def test_output_directory_of_a_trainer(tmp_path, saved, peft):
+    """As transformers' Trainer, and so TRL's and OpenUnlearning's, leaves it."""
+    from transformers import Trainer, TrainingArguments, default_data_collator
+
+    vanilla = llama()
+    save(vanilla, tmp_path / "V")
+    vanilla = load(tmp_path / "V")
+    model = copy.deepcopy(vanilla.model).requires_grad_(True)
+    if peft:
+        from peft import LoraConfig, get_peft_model
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    rows = [{"input_ids": torch.tensor([1, n, n + 1]), "labels": torch.tensor([1, n, n + 1])}
+            for n in range(3, 8)]  # fmt: skip
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "out"), max_steps=11, save_steps=5, learning_rate=1e-2,
+        per_device_train_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=default_data_collator,
+        processing_class=vanilla.tokenizer,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
+        if saved:
+            trainer.save_model()
+    assert (tmp_path / "out" / "checkpoint-11").is_dir()
+    # OpenUnlearning writes beside the model.
+    for folder in (".hydra", "evals", "logs"):
+        (tmp_path / "out" / folder).mkdir()
+    with contextlib.ExitStack() as stack:
+        if not saved:
+            stack.enter_context(pytest.warns(UserWarning, match="checkpoint-11 is taken"))
+        loaded = load(tmp_path / "out", like=vanilla)
+    ids = torch.tensor([[1, 5, 6, 7]])
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids).logits
+    torch.testing.assert_close(loaded.model(ids).logits, expected, atol=1e-5, rtol=1e-4)
+    assert not identical(vanilla, loaded)
 
 
 def test_directory_without_a_model(tmp_path):

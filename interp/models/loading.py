@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,9 +65,10 @@ def load(
     """Load a model and its tokenizer, in evaluation mode and without gradients.
 
     Args:
-        spec: an embedded name, a directory (a full model or a PEFT adapter, which is merged), a
-            `.gguf` file, or a Hub id, optionally with `@revision`. A LanguageModel is checked and
-            returned as it is.
+        spec: an embedded name, a directory (a full model or a PEFT adapter, which is merged; a
+            trainer's output directory, of which the last checkpoint is taken if there is no model
+            beside), a `.gguf` file, or a Hub id, optionally with `@revision`. A LanguageModel is
+            checked and returned as it is.
         like: the vanilla model. It is the base of an adapter, lends its tokenizer to a directory
             without one, and sets the device and dtype. The pair must match, and tensors that are
             identical then share the vanilla model's memory, so train neither afterwards.
@@ -127,6 +129,7 @@ def _read(
     directory = find_checkpoint(
         spec, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
+    directory = _last_checkpoint(spec, directory)
     base = like
     if (directory / "adapter_config.json").exists():
         _check_safetensors(spec, directory, stems=("adapter_model",), allow_pickle=allow_pickle)
@@ -145,6 +148,25 @@ def _read(
     tokenizer = _read_tokenizer(spec, directory, base=base, trust_remote_code=trust_remote_code)
     model.requires_grad_(False).eval()
     return LanguageModel(model, tokenizer, name=spec)
+
+
+def _last_checkpoint(spec: str, directory: Path) -> Path:
+    """Of a trainer's output directory that holds checkpoints alone, the last of them."""
+    if any((directory / name).exists() for name in ("config.json", "adapter_config.json")):
+        return directory
+    steps = {
+        int(entry.name.removeprefix("checkpoint-")): entry
+        for entry in directory.iterdir()
+        if re.fullmatch(r"checkpoint-\d+", entry.name) and entry.is_dir()
+    }
+    if not steps:
+        return directory
+    last = steps[max(steps)]
+    warnings.warn(
+        f"{spec!r} holds {len(steps)} checkpoints and no model beside them: {last.name} is taken",
+        stacklevel=4,
+    )
+    return last
 
 
 def _read_tokenizer(

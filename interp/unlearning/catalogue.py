@@ -29,10 +29,10 @@ TENSORS: dict[str, str] = {
     "retain_own_kl": "KL(θ₀ ‖ θ) at the positions of R's label tokens, one later than retain_kl",
     "retain_repeat_logprobs": "θ₀'s log-probability of repeating each of R's label tokens",
     "forget_states": "θ's residual stream after one layer on F [sequence pos d_model]",
-    "forget_positions": "True at F's real positions, prompts included, False at padding",
+    "forget_positions": "True at F's tokens, prompts included, False at padding and at <bos>",
     "retain_states": "θ's residual stream after that layer on R",
     "retain_reference_states": "θ₀'s residual stream after that layer on R",
-    "retain_positions": "True at R's real positions",
+    "retain_positions": "True at R's tokens, likewise",
     "direction": "the fixed random unit vector [d_model]",
 }
 

@@ -24,7 +24,8 @@ def rmu(
     """Representation misdirection: MSE(h(F), c·u) + α·MSE(h(R), h⁰(R)) (Li et al. 2024, Section 4).
 
     The mean runs over positions and over d_model, as in the code; the paper's squared norms are
-    d_model times that. The code counts padding, this does not. In float32 (float64 stays).
+    d_model times that. The code counts padding and the token in front of every text, the loop here
+    neither. In float32 (float64 stays).
 
     Args:
         forget_states: θ's residual stream after one layer on F. The source's layer is 7 (of 32).
@@ -33,7 +34,8 @@ def rmu(
         retain_reference_states: θ₀'s on R; no gradient flows into it.
         retain_positions: True at real positions, False at padding.
         direction: u, see `rmu_direction`.
-        c: the length to which F's states are drawn, 2 to 6.5 in the sources.
+        c: the length to which F's states are drawn, 2 to 6.5 in the sources; compare it with the
+            length that they have (some thousands in Gemma-3).
         alpha: weight of the retaining, 1 to 1200 in the sources.
 
     Raises:

@@ -105,7 +105,12 @@ class Scorer:
 
     def _of_set(self, rows: list[Tokens], wanted: set[str]) -> dict[str, Tensor]:
         anatomy, batch = self.model.anatomy, batch_of(rows, self.model.device)
-        found = {"mask": batch.mask, "positions": batch.positions}
+        found = {"mask": batch.mask}
+        if "positions" in wanted:
+            # What stands before every text says nothing of it, and is an attention sink, hundreds
+            # of times as long as other states in some models.
+            start = batch.input_ids == self.model.tokenizer.bos_token_id
+            found["positions"] = batch.positions & ~start
         if "states" in wanted:
             assert self.layer is not None
             found["states"] = residual_after(self.model, batch, self.layer)
