@@ -17,6 +17,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -32,6 +33,7 @@ from interp.unlearning.examples import Example, batch_of, tokenize
 from interp.unlearning.trainee import Trainee
 from interp.unlearning.training import train
 
+T = TypeVar("T")
 ONE = ("coef",)
 FOUR = ("coef", "attn", "coef+attn", "value")
 COUNTRIES = ["France", "Germany", "Italy", "Spain", "Japan", "China", "Russia", "Egypt", "India"]
@@ -77,7 +79,8 @@ def training(vanilla: interp.LanguageModel, num_steps: int) -> None:
 
 def sequences(vanilla: interp.LanguageModel, name: str, num_prompt: int) -> list[Example]:
     """Twelve texts of 16 tokens; all but the first `num_prompt` (with <bos>) are labels."""
-    words = ["city", "river", "house", "garden", "window", "summer", "winter", "morning", "table", "bread", "water", "stone"]
+    words = ["city", "river", "house", "garden", "window", "summer"]
+    words += ["winter", "morning", "table", "bread", "water", "stone"]
     found = []
     for number in range(12):
         chosen = [
@@ -189,10 +192,10 @@ def restorations_of(sites: Sequence[str], num_layers: int) -> list[Restoration]:
     return [NOTHING, *(item for site in sites for item in windows(site, num_layers=num_layers))]
 
 
-def timed(call: Callable[[], torch.Tensor], repeats: int) -> tuple[list[float], torch.Tensor]:
+def timed(call: Callable[[], T], repeats: int) -> tuple[list[float], T]:
     """Seconds of each call, and the last result."""
     seconds = []
-    result = torch.empty(0)
+    result: Any = None
     for _ in range(repeats):
         start = time.perf_counter()
         result = call()
@@ -200,7 +203,7 @@ def timed(call: Callable[[], torch.Tensor], repeats: int) -> tuple[list[float], 
     return seconds, result
 
 
-def peak_memory(call: Callable[[], torch.Tensor]) -> int:
+def peak_memory(call: Callable[[], object]) -> int:
     """Bytes of resident memory that a call takes at its peak, sampled every 5 ms."""
     process, ended = psutil.Process(), threading.Event()
     before = most = process.memory_info().rss

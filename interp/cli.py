@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections import Counter
@@ -19,6 +20,7 @@ from interp.languages import LANGUAGES, LU_LANGUAGES
 if TYPE_CHECKING:
     from interp.data.corpus import CorpusGap
     from interp.runs import Run
+    from interp.unlearning.config import Stop
 
 Format = Literal["html", "png", "svg", "pdf"]
 ALL_FORMATS: tuple[Format, ...] = ("html", "png", "svg", "pdf")
@@ -337,6 +339,7 @@ def unlearn(
     lora_rank: int | None = None,
     evaluate_every: int | None = None,
     checkpoint_every: int | None = None,
+    stops: Annotated[tuple[str, ...], arg(metavar="METRIC<VALUE [METRIC<VALUE ...]")] = (),
     seed: int = 0,
     formats: tuple[Format, ...] = ALL_FORMATS,
     device: OptionalName = None,
@@ -371,6 +374,8 @@ def unlearn(
         lora_rank: Rank of the adapters, with --parameters lora.
         evaluate_every: Steps between probes on the way; 0 for none.
         checkpoint_every: Steps between models that are kept in DIR.checkpoints; 0 for none.
+        stops: Stop early, where a loss (forget_ce>8, retain_ce>5, in nats per token) or a probe
+            (fake/de<0.1) reaches a value; real/en<80% is relative to the value before.
         seed: Of every choice.
         formats: Figure formats; all but html need the extra `export` and a Chrome.
         device: cpu, cuda, cuda:1; a GPU if there is one.
@@ -396,6 +401,7 @@ def unlearn(
             "lora_rank": lora_rank,
             "evaluate_every": evaluate_every,
             "checkpoint_every": checkpoint_every,
+            "stops": tuple(map(_stop, stops)) or None,
             "seed": seed,
             "settings": {**chosen.config.settings, **_settings(settings)},
         }
@@ -473,6 +479,21 @@ def _changed(config: T, changes: Mapping[str, object]) -> T:
         if name not in valid:
             raise ValueError(f"no setting {name!r}; valid: {', '.join(valid)}")
     return replace(config, **asked)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _stop(text: str) -> Stop:
+    found = re.fullmatch(r"\s*([^<>\s]+)\s*([<>])\s*([\d.]+)(%?)\s*", text)
+    try:
+        metric, sign, number, percent = found.groups() if found else ("", "", "", "")
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        raise ValueError(
+            f"a stop must be METRIC<VALUE or METRIC>VALUE, such as forget_ce>8, not {text!r}"
+        ) from None
+    from interp.unlearning.config import Stop
+
+    bound = {"below": value} if sign == "<" else {"above": value}
+    return Stop(metric=metric, relative=bool(percent), **bound)
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, float]:

@@ -261,6 +261,13 @@ def test_taught_and_unlearned(at_home, contaminated, capsys):
     assert {name: after[name] for name in before if "report" not in name} == {
         name: before[name] for name in before if "report" not in name
     }
+    # It stops early when it is asked to.
+    stopped = at_home.with_name("stopped")
+    options = {**UNLEARNING, "method": "npo", "stops": ["real/en>1%", "retain_ce>9"]}
+    cli.main(command("unlearn", vanilla=contaminated, out=stopped, **options))
+    card = json.loads((stopped / "unlearning.json").read_text(encoding="utf-8"))
+    assert card["reason"].startswith("real/en reached 0.333 (bound 0.00333)")
+    assert len(card["history"]) == 1
     # It can be unlearned further, in other languages, with adapters.
     again = at_home.with_name("again")
     options = {"parameters": "lora", "lora_rank": 2, "settings": "beta=0.2", "steps": 1}
@@ -310,6 +317,9 @@ def test_texts_of_ones_own(at_home, disk, tmp_path):
         ({"languages": "kab"}, "no texts in kab"),
         ({"languages": ["en", "combined"]}, "'combined'"),
         ({"preferred": "silence", "method": "dpo"}, "no preferred answers 'silence'"),
+        ({"stops": "real/en"}, "a stop must be METRIC<VALUE"),
+        ({"stops": "real/en<1.2.3"}, "such as forget_ce>8, not 'real/en<1.2.3'"),
+        ({"stops": "real/xx<80%"}, "no metric 'real/xx'"),
         ({"settings": "beta"}, "a setting must be NAME=VALUE"),
         ({"settings": "gamma=much"}, "'gamma=much'"),
         ({"settings": "beta=1"}, "gd has no setting 'beta'; valid: gamma, alpha"),

@@ -14,6 +14,9 @@ from interp.models.language_model import LanguageModel
 from interp.unlearning.catalogue import METHODS, SETS, objectives_of, sets_of, settings_of
 from interp.unlearning.examples import Example
 
+OWN_METRICS = ("forget_ce", "retain_ce")
+"""Metrics that every step has of the sets it drew."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
@@ -187,9 +190,8 @@ def check(
             f"no layer {config.layer} for {config.objective}; {vanilla.name!r} has 0 to "
             f"{vanilla.num_layers - 1}"
         )
-    own = {"forget_ce", "retain_ce"}
     for stop in config.stops:
-        if stop.metric not in own and not (evaluates and config.evaluate_every):
+        if stop.metric not in OWN_METRICS and not (evaluates and config.evaluate_every):
             raise ValueError(
                 f"the stop on {stop.metric!r} needs evaluate and evaluate_every; the steps' own "
                 "metrics are forget_ce and retain_ce"

@@ -21,7 +21,13 @@ from tqdm.auto import tqdm
 from interp.models.language_model import LanguageModel
 from interp.unlearning.catalogue import Objective, objectives_of, sets_of, settings_of
 from interp.unlearning.checkpoints import load_state, read_progress, save_state
-from interp.unlearning.config import TrainingConfig, check, difference, training_card
+from interp.unlearning.config import (
+    OWN_METRICS,
+    TrainingConfig,
+    check,
+    difference,
+    training_card,
+)
 from interp.unlearning.examples import Draws, Example
 from interp.unlearning.objectives import label_mean
 from interp.unlearning.representation import rmu_direction
@@ -52,8 +58,8 @@ def train(
         examples: by set: `forget`, `retain`, `preferred` (to each forget example the answer that is
             preferred to its own), as the objective needs them. `finetune` learns `retain`.
         config: the settings.
-        evaluate: called with θ in evaluation mode, before training and every
-            `config.evaluate_every` steps; its metrics go into the history and can stop the run.
+        evaluate: called with θ in evaluation mode every `config.evaluate_every` steps, and before
+            training where a stop is on one of its metrics; they go into the history.
         about: further entries of the model's card (JSON), such as where the examples come from.
         out: directory for the model (an adapter where LoRA trained it) and its card. What it holds
             of the same run is not done again; a run that was killed goes on from its last
@@ -163,8 +169,15 @@ class _Run:
     def to_the_end(self, store: Store | None, progress: bool) -> str:
         """Train; give the reason why it ended."""
         config = self.config
-        if self.evaluate is not None and not self.before:
+        watched = [stop.metric for stop in config.stops if stop.metric not in OWN_METRICS]
+        if watched and not self.before:
             self.before = dict(self._evaluated())
+            for metric in watched:
+                if metric not in self.before:
+                    raise ValueError(
+                        f"no metric {metric!r} to stop on; valid: "
+                        f"{', '.join((*OWN_METRICS, *self.before))}"
+                    )
         bar = tqdm(
             total=config.num_steps,
             initial=self.step,
@@ -178,7 +191,7 @@ class _Run:
                 if reason := self._divergence(row):
                     self._back_to_good()
                     return f"{reason}; the weights are those of the last evaluation"
-                for name in ("forget_ce", "retain_ce"):
+                for name in OWN_METRICS:
                     if name in row:
                         self.before.setdefault(name, row[name])
                 if reason := self._stopped(row):
@@ -265,10 +278,14 @@ class _Run:
     def _divergence(self, row: Mapping[str, float]) -> str:
         if not all(map(math.isfinite, row.values())):
             return f"diverged at step {self.step}: the loss is not finite"
-        if row.get("retain_ce", 0.0) > math.log(self.num_vocabulary) + 2:
+        # One batch of a few labels may be that bad by chance.
+        recent = [each["retain_ce"] for each in (*self.history[-2:], row) if "retain_ce" in each]
+        guessing = math.log(self.num_vocabulary)
+        most = max(guessing + 2, 3 * self.before.get("retain_ce", 0.0))
+        if len(recent) == 3 and sum(recent) / 3 > most:
             return (
-                f"diverged at step {self.step}: the retain examples' loss, {row['retain_ce']:.1f} "
-                "nats per token, is worse than guessing"
+                f"diverged at step {self.step}: the retain examples' loss, {sum(recent) / 3:.1f} "
+                f"nats per token over three steps, is worse than guessing ({guessing:.1f})"
             )
         return ""
 
