@@ -248,25 +248,20 @@ def _reported(
     folder = None if out is None else Path(out) / REPORT
     asked = json.dumps([asdict(query) for query in probes], ensure_ascii=False)
     table = pd.DataFrame()
-    if probes:
-        stored = None if folder is None else folder / "probes.csv"
-        questions = None if folder is None else folder / "probes.json"
-        if (
-            stored is not None
-            and questions is not None
-            and stored.is_file()
-            and questions.is_file()
-            and questions.read_text(encoding="utf-8") == asked
-        ):
-            table = pd.read_csv(stored, keep_default_na=False)
-        else:
-            table = pd.concat(
-                [
-                    probe(model, probes, progress=progress).assign(model=name)
-                    for name, model in ((BEFORE, vanilla), (AFTER, trained.model))
-                ],
-                ignore_index=True,
-            )
+    if probes and folder is not None:
+        table = _stored_probes(folder, asked)
+    if probes and table.empty:
+        # A model that was made here may have been asked the same when it was.
+        before = _stored_probes(Path(vanilla.name) / REPORT, asked)
+        before = (
+            before.query("model == @AFTER")
+            if len(before)
+            else probe(vanilla, probes, progress=progress)
+        )
+        after = probe(trained.model, probes, progress=progress)
+        table = pd.concat(
+            [before.assign(model=BEFORE), after.assign(model=AFTER)], ignore_index=True
+        )
     run = Run(
         model=trained.model,
         history=pd.DataFrame(trained.history),
@@ -286,3 +281,13 @@ def _reported(
             folder / "probes.json", lambda scratch: scratch.write_text(asked, encoding="utf-8")
         )
     return run
+
+
+def _stored_probes(folder: Path, asked: str) -> pd.DataFrame:
+    """What a report says of the same queries; empty if it says nothing."""
+    questions, table = folder / "probes.json", folder / "probes.csv"
+    if not (questions.is_file() and table.is_file()):
+        return pd.DataFrame()
+    if questions.read_text(encoding="utf-8") != asked:
+        return pd.DataFrame()
+    return pd.read_csv(table, keep_default_na=False)

@@ -142,6 +142,25 @@ def test_a_finished_run_is_read_again(taught, tmp_path, monkeypatch):
     load(str(tmp_path / "m"), like=taught.model)
 
 
+def test_what_a_model_was_asked_when_it_was_made_is_not_asked_again(tmp_path, monkeypatch):
+    config = replace(CONFIG, reading=replace(CONFIG.reading, num_steps=30))
+    made = interp.contaminate(tiny(), CORPUS, config, out=tmp_path / "v", progress=False)
+    plain = interp.unlearn(made.model, FAKE, REAL, STEPS, probes=QUERIES, progress=False)
+    probed = []
+
+    def counted(model, queries, **options):
+        probed.append(model)
+        return probe(model, queries, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("interp.runs.probe", counted)
+        again = interp.unlearn(made.model, FAKE, REAL, STEPS, probes=QUERIES, progress=False)
+        assert [model.name for model in probed] == [again.model.name]
+        interp.unlearn(made.model, FAKE, REAL, STEPS, probes=QUERIES[:4], progress=False)
+        assert len(probed) == 3
+    pd.testing.assert_frame_equal(again.accuracy(), plain.accuracy())
+
+
 def test_without_probes_there_is_a_history(taught):
     run = interp.unlearn(taught.model, FAKE, REAL, STEPS, progress=False)
     assert run.accuracy().empty
