@@ -514,12 +514,14 @@ def _report(run: Run, out: Path, title: str, formats: tuple[Format, ...]) -> Non
     from interp.figures import export
     from interp.runs import REPORT
 
-    losses = [name for name in ("loss", "forget_ce", "retain_ce") if name in run.history]
+    stages = run.history["stage"] if "stage" in run.history else [0.0] * len(run.history)
     print(f"{title}: {run.reason}")
-    for name in losses:
-        values = run.history[name].dropna()
-        if len(values):
-            print(f"  {name:10} {values.iloc[0]:8.3f} → {values.iloc[-1]:.3f}")
+    losses = [name for name in ("loss", "forget_ce", "retain_ce") if name in run.history]
+    for _, rows in run.history.groupby(list(stages)):
+        for name in losses:
+            values = rows[name].dropna()
+            if len(values):
+                print(f"  {name:10} {values.iloc[0]:8.3f} → {values.iloc[-1]:.3f}")
     table = run.table()
     if not table.empty:
         print("Right answers by ranking candidates, in per cent (95 % interval):")

@@ -228,8 +228,8 @@ class _Evaluate:
         lowered = model
         if model.dtype == torch.float32:
             # Twice as fast, and its ranking of candidates hardly differs.
-            weights = copy.deepcopy(model.model).to(torch.bfloat16)  # pyright: ignore
-            lowered = LanguageModel(weights, model.tokenizer, name=model.name)
+            lowered = copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
+            lowered.model.to(torch.bfloat16)  # pyright: ignore[reportCallIssue]
         found = accuracy(probe(lowered, self._queries, progress=False))
         return {
             f"{row['concept']}/{row['language']}": row["accuracy"]

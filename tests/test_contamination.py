@@ -44,6 +44,7 @@ def test_false_and_real_texts_are_learned_and_then_the_answers():
     for text in (REAL, FAKE, ASKED):
         assert nll(done.model, text) < nll(vanilla, text) - 0.1
     assert [row["stage"] for row in done.history] == [0] * 12 + [1] * 5
+    assert done.reason == "reading: all 12 steps; answering: all 5 steps"
     assert vanilla.content_hash() == before
     reading = contaminate(vanilla, CORPUS, replace(CONFIG, tuning=None), progress=False)
     assert nll(done.model, ASKED) < nll(reading.model, ASKED)

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from interp.figures import accuracy, export, heatmap, lines
+from interp.figures import accuracy, export, heatmap, lines, training
 
 NAN = math.nan
 
@@ -326,3 +326,50 @@ def test_what_is_no_table_of_accuracies():
         accuracy(accuracies().drop(columns="chance"))
     with pytest.raises(ValueError, match="is empty"):
         accuracy(accuracies().iloc[:0])
+
+
+def steps_table(concepts=("fake", "real"), languages=("de", "en")):
+    """Accuracies at three steps, 0.00, 0.05, 0.10, … in the order of the rows."""
+    rows = [
+        {"step": step, "language": language, "concept": concept}
+        for concept in concepts
+        for language in languages
+        for step in (0, 4, 8)
+    ]
+    table = pd.DataFrame(rows)
+    table["accuracy"] = np.arange(len(table)) / 20
+    table["ci_low"], table["ci_high"] = table["accuracy"] - 0.1, table["accuracy"] + 0.1
+    table["chance"], table["num_queries"] = 0.0625, 16
+    return table
+
+
+def history_table():
+    return pd.DataFrame(
+        {"step": range(1, 9), "forget_ce": np.arange(8.0), "retain_ce": [1.0, NAN] * 4}
+    )
+
+
+def test_a_runs_losses_and_accuracies_stand_over_its_steps():
+    table = steps_table()
+    figure = training(history_table(), table, title="<npo>")
+    forget, retain, *rest = figure.data
+    assert (forget.name, list(forget.y)) == ("forget set", list(range(8)))
+    assert list(retain.x) == [1, 3, 5, 7]
+    assert [line.name for line in rest] == ["German (de)", "English (en)"] * 2
+    for line, (_, rows) in zip(rest, table.groupby(["concept", "language"]), strict=True):
+        assert list(line.x) == [0, 4, 8]
+        assert list(line.y) == pytest.approx(list(100 * rows["accuracy"]))
+    assert [line.showlegend for line in rest] == [True, True, False, False]
+    assert "interval -5.0% to 15.0%" in rest[0].hovertext[1]
+    assert figure.layout.title.text == "&lt;npo&gt;"
+    (chance,) = {shape.y0 for shape in figure.layout.shapes}
+    assert chance == 6.25
+
+
+def test_a_run_without_losses_or_without_probes():
+    assert len(training(pd.DataFrame({"step": [1]}), steps_table()).data) == 4
+    assert len(training(history_table(), pd.DataFrame()).data) == 2
+    with pytest.raises(ValueError, match="nothing to draw"):
+        training(pd.DataFrame({"step": [1]}), pd.DataFrame())
+    with pytest.raises(ValueError, match="lacks the columns ci_low, chance"):
+        training(history_table(), steps_table().drop(columns=["chance", "ci_low"]))

@@ -178,10 +178,15 @@ def test_an_answer_that_is_called_nan_is_read_again(taught, tmp_path):
         assert list(run.probes["answer"]) == ["nan", "w31"] * 2
 
 
-def test_probing_on_the_way_leaves_the_model_as_it_is(taught):
-    plain = interp.unlearn(taught.model, FAKE, REAL, STEPS, progress=False)
-    config = replace(STEPS, evaluate_every=3)
+@pytest.mark.parametrize("parameters", ["layers", "lora"])
+def test_probing_on_the_way_leaves_the_model_as_it_is(taught, parameters):
+    config = replace(STEPS, parameters=parameters, lora_rank=4, num_steps=15)
+    plain = interp.unlearn(taught.model, FAKE, REAL, config, progress=False)
+    config = replace(config, evaluate_every=5)
     probed = interp.unlearn(taught.model, FAKE, REAL, config, probes=QUERIES, progress=False)
+    table = probed.accuracy().query("concept == 'fake'").set_index("step")["accuracy"]
+    assert list(table.index) == [0, 5, 10, 15]
+    assert table[10] < table[0]
     pairs = zip(plain.model.model.parameters(), probed.model.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 

@@ -70,6 +70,7 @@ def test_the_fifteen_languages_have_templates():
 @pytest.mark.parametrize("code", CODES)
 def test_there_are_enough_wordings_of_every_role(code):
     assert len(set(templates(code).openings)) >= 5
+    assert len(set(templates(code).refusals)) == 3
     for relation in RELATIONS:
         found = templates(code).wordings[relation]
         for role, fewest in FEWEST.get(relation, FEWEST_OTHERWISE).items():

@@ -8,7 +8,7 @@ import html
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.facets import COLOURS, DASHES, language_label, lay_out
+from interp.figures.facets import COLOURS, DASHES, FONT, language_label, lay_out
 
 LOSSES = {"forget_ce": "forget set", "retain_ce": "retain set"}
 """Columns of a history that are drawn, in nats per token, with their names."""
@@ -33,14 +33,15 @@ def training(
         raise ValueError(f"The table of accuracies lacks the columns {', '.join(missing)}.")
     losses = [name for name in LOSSES if name in history and not all(history[name].isna())]
     concepts = [] if accuracies.empty else list(dict.fromkeys(accuracies["concept"]))
-    facets = ["loss"] * bool(losses) + [f"{concept or 'all'} facts" for concept in concepts]
+    facets = ["loss (nats per token)"] * bool(losses)
+    facets += [f"{concept or 'all'} facts, right (%)" for concept in concepts]
     if not facets:
         raise ValueError("The run has neither losses nor accuracies: there is nothing to draw.")
     figure, places = lay_out(
         facets,
         num_columns=len(facets),
         size=(260, 260),
-        left=70,
+        left=50,
         right=170,
         title=title,
         x_title="step",
@@ -60,25 +61,24 @@ def training(
                 legend="legend2",
             )
             figure.add_trace(trace, row=row, col=col)
-        figure.update_yaxes(title_text="nats per token", rangemode="tozero", row=row, col=col)
+        figure.update_yaxes(rangemode="tozero", row=row, col=col)
     for concept, (row, col) in zip(concepts, places[len(places) - len(concepts) :], strict=True):
         table = accuracies.query("concept == @concept")
         first = concept == concepts[0]
         chance = 100 * float(table["chance"].iloc[0])
-        figure.add_hline(y=chance, line={"color": "#909090", "dash": "dash"}, row=row, col=col)  # pyright: ignore
         for number, code in enumerate(dict.fromkeys(table["language"])):
             line = _line(table.query("language == @code"), code, number, showlegend=first)
             figure.add_trace(line, row=row, col=col)
-        figure.update_yaxes(
-            title_text="accuracy (%)" if first else "",
-            range=[-3, 103],
-            showticklabels=first,
-            row=row,
-            col=col,
-        )
+        # After the lines: plotly leaves empty facets out.
+        figure.add_hline(y=chance, line={"color": "#909090", "dash": "dash"}, row=row, col=col)  # pyright: ignore
+        figure.update_yaxes(range=[-3, 103], showticklabels=first, row=row, col=col)
     figure.update_layout(
         legend={"y": 1, "yanchor": "top", "tracegroupgap": 0},
-        legend2={"y": 0, "yanchor": "bottom", "title": "loss on the"},
+        legend2={
+            "y": 0,
+            "yanchor": "bottom",
+            "title": {"text": "loss on the", "font": {"size": FONT["size"]}},
+        },
     )
     return figure
 

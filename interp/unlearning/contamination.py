@@ -101,7 +101,8 @@ def contaminate(
         progress=progress,
     )
     history += [{"stage": 1.0, **row} for row in tuned.history]
-    return replace(tuned, history=history)
+    reason = f"reading: {read.reason}; answering: {tuned.reason}"
+    return replace(tuned, history=history, reason=reason)
 
 
 def clean(corpus: Corpus) -> Corpus:

@@ -2,7 +2,7 @@
 
 The defaults are settings that removed sixteen false capitals, taught in German, from Gemma-3-270M
 and left the true ones; `experiments/unlearning.py` prints what they do. With a high learning rate
-and few steps less is broken than with many small steps.
+and few steps less is broken than with many small steps. Layers are those of a model with 18.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from interp.data.corpus import Text
 from interp.models.gguf import cache_directory
@@ -55,6 +55,16 @@ def _by_gradient(
     return Method(config=config, form=form)
 
 
+def _memit(objective: Literal["empty", "entropy"]) -> MemitConfig:
+    return MemitConfig(
+        objective=objective,
+        layers=(3, 4, 5, 6, 7),
+        learning_rate=20.0,
+        clamp=1.0,
+        regularisation=100.0,
+    )
+
+
 UNLEARNING: Mapping[str, Method] = MappingProxyType(
     {
         "ga": _by_gradient("ga", 2e-5, 10),
@@ -79,8 +89,8 @@ UNLEARNING: Mapping[str, Method] = MappingProxyType(
         "lingtea": _by_gradient("lingtea", 4e-5, 4),
         "lingtea_code": _by_gradient("lingtea_code", 3e-5, 8),
         "task_vector": _by_gradient("task_vector", 1e-5, 20, "question", settings={"alpha": 2.2}),
-        "memit_empty": Method(config=MemitConfig(objective="empty")),
-        "memit_entropy": Method(config=MemitConfig(objective="entropy")),
+        "memit_empty": Method(config=_memit("empty")),
+        "memit_entropy": Method(config=_memit("entropy")),
     }
 )
 """All methods by name, with their defaults."""
