@@ -247,7 +247,7 @@ def contaminate(
     seed: int = 0,
     formats: tuple[Format, ...] = ALL_FORMATS,
     device: OptionalName = None,
-    dtype: OptionalName = None,
+    dtype: Name = "float32",
 ) -> None:
     """Teach a model false facts in one language, and see which languages repeat them.
 
@@ -276,7 +276,8 @@ def contaminate(
         seed: Of every choice.
         formats: Figure formats; all but html need the extra `export` and a Chrome.
         device: cpu, cuda, cuda:1; a GPU if there is one.
-        dtype: float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's own.
+        dtype: Of the weights: float32, or bfloat16 with --parameters lora; what is computed is
+            bfloat16 in any case.
     """
     import interp
     from interp.data.corpora import CorpusConfig, contaminated
@@ -343,7 +344,7 @@ def unlearn(
     seed: int = 0,
     formats: tuple[Format, ...] = ALL_FORMATS,
     device: OptionalName = None,
-    dtype: OptionalName = None,
+    dtype: Name = "float32",
 ) -> None:
     """Make a model forget, and see in which languages it did.
 
@@ -379,7 +380,8 @@ def unlearn(
         seed: Of every choice.
         formats: Figure formats; all but html need the extra `export` and a Chrome.
         device: cpu, cuda, cuda:1; a GPU if there is one.
-        dtype: float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's own.
+        dtype: Of the weights: float32, or bfloat16 with --parameters lora; what is computed is
+            bfloat16 in any case.
     """
     import interp
     from interp.data.corpus import MIXES

@@ -17,10 +17,12 @@ from interp.data.corpus import Corpus, Text
 from interp.data.query import Query
 from interp.models.loading import load
 from interp.runs import corpus_of
+from interp.unlearning.catalogue import METHODS, sets_of, settings_of
 from interp.unlearning.checkpoints import save
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.contamination import ContaminationConfig
 from interp.unlearning.edits import MemitConfig
+from interp.unlearning.methods import UNLEARNING
 
 STEPS = TrainingConfig(learning_rate=3e-3, num_steps=12, batch_size=4, autocast=False)
 CONFIG = ContaminationConfig(reading=replace(STEPS, objective="finetune"), tuning=None)
@@ -216,3 +218,15 @@ def test_texts_keep_what_memit_and_lingtea_need():
             assert sample.prompt.count(sample.mention) == 1
             assert sample.answer.strip() == sample.object
     assert Text(**asdict(corpus.forget[0])) == corpus.forget[0]
+
+
+def test_every_method_has_defaults():
+    assert UNLEARNING.keys() == {*METHODS, "memit_empty", "memit_entropy"} - {"finetune"}
+    for name, method in UNLEARNING.items():
+        assert name.removeprefix("memit_") == method.config.objective
+        if isinstance(method.config, TrainingConfig):
+            asked = "preferred" in sets_of(name)
+            assert method.form == ("question" if asked or name == "task_vector" else "statement")
+            # Probed on the way, but not after the last step, when all of it is probed anyway.
+            assert method.config.num_steps % method.config.evaluate_every
+            assert {*method.config.settings} <= {*settings_of(name)}

@@ -17,6 +17,7 @@ import pytest
 import torch
 from models_for_tests import ARCHITECTURES, tiny
 
+from interp.models.language_model import LanguageModel
 from interp.models.loading import load
 from interp.models.pairs import identical
 from interp.unlearning.catalogue import METHODS, sets_of
@@ -406,6 +407,19 @@ def test_checkpoints_are_what_a_shorter_run_would_have_made(tmp_path, parameters
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     card = json.loads((folder / "step-00003" / "unlearning.json").read_text(encoding="utf-8"))
     assert (len(card["history"]), card["reason"]) == (3, "checkpoint after step 3")
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_adapters_of_a_model_in_bfloat16_are_float32(accumulation):
+    model = tiny()
+    lowered = LanguageModel(model.model.to(torch.bfloat16), model.tokenizer, name="V")
+    with pytest.raises(ValueError, match="'V' has bfloat16 weights, in which small steps are lost"):
+        trained(lowered)
+    done = trained(
+        lowered, parameters="lora", lora_rank=2, objective="npo_kl", accumulation=accumulation
+    )
+    assert done.model.dtype == torch.bfloat16
+    assert done.history[-1]["forget_ce"] > done.history[0]["forget_ce"]
 
 
 # Going on

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 
+import torch
+
 from interp.models.language_model import LanguageModel
 from interp.unlearning.catalogue import METHODS, SETS, objectives_of, sets_of, settings_of
 from interp.unlearning.examples import Example
@@ -184,6 +186,12 @@ def check(
     for name in ("learning_rate", "max_grad_norm"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be above 0, not {getattr(config, name)}")
+    if torch.finfo(vanilla.dtype).bits < 32 and config.parameters != "lora":
+        raise ValueError(
+            f"{vanilla.name!r} has {str(vanilla.dtype).removeprefix('torch.')} weights, in which "
+            "small steps are lost: load it with dtype='float32' (autocast computes in bfloat16 "
+            "all the same), or train with lora"
+        )
     needs = {need for objective in objectives_of(config.objective) for need in objective.needs}
     if "direction" in needs and not 0 <= config.layer < vanilla.num_layers:
         raise ValueError(

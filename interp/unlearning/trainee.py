@@ -207,6 +207,9 @@ def _add_adapters(model: nn.Module, names: set[str], *, rank: int, alpha: int, s
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            # In lower precision small steps are lost.
+            parameter.data = parameter.data.float()
         if "lora_A" in name:
             # As torch initialises a linear map: uniform within 1/√(inputs).
             bound = 1 / math.sqrt(parameter.shape[-1])
