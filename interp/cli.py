@@ -437,7 +437,9 @@ def unlearn(
     if gaps:
         first = " ".join(filter(None, (gaps[0].id, "in", gaps[0].language)))
         print(f"note: {len(gaps)} gaps in the texts, the first {first}: {gaps[0].reason}")
-    _report(run, out, f"{method}, in {mix if isinstance(mix, str) else ', '.join(mix)}", formats)
+    names = {LANGUAGES[text.language].name for text in sets[0] if text.language in LANGUAGES}
+    where = f" in {', '.join(sorted(names))}" if names else ""
+    _report(run, out, f"{method}: unlearned{where}", formats)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -517,7 +519,7 @@ def _report(run: Run, out: Path, title: str, formats: tuple[Format, ...]) -> Non
     from interp.runs import REPORT
 
     stages = run.history["stage"] if "stage" in run.history else [0.0] * len(run.history)
-    print(f"{title}: {run.reason}")
+    print(f"{title} ({run.reason})")
     losses = [name for name in ("loss", "forget_ce", "retain_ce") if name in run.history]
     for _, rows in run.history.groupby(list(stages)):
         for name in losses:

@@ -229,7 +229,7 @@ class _Evaluate:
         if model.dtype == torch.float32:
             # Twice as fast, and its ranking of candidates hardly differs.
             lowered = copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
-            lowered.model.to(torch.bfloat16)  # pyright: ignore[reportCallIssue]
+            lowered.model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
         found = accuracy(probe(lowered, self._queries, progress=False))
         return {
             f"{row['concept']}/{row['language']}": row["accuracy"]

@@ -245,7 +245,7 @@ def test_taught_and_unlearned(at_home, contaminated, capsys):
     args = command("unlearn", vanilla=contaminated, method="npo", **UNLEARNING, out=at_home)
     cli.main(args)
     printed = capsys.readouterr().out
-    assert "npo, in combined: all 2 steps" in printed
+    assert "npo: unlearned in English, German (all 2 steps)" in printed
     assert re.search(r"before +step 1 +after", printed)
     assert "chance: fake 25" in printed
     report = {path.name for path in (at_home / "report").iterdir()}
