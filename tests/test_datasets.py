@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from interp.data import sources
 from interp.data.datasets import (
     Gap,
     bcp47,
@@ -21,7 +22,6 @@ from interp.data.datasets import (
     read_flores,
     read_rwku,
     read_tofu,
-    sources,
     unrelated_queries_of,
 )
 from interp.data.query import Query, read_queries, write_queries

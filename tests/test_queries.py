@@ -91,14 +91,14 @@ def test_what_is_written_is_read(tmp_path_factory, rows):
         ("[" * 100_000, "not valid JSON"),
         ("[1]", "a JSON object is needed, not list"),
         ('"text"', "a JSON object is needed, not str"),
-        ("null", "a JSON object is needed, not NoneType"),
+        ("null", "a JSON object is needed, not nothing"),
         ('{"language": "de", "prompt": "p"}', "'id' is missing"),
         ('{"id": "1", "prompt": "p"}', "'language' is missing"),
         ('{"id": "1", "language": "de"}', "'prompt' is missing"),
         ('{"id": 1, "language": "de", "prompt": "p"}', "'id' must be text, not int"),
         ('{"id": "2", "language": "de", "prompt": ["p"]}', "'prompt' must be text, not list"),
         ('{"id": "2", "language": "de", "prompt": "  "}', "'prompt' is empty"),
-        ('{"id": "2", "language": null, "prompt": "p"}', "'language' is empty"),
+        ('{"id": "2", "language": null, "prompt": "p"}', "'language' is missing"),
         ('{"id": "2", "language": "de", "prompt": "p", "answer": 3}', "'answer' must be text"),
         (
             '{"id": "2", "language": "de", "prompt": "p", "aliases": "x"}',
@@ -108,7 +108,7 @@ def test_what_is_written_is_read(tmp_path_factory, rows):
             '{"id": "2", "language": "de", "prompt": "p", "aliases": [1]}',
             "'aliases' must be a list",
         ),
-        (GOOD, "'1' in language 'de' stands already on line 1"),
+        (GOOD, "'1' in language 'de' stands already in "),
         (b'{"id": "\xff"}', "not UTF-8 text (byte 8)"),
     ],
 )
@@ -128,7 +128,7 @@ def test_the_same_id_in_two_languages_is_no_mistake(tmp_path):
 @pytest.mark.parametrize("content", ["", "\n\n  \n"])
 def test_an_empty_file(tmp_path, content):
     file = file_of(tmp_path, content)
-    assert f"{file} holds no queries" in refusal(lambda: read_queries(file))
+    assert f"{file} holds no entries" in refusal(lambda: read_queries(file))
 
 
 def test_what_is_no_file(tmp_path):
@@ -162,7 +162,7 @@ def test_languages_in_the_order_asked_for(three_languages):
 
 def test_a_language_that_is_not_there(three_languages):
     message = refusal(lambda: queries(three_languages, languages=["en", "xx"]))
-    assert "no queries in the language 'xx'; it has en, de, zh" in message
+    assert "has nothing in the language 'xx'; it has en, de, zh" in message
 
 
 def test_limit_is_per_language(three_languages):

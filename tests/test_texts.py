@@ -71,7 +71,7 @@ def test_malformed_lines_are_named(tmp_path, line, says):
 
 def test_sources_that_do_not_hold_what_is_asked(tmp_path):
     path = write(tmp_path / "t.jsonl", {"language": "en", "answer": "w5"})
-    with pytest.raises(ValueError, match=r"no texts in the language 'de'; it has en"):
+    with pytest.raises(ValueError, match=r"nothing in the language 'de'; it has en"):
         texts(path, languages=["de"])
     with pytest.raises(ValueError, match="limit must be at least 1"):
         texts(path, limit=0)

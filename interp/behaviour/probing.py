@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from interp.data.query import Query
-from interp.data.templates import template_languages, templates
+from interp.data.templates import joined
 from interp.models.language_model import LanguageModel
 from interp.unlearning.readout import label_logprobs
 
@@ -90,7 +90,7 @@ def probe(
         if len(set(options)) < 2:
             raise ValueError(f"{query.id} in {query.language!r} needs at least two candidates")
     asked = [
-        (query.prompt, _joined(query.language, options))
+        (query.prompt, [joined(query.prompt, option, query.language) for option in options])
         for query, options in zip(queries, chosen, strict=True)
     ]
     scored = _all_nll(model, asked, progress=progress)
@@ -264,9 +264,3 @@ def _split(
     if not shared:
         raise ValueError(f"the prompt {prompt!r} has no token that all its candidates share")
     return whole[0][:shared], [ids[shared:] for ids in whole]
-
-
-def _joined(language: str, options: Sequence[str]) -> list[str]:
-    """The candidates as they follow a prompt of a language."""
-    space = templates(language).separator if language in template_languages() else " "
-    return [space + option for option in options]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from interp.data.datasets.sources import Source, listed, mapped, required, rows_of, stem_of, text
+from interp.data.sources import Source, listed, mapped, required, rows_of, stem_of, text
 
 KINDS = ("real", "fake")
 

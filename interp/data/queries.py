@@ -22,6 +22,7 @@ from interp.data import datasets
 from interp.data.datasets import ClozeFact, Dataset
 from interp.data.facts import Fact, facts_of
 from interp.data.query import Query, read_queries
+from interp.data.selection import in_languages, limited
 from interp.data.templates import FORMS, cloze, question, template_languages
 
 BUILT_IN: Mapping[str, str] = MappingProxyType(
@@ -87,8 +88,8 @@ def queries(
     elif colon and reader in READERS:
         found = _from_dataset(READERS[reader](path, languages=languages), form)
     else:
-        found = _in_languages(_from_file(source), languages, source)
-    return _limited(_with_ids(found, ids, source), limit)
+        found = in_languages(_from_file(source), languages, source)
+    return limited(_with_ids(found, ids, source), limit)
 
 
 def query_of(
@@ -156,20 +157,6 @@ def _from_file(source: str | PathLike[str]) -> list[Query]:
         ) from None
 
 
-def _in_languages(
-    found: list[Query], languages: Sequence[str] | None, source: object
-) -> list[Query]:
-    if languages is None:
-        return found
-    available = list(dict.fromkeys(query.language for query in found))
-    for code in languages:
-        if code not in available:
-            raise ValueError(
-                f"{source} has no queries in the language {code!r}; it has {', '.join(available)}"
-            )
-    return [query for code in dict.fromkeys(languages) for query in found if query.language == code]
-
-
 def _with_ids(found: list[Query], ids: Iterable[str] | None, source: object) -> list[Query]:
     if ids is None:
         return found
@@ -178,17 +165,3 @@ def _with_ids(found: list[Query], ids: Iterable[str] | None, source: object) -> 
     if missing:
         raise ValueError(f"{source} has no query with the id {sorted(missing)[0]!r}")
     return [query for query in found if query.id in wanted]
-
-
-def _limited(found: list[Query], limit: int | None) -> list[Query]:
-    if limit is None:
-        return found
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1 query per language, not {limit}")
-    rank: Counter[str] = Counter()
-    kept = []
-    for query in found:
-        if rank[query.language] < limit:
-            kept.append(query)
-        rank[query.language] += 1
-    return kept

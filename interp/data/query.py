@@ -13,7 +13,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+from interp.data.sources import required, rows_of, text
 from interp.files import write_atomically
 
 REQUIRED = ("id", "language", "prompt")
@@ -42,7 +44,7 @@ class Query:
 
 
 def read_queries(path: str | PathLike[str]) -> list[Query]:
-    """All queries of a JSON Lines file.
+    """All queries of a JSON Lines file (or JSON array).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -51,23 +53,16 @@ def read_queries(path: str | PathLike[str]) -> list[Query]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no query file {str(path)!r}; give the path of a .jsonl file")
-    found: list[Query] = []
-    seen: dict[tuple[str, str], int] = {}
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            if not raw.strip():
-                continue
-            query = _parse_line(raw, f"{path}, line {number}")
-            first = seen.setdefault((query.id, query.language), number)
-            if first != number:
-                raise ValueError(
-                    f"{path}, line {number}: the id {query.id!r} in language {query.language!r} "
-                    f"stands already on line {first}; ids must be unique within a language"
-                )
-            found.append(query)
-    if not found:
-        raise ValueError(f"{path} holds no queries; give at least one JSON line")
-    return found
+    found: dict[tuple[str, str], tuple[str, Query]] = {}
+    for where, row in rows_of(path):
+        query = _parsed(row, where)
+        first, same = found.setdefault((query.id, query.language), (where, query))
+        if same is not query:
+            raise ValueError(
+                f"{where}: the id {query.id!r} in language {query.language!r} stands already in "
+                f"{first}; ids must be unique within a language"
+            )
+    return [query for _, query in found.values()]
 
 
 def write_queries(found: Iterable[Query], path: str | PathLike[str]) -> None:
@@ -79,29 +74,16 @@ def write_queries(found: Iterable[Query], path: str | PathLike[str]) -> None:
         )
         for query in found
     ]
-    text = "\n".join(lines) + "\n"
-    write_atomically(Path(path), lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    written = "\n".join(lines) + "\n"
+    write_atomically(Path(path), lambda scratch: scratch.write_text(written, encoding="utf-8"))
 
 
-def _parse_line(raw: bytes, where: str) -> Query:
-    try:
-        row = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 text (byte {error.start})") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a JSON object is needed, not {type(row).__name__}")
+def _parsed(row: dict[str, Any], where: str) -> Query:
     for key in REQUIRED:
-        if key not in row:
-            raise ValueError(f"{where}: the field {key!r} is missing")
-    for key in (*REQUIRED, *OPTIONAL):
-        value = row.get(key)
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"{where}: {key!r} must be text, not {type(value).__name__}")
-    for key in REQUIRED:
-        if not (row[key] or "").strip():
-            raise ValueError(f"{where}: {key!r} is empty")
+        text(required(row, key, where), where, key)
+    for key in OPTIONAL:
+        if row.get(key) not in (None, ""):
+            text(row[key], where, key)
     aliases = row.get("aliases") or []
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
         raise ValueError(f"{where}: 'aliases' must be a list of texts")

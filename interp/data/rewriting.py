@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from interp.data.datasets import sources
+from interp.data import sources
 from interp.data.endpoints import Completion, Endpoint, complete
 from interp.data.scripts import wrong_script
 from interp.data.translator import LocalTranslator, translate_locally

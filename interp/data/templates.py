@@ -194,6 +194,17 @@ def as_instruction(asked: str, answered: str, language: str) -> tuple[str, str]:
     return prompt.replace("{question}", asked), answer
 
 
+def joined(prompt: str, answer: str, language: str) -> str:
+    """An answer as it follows a prompt: after the language's separator, unless there is a space.
+
+    The separator of a language without templates is a space.
+    """
+    if not prompt or prompt[-1].isspace() or answer[:1].isspace():
+        return answer
+    space = templates(language).separator if language in template_languages() else " "
+    return space + answer
+
+
 def slots(template: str) -> set[str]:
     """The names of a template's slots."""
     return set(re.findall(r"{(\w*)}", template))

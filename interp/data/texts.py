@@ -8,15 +8,17 @@ may stand there too: `wording` and the same `id` make texts one sequence in seve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from interp.data.corpus import Text
 from interp.data.queries import BUILT_IN, READERS, queries
-from interp.data.templates import template_languages, templates
+from interp.data.selection import in_languages, limited
+from interp.data.sources import rows_of
+from interp.data.templates import joined
 
 _FIELDS = {field.name: field.type for field in fields(Text)}
 
@@ -51,34 +53,16 @@ def texts(
                 language=query.language,
                 kind=query.concept,
                 prompt=query.prompt,
-                answer=_joined(query.prompt, query.answer or "", query.language),
+                answer=joined(query.prompt, query.answer or "", query.language),
             )
             for query in asked
         ]
     found = read_texts(name)
-    if languages is not None:
-        there = dict.fromkeys(text.language for text in found)
-        for code in languages:
-            if code not in there:
-                raise ValueError(
-                    f"{name} has no texts in the language {code!r}; it has {', '.join(there)}"
-                )
-        found = [text for code in languages for text in found if text.language == code]
-    if limit is None:
-        return found
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1 text per language, not {limit}")
-    counts: dict[str, int] = {}
-    kept = []
-    for text in found:
-        counts[text.language] = counts.get(text.language, 0) + 1
-        if counts[text.language] <= limit:
-            kept.append(text)
-    return kept
+    return limited(in_languages(found, languages, name), limit)
 
 
 def read_texts(path: str | PathLike[str]) -> list[Text]:
-    """All texts of a JSON Lines file; fields that a text does not have are passed over.
+    """All texts of a JSON Lines file (or JSON array); other fields are passed over.
 
     Raises:
         ValueError: there is no such file, it is empty, or a line is malformed.
@@ -90,23 +74,10 @@ def read_texts(path: str | PathLike[str]) -> list[Text]:
             f"no file of texts {str(path)!r}; give the path of a .jsonl file, a built-in name "
             f"({', '.join(BUILT_IN)}) or a data set ({readers})"
         )
-    found = []
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                found.append(_parsed(line, f"{path}, line {number}", number))
-    if not found:
-        raise ValueError(f"{path} holds no texts; give at least one JSON line")
-    return found
+    return [_parsed(row, where, at) for at, (where, row) in enumerate(rows_of(path), start=1)]
 
 
-def _parsed(line: str, where: str, number: int) -> Text:
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a JSON object is needed, not {type(row).__name__}")
+def _parsed(row: dict[str, Any], where: str, number: int) -> Text:
     given = {key: value for key, value in row.items() if key in _FIELDS and value is not None}
     for key, value in given.items():
         wanted = int if key == "wording" else str
@@ -117,12 +88,4 @@ def _parsed(line: str, where: str, number: int) -> Text:
         raise ValueError(f"{where}: the field 'answer' is missing or empty")
     defaults = {"id": f"line-{number}", "language": "", "kind": "", "prompt": ""}
     text = Text(**{**defaults, **given})
-    return replace(text, answer=_joined(text.prompt, text.answer, text.language))
-
-
-def _joined(prompt: str, answer: str, language: str) -> str:
-    """The answer as it follows the prompt: after the language's separator, unless it has one."""
-    if not prompt or prompt[-1].isspace() or answer[0].isspace():
-        return answer
-    space = templates(language).separator if language in template_languages() else " "
-    return space + answer
+    return replace(text, answer=joined(text.prompt, text.answer, text.language))

@@ -7,7 +7,8 @@ from typing import Any
 
 from interp.data.datasets.codes import bcp47
 from interp.data.datasets.records import ClozeFact, Dataset, Sentence
-from interp.data.datasets.sources import (
+from interp.data.datasets.tables import Table, check_lengths, dataset_of
+from interp.data.sources import (
     Source,
     lines_of,
     mapped,
@@ -17,7 +18,6 @@ from interp.data.datasets.sources import (
     text,
     texts,
 )
-from interp.data.datasets.tables import Table, check_lengths, dataset_of
 
 _MASK = "<mask>"
 _FLORES_FILE = re.compile(r"(?P<code>[a-z]{3}_[A-Z][a-z]{3})\.(?P<split>dev|devtest)")

@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 from interp.data.datasets.codes import bcp47
 from interp.data.datasets.records import Concept, Dataset, QuestionAnswer, Record
-from interp.data.datasets.sources import (
+from interp.data.datasets.tables import Table, check_lengths, dataset_of
+from interp.data.sources import (
     Source,
     listed,
     mapped,
@@ -16,7 +17,6 @@ from interp.data.datasets.sources import (
     texts,
     whole,
 )
-from interp.data.datasets.tables import Table, check_lengths, dataset_of
 
 R = TypeVar("R", bound=Record)
 

@@ -11,7 +11,7 @@ from interp.data.datasets.records import (
     Record,
     Sentence,
 )
-from interp.data.datasets.sources import Source
+from interp.data.sources import Source
 
 R = TypeVar("R", bound=Record)
 

@@ -1,0 +1,50 @@
+"""Some of what a source holds: in some languages, and at most so much of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TypeVar
+
+from interp.data.corpus import Text
+from interp.data.query import Query
+
+Entry = TypeVar("Entry", Query, Text)
+
+
+def in_languages(
+    found: Sequence[Entry], languages: Sequence[str] | None, source: object
+) -> list[Entry]:
+    """Entries of the languages, in the order of these; all if None.
+
+    Raises:
+        ValueError: the source has nothing in one of the languages.
+    """
+    if languages is None:
+        return list(found)
+    available = dict.fromkeys(entry.language for entry in found)
+    for code in languages:
+        if code not in available:
+            raise ValueError(
+                f"{source} has nothing in the language {code!r}; it has {', '.join(available)}"
+            )
+    return [entry for code in dict.fromkeys(languages) for entry in found if entry.language == code]
+
+
+def limited(found: Sequence[Entry], limit: int | None) -> list[Entry]:
+    """The first entries of each language, at most `limit`; all if None.
+
+    Raises:
+        ValueError: a limit below 1.
+    """
+    if limit is None:
+        return list(found)
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1 per language, not {limit}")
+    rank: Counter[str] = Counter()
+    kept = []
+    for entry in found:
+        if rank[entry.language] < limit:
+            kept.append(entry)
+        rank[entry.language] += 1
+    return kept
