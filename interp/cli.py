@@ -306,12 +306,12 @@ def contaminate(
         "evaluate_every": evaluate_every,
         "seed": seed,
     }
-    tuning = {key: changes[key] for key in ("parameters", "lora_rank", "seed")}
-    config = replace(
-        config,
-        reading=_changed(config.reading, changes),
-        tuning=(config.tuning and num_instructions and _changed(config.tuning, tuning)) or None,
-    )
+    config = replace(config, reading=_changed(config.reading, changes))
+    if num_instructions == 0:
+        config = replace(config, tuning=None)
+    elif config.tuning is not None:
+        of_both = {key: changes[key] for key in ("parameters", "lora_rank", "seed")}
+        config = replace(config, tuning=_changed(config.tuning, of_both))
     loaded = interp.load(vanilla, device=device, dtype=dtype)
     run = interp.contaminate(
         loaded, contamination.clean(corpus) if clean else corpus, config, out=out
@@ -515,6 +515,8 @@ def _settings(pairs: Sequence[str]) -> dict[str, float]:
 
 def _report(run: Run, out: Path, title: str, formats: tuple[Format, ...]) -> None:
     """Print the tables of a run and draw its figure."""
+    from numpy import exp
+
     from interp.figures import export
     from interp.runs import REPORT
 
@@ -526,6 +528,13 @@ def _report(run: Run, out: Path, title: str, formats: tuple[Format, ...]) -> Non
             values = rows[name].dropna()
             if len(values):
                 print(f"  {name:10} {values.iloc[0]:8.3f} → {values.iloc[-1]:.3f}")
+    if not run.edits.empty:
+        before, after = (run.edits[f"answer_logprob_{when}"] for when in ("before", "after"))
+        print(
+            "  probability of the edited answers "
+            f"{100 * exp(before).mean():.3g} % → {100 * exp(after).mean():.3g} %, "
+            f"each falls by {100 * (1 - exp(after - before)).mean():.1f} % (mean)"
+        )
     table = run.table()
     if not table.empty:
         print("Right answers by ranking candidates, in per cent (95 % interval):")

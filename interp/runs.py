@@ -56,12 +56,14 @@ class Run:
             as `fake/de`; of MEMIT one row, the means over its edits.
         probes: what `probe` gives, with a column `model` that says `before` or `after`; empty
             without queries.
+        edits: of MEMIT, a row per fact and language, see `interp.unlearning.memit.memit`.
         reason: why training ended.
     """
 
     model: LanguageModel
     history: pd.DataFrame
     probes: pd.DataFrame
+    edits: pd.DataFrame
     reason: str
 
     def accuracy(self) -> pd.DataFrame:
@@ -143,7 +145,7 @@ def contaminate(
         vanilla,
         corpus,
         config,
-        evaluate=_Evaluate(asked),
+        evaluate=_Evaluate(asked) if asked else None,
         about={"corpus": dict(corpus.config)},
         out=None if out is None else Path(out),
         progress=progress,
@@ -244,50 +246,59 @@ def _reported(
     out: str | os.PathLike[str] | None,
     progress: bool,
 ) -> Run:
-    """Probe both models, unless the report has it, and write the report."""
+    """Probe both models, unless a report has it, and write the report."""
     folder = None if out is None else Path(out) / REPORT
-    asked = json.dumps([asdict(query) for query in probes], ensure_ascii=False)
-    table = pd.DataFrame()
-    if probes and folder is not None:
-        table = _stored_probes(folder, asked)
-    if probes and table.empty:
-        # A model that was made here may have been asked the same when it was.
-        before = _stored_probes(Path(vanilla.name) / REPORT, asked)
-        before = (
-            before.query("model == @AFTER")
-            if len(before)
-            else probe(vanilla, probes, progress=progress)
-        )
-        after = probe(trained.model, probes, progress=progress)
-        table = pd.concat(
-            [before.assign(model=BEFORE), after.assign(model=AFTER)], ignore_index=True
-        )
+    # A model that was made here may have been asked the same when it was made.
+    reports = [Path(vanilla.name) / REPORT, *([folder] if folder else [])]
+    hashes: dict[str, str] = {}
+    tables = []
+    for name, model in ((BEFORE, vanilla), (AFTER, trained.model)) if probes else ():
+        hashes[name] = model.content_hash()
+        stored = [_stored_probes(report, hashes[name], probes) for report in reports]
+        known = next((table for table in stored if not table.empty), None)
+        found = probe(model, probes, progress=progress) if known is None else known
+        tables.append(found.assign(model=name))
     run = Run(
         model=trained.model,
         history=pd.DataFrame(trained.history),
-        probes=table,
+        probes=pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(),
+        edits=pd.DataFrame(trained.edits),
         reason=trained.reason,
     )
     if folder is not None:
         folder.mkdir(exist_ok=True)
-        tables = {"history": run.history, "probes": table, "accuracy": run.accuracy()}
+        tables = {
+            "history": run.history,
+            "edits": run.edits,
+            "probes": run.probes,
+            "accuracy": run.accuracy(),
+        }
         for name, rows in tables.items():
             if not rows.empty:
                 write_atomically(
                     folder / f"{name}.csv",
                     lambda scratch, rows=rows: rows.to_csv(scratch, index=False),
                 )
+        asked = json.dumps({"models": hashes, "queries": _rows(probes)}, ensure_ascii=False)
         write_atomically(
             folder / "probes.json", lambda scratch: scratch.write_text(asked, encoding="utf-8")
         )
     return run
 
 
-def _stored_probes(folder: Path, asked: str) -> pd.DataFrame:
-    """What a report says of the same queries; empty if it says nothing."""
-    questions, table = folder / "probes.json", folder / "probes.csv"
-    if not (questions.is_file() and table.is_file()):
+def _stored_probes(folder: Path, content_hash: str, queries: Sequence[Query]) -> pd.DataFrame:
+    """What a report says of a model that was asked the same; empty if it says nothing."""
+    asked, table = folder / "probes.json", folder / "probes.csv"
+    if not (asked.is_file() and table.is_file()):
         return pd.DataFrame()
-    if questions.read_text(encoding="utf-8") != asked:
+    found = json.loads(asked.read_text(encoding="utf-8"))
+    names = [name for name, known in found["models"].items() if known == content_hash]
+    if not names or found["queries"] != _rows(queries):
         return pd.DataFrame()
-    return pd.read_csv(table, keep_default_na=False)
+    stored = pd.read_csv(table, keep_default_na=False)
+    return stored.query("model == @names[0]")
+
+
+def _rows(queries: Sequence[Query]) -> list[dict[str, Any]]:
+    """Queries as JSON has them."""
+    return [asdict(query) | {"aliases": list(query.aliases)} for query in queries]

@@ -305,7 +305,7 @@ def test_accuracy_is_a_dot_per_language_with_its_interval():
     assert [trace.x[0] for trace in chances] == [6.25, 25]
     assert [each.text for each in figure.layout.annotations] == ["capitals", "continents"]
     assert list(figure.layout.yaxis.ticktext) == ["English (en)", "Japanese (ja)"]
-    assert dots[1].hovertext[1].endswith("chance 25.0%<br>1 question")
+    assert dots[1].hovertext[1].endswith("chance 25.0%, 1 question")
     assert figure.layout.title.text == "What is known"
 
 

@@ -114,6 +114,9 @@ def test_memit_is_a_method_like_the_others(taught, tmp_path, monkeypatch, object
     )
     last = run.history.iloc[-1]
     assert last["answer_logprob_after"] < last["answer_logprob_before"] - 0.5
+    assert list(run.edits["id"]) == ["fake-10", "fake-11"]
+    assert run.edits["answer_logprob_after"].mean() == pytest.approx(last["answer_logprob_after"])
+    assert len(pd.read_csv(tmp_path / "m" / "report" / "edits.csv")) == 2
     assert list(run.accuracy()["step"].unique()) == [0, 1]
     card = json.loads((tmp_path / "m" / "unlearning.json").read_text(encoding="utf-8"))
     assert card["method"] == f"memit_{objective}"
@@ -124,6 +127,7 @@ def test_memit_is_a_method_like_the_others(taught, tmp_path, monkeypatch, object
     )
     assert again.model.content_hash() == run.model.content_hash()
     pd.testing.assert_frame_equal(again.accuracy(), run.accuracy())
+    pd.testing.assert_frame_equal(again.edits, run.edits)
 
 
 def test_a_finished_run_is_read_again(taught, tmp_path, monkeypatch):
@@ -160,6 +164,11 @@ def test_what_a_model_was_asked_when_it_was_made_is_not_asked_again(tmp_path, mo
         assert [model.name for model in probed] == [again.model.name]
         interp.unlearn(made.model, FAKE, REAL, STEPS, probes=QUERIES[:4], progress=False)
         assert len(probed) == 3
+        # A name alone is not believed.
+        with torch.no_grad():
+            made.model.anatomy.layers[0].values.weight.mul_(2)
+        interp.unlearn(made.model, FAKE, REAL, STEPS, probes=QUERIES, progress=False)
+        assert len(probed) == 5
     pd.testing.assert_frame_equal(again.accuracy(), plain.accuracy())
 
 

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from interp.data.query import Query
 from interp.data.templates import joined
 from interp.models.language_model import LanguageModel
+from interp.unlearning.examples import padded
 from interp.unlearning.readout import label_logprobs
 
 COLUMNS = ("language", "concept", "query_id", "answer", "guess", "right", "rank", "num_candidates")
@@ -234,11 +235,10 @@ def _batch_nll(
     longer = [(at, number, row) for at, (number, row) in enumerate(rows) if len(row) > 1]
     if longer:
         cache.batch_select_indices(put([number for _, number, _ in longer]))
-        width = max(len(row) for _, _, row in longer) - 1
         # The last token predicts nothing that is scored.
-        ids = [row[:-1] + [row[-1]] * (width - len(row) + 1) for _, _, row in longer]
+        ids = padded([row for _, _, row in longer], device)[0][:, :-1]
         states = anatomy.body(
-            input_ids=put(ids), past_key_values=cache, use_cache=True
+            input_ids=ids, past_key_values=cache, use_cache=True
         ).last_hidden_state
         where = [(i, place) for i, (*_, row) in enumerate(longer) for place in range(len(row) - 1)]
         at, places = (put(column) for column in zip(*where, strict=True))

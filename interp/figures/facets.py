@@ -3,7 +3,7 @@
 import html
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -28,6 +28,18 @@ _PAGE_WIDTH = 900
 _GAP = 28
 _TICKS = 40
 _FACET_TITLE = 28
+
+
+def accuracy_hover(row: Mapping[str, Any], heading: str = "") -> str:
+    """What is said of an accuracy with its interval: a row of `probing.accuracy`."""
+    questions = f"{row['num_queries']:.0f} question" + ("" if row["num_queries"] == 1 else "s")
+    lines = [
+        f"<b>{html.escape(language_label(row['language']))}</b>",
+        *([html.escape(heading)] if heading else []),
+        f"{row['accuracy']:.1%} right, interval {row['ci_low']:.1%} to {row['ci_high']:.1%}",
+        f"chance {row['chance']:.1%}, {questions}",
+    ]
+    return "<br>".join(lines)
 
 
 def lay_out(

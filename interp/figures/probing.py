@@ -3,13 +3,12 @@
 The table is that of `interp.behaviour.probing.accuracy`.
 """
 
-import html
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.facets import COLOURS, language_label, lay_out, num_columns
+from interp.figures.facets import COLOURS, accuracy_hover, language_label, lay_out, num_columns
 
 _COLUMNS = ("language", "concept", "accuracy", "ci_low", "ci_high", "chance", "num_queries")
 _CHANCE = "#707070"
@@ -117,21 +116,9 @@ def _dots(
         error_x=interval,
         mode="markers",
         marker={"color": f"rgb({colour})", "size": 8},
-        hovertext=[_hover(row) for row in rows],
+        hovertext=[accuracy_hover(row, row["series"]) for row in rows],
         hoverinfo="text",
         name=name or "accuracy",
         legendgroup=name,
         showlegend=showlegend,
     )
-
-
-def _hover(row: dict[str, Any]) -> str:
-    text = [f"<b>{html.escape(language_label(row['language']))}</b>"]
-    if row["series"]:
-        text.append(html.escape(row["series"]))
-    text += [
-        f"{row['accuracy']:.1%} right, interval {row['ci_low']:.1%} to {row['ci_high']:.1%}",
-        f"chance {row['chance']:.1%}",
-        f"{row['num_queries']} question" + ("" if row["num_queries"] == 1 else "s"),
-    ]
-    return "<br>".join(text)

@@ -3,12 +3,10 @@
 The tables are those of `interp.runs.Run`.
 """
 
-import html
-
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.facets import COLOURS, DASHES, FONT, language_label, lay_out
+from interp.figures.facets import COLOURS, DASHES, FONT, accuracy_hover, language_label, lay_out
 
 LOSSES = {"forget_ce": "forget set", "retain_ce": "retain set"}
 """Columns of a history that are drawn, in nats per token, with their names."""
@@ -84,7 +82,6 @@ def training(
 
 
 def _line(rows: pd.DataFrame, code: str, number: int, *, showlegend: bool) -> go.Scatter:
-    label = language_label(code)
     return go.Scatter(
         x=rows["step"],
         y=100 * rows["accuracy"],
@@ -94,14 +91,9 @@ def _line(rows: pd.DataFrame, code: str, number: int, *, showlegend: bool) -> go
             "dash": DASHES[number // len(COLOURS) % len(DASHES)],
         },
         marker={"size": 6},
-        name=label,
+        name=language_label(code),
         legendgroup=code,
         showlegend=showlegend,
-        hovertext=[
-            f"<b>{html.escape(label)}</b><br>step {row['step']:g}: {row['accuracy']:.1%} right, "
-            f"interval {row['ci_low']:.1%} to {row['ci_high']:.1%}<br>"
-            f"chance {row['chance']:.1%}, {row['num_queries']:.0f} questions"
-            for row in rows.to_dict("records")
-        ],
+        hovertext=[accuracy_hover(row, f"step {row['step']:g}") for row in rows.to_dict("records")],
         hoverinfo="text",
     )

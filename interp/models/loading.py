@@ -222,15 +222,11 @@ def _check_config(spec: str, directory: Path, *, trust_remote_code: bool) -> Non
     file = directory / "config.json"
     if not file.exists():
         loadable = sorted(
-            (
-                entry
-                for entry in directory.iterdir()
-                if entry.suffix == ".gguf"
-                or (entry / "config.json").exists()
-                or (entry / "adapter_config.json").exists()
-            ),
-            # checkpoint-900 comes before checkpoint-1000.
-            key=lambda entry: (len(entry.name), entry.name),
+            entry
+            for entry in directory.iterdir()
+            if entry.suffix == ".gguf"
+            or (entry / "config.json").exists()
+            or (entry / "adapter_config.json").exists()
         )
         found = (
             f"give one of those in it: {', '.join(repr(str(entry)) for entry in loadable)}"

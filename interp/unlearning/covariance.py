@@ -32,6 +32,7 @@ from interp.data.facts import RELATIONS, facts_of
 from interp.data.templates import fill, template_languages, templates
 from interp.files import write_atomically
 from interp.models.language_model import LanguageModel
+from interp.unlearning.examples import padded
 
 FORMAT = "second-moment-1"
 
@@ -167,12 +168,10 @@ def _accumulate(
         )
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            width = len(batch[-1])
-            input_ids = torch.tensor([row + row[-1:] * (width - len(row)) for row in batch])
-            lengths = torch.tensor([len(row) for row in batch])
-            real = (torch.arange(width) < lengths[:, None]).flatten().to(model.device)
+            input_ids, positions = padded(batch, model.device)
+            real = positions.flatten()
             try:
-                anatomy.body(input_ids=input_ids.to(model.device), use_cache=False)
+                anatomy.body(input_ids=input_ids, use_cache=False)
             except _Done:
                 bar.update(sum(map(len, batch)))
     return totals

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.models.language_model import LanguageModel
 from interp.unlearning.covariance import num_coefficients
-from interp.unlearning.examples import num_shared
+from interp.unlearning.examples import num_shared, padded
 
 Objective = Literal["empty", "entropy"]
 
@@ -189,14 +189,13 @@ def rows_of(model: LanguageModel, texts: Iterable[tuple[int, str, tuple[int, int
         last.append(first - 1)
         edit.append(number)
         labels += [(row, place) for place in range(first, len(whole))]
-    width = max(map(len, ids))
 
     def put(values: Sequence) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=model.device)
 
     label_row, label_place = put(labels).reshape(-1, 2).unbind(1)
     return Rows(
-        input_ids=put([row + row[-1:] * (width - len(row)) for row in ids]),
+        input_ids=padded(ids, model.device)[0],
         subject=put(subject),
         last=put(last),
         edit=put(edit),

@@ -125,6 +125,22 @@ def num_shared(prompt: Sequence[int], whole: Sequence[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(whole)))
 
 
+def padded(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
+    """Token ids padded on the right with each row's last, and which positions are real.
+
+    Under causal attention no real position sees the padding.
+    """
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    width = max(map(len, rows))
+    ids = [[*row, *[row[-1]] * (width - len(row))] for row in rows]
+    return (
+        torch.tensor(ids, device=device),
+        torch.arange(width, device=device) < lengths[:, None],
+    )
+
+
 def batch_of(rows: Sequence[Tokens], device: torch.device) -> Batch:
     """Rows of tokens as tensors.
 
@@ -133,15 +149,13 @@ def batch_of(rows: Sequence[Tokens], device: torch.device) -> Batch:
     """
     if not rows:
         raise ValueError("a batch needs at least one example")
-    width = max(len(row.ids) for row in rows)
-    input_ids = [row.ids + row.ids[-1:] * (width - len(row.ids)) for row in rows]
+    input_ids, positions = padded([row.ids for row in rows], device)
     where = [(i, p) for i, row in enumerate(rows) for p in range(row.first_label, len(row.ids))]
     sequence, place = (torch.tensor(column, device=device) for column in zip(*where, strict=True))
-    lengths = torch.tensor([len(row.ids) for row in rows], device=device)
     counts = torch.tensor([row.num_labels for row in rows], device=device)
     return Batch(
-        input_ids=torch.tensor(input_ids, device=device),
-        positions=torch.arange(width, device=device) < lengths[:, None],
+        input_ids=input_ids,
+        positions=positions,
         sequence=sequence,
         place=place,
         mask=torch.arange(int(counts.max()), device=device) < counts[:, None],

@@ -217,7 +217,10 @@ def _edited(
     model, table = memit(vanilla, edits, moments, config, progress=progress)
     means = {str(name): float(v) for name, v in table.mean(numeric_only=True).items()}
     trained = Trained(
-        model=model, history=[{"step": 0.0, **means}], reason=f"{len(edits)} facts edited"
+        model=model,
+        history=[{"step": 0.0, **means}],
+        reason=f"{len(edits)} facts edited",
+        edits=table.to_dict("records"),
     )
     if store is not None:
         store.finish(trained)

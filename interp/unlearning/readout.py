@@ -175,7 +175,7 @@ def _logprobs(unembed: nn.Linear, states: Tensor, targets: Tensor) -> Tensor:
                 if wanted:
                     mean = mean * factor[:, None] + (weights.to(weight.dtype) @ weight).float()
             label_rows = _as_computed(unembed.weight)[labels].float()
-            value = (rows.to(unembed.weight.dtype).float() * label_rows).sum(-1)
+            value = (rows.float() * label_rows).sum(-1)
             if unembed.bias is not None:
                 value = value + unembed.bias[labels]
             found.append(value - sums.normaliser)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from interp.models.language_model import LanguageModel
 from interp.models.loading import load
 from interp.unlearning.checkpoints import CARD, STATE, Adapter, save
 from interp.unlearning.config import difference
+
+RESULTS = ("history", "reason", "edits")
+"""What a card says beside which run it is of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +25,13 @@ class Trained:
         history: a row per step: `step`, `loss`, `forget_ce` and `retain_ce` (nats per token, before
             the step), `grad_norm`, and what was evaluated after it.
         reason: why the run ended.
+        edits: of MEMIT, a row per fact and language.
     """
 
     model: LanguageModel
     history: list[dict[str, float]]
     reason: str
+    edits: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read_card(directory: Path) -> dict[str, object]:
@@ -58,18 +63,18 @@ class Store:
         if not (self.directory / CARD).is_file():
             return None
         found: dict[str, Any] = read_card(self.directory)
-        history, reason = found.pop("history", []), found.pop("reason", "")
+        results = {name: found.pop(name) for name in RESULTS if name in found}
         if other := difference(found, self.card):
             raise ValueError(
                 f"{self.directory} holds a model of another run ({other}); choose another output "
                 "directory"
             )
         model = load(str(self.directory), like=vanilla)
-        return Trained(model=model, history=history, reason=reason)
+        return Trained(model=model, **results)
 
     def finish(self, trained: Trained, adapter: Adapter | None = None) -> None:
         """Keep the model, which is called by its directory from here on."""
-        card = self.card | {"history": trained.history, "reason": trained.reason}
+        card = self.card | {name: getattr(trained, name) for name in RESULTS}
         save(trained.model, self.directory, card=card, adapter=adapter)
         trained.model.name = str(self.directory)
         self.state.unlink(missing_ok=True)

@@ -72,7 +72,6 @@ class Trainee:
         self.model = LanguageModel(copied, vanilla.tokenizer, name=f"{vanilla.name} unlearned")
         self.reference = Reference(vanilla)
         self._lora: Any = None
-        self._vanilla_parameters: dict[str, nn.Parameter] | None
         self._vanilla_parameters = dict(vanilla.model.named_parameters())
         if parameters == "lora":
             # The anatomy is looked up while its modules are still there by their own names.
@@ -81,7 +80,6 @@ class Trainee:
                 copied, names, rank=lora_rank, alpha=lora_alpha or 2 * lora_rank, seed=seed
             )
             self._lora.base_model_name_or_path = vanilla.name
-            self._vanilla_parameters = None
             self.reference = Reference(self.model, self._adapters_off)
         if gradient_checkpointing:
             # Not reentrant: gradients reach adapters although no input has one.
@@ -124,7 +122,7 @@ class Trainee:
     @torch.no_grad()
     def negate(self, alpha: float) -> None:
         """Make θ what it should not be: θ₀ − α·(θ − θ₀), a task vector subtracted."""
-        if self._vanilla_parameters is None:
+        if self._lora is not None:
             # Of W₀ + B A, the part B A.
             for name, parameter in self.trained.items():
                 if "lora_B" in name:
