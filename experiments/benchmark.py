@@ -8,7 +8,8 @@ window, as `engines/full.py` does it. The floor counts the multiplications that 
 leave out and divides them by the speed of a large matrix product measured in the same run.
 
 Training: a step of gradient difference on 12 + 12 sequences of 16 tokens (`interp.unlearning`), and
-the same step with the model's own loss, which forms all logits.
+the same step with the model's own loss, which forms all logits. Memory is the peak of two steps in
+a new process beyond the loaded model: the trained copy of the layers, gradients, AdamW's moments.
 """
 
 import argparse
@@ -17,6 +18,9 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from typing import Any, TypeVar
 
 import psutil
@@ -55,21 +59,18 @@ def training(vanilla: interp.LanguageModel, num_steps: int) -> None:
     for labels, num_prompt in (("answers of 4 tokens", 12), ("all tokens", 1)):
         rows = {name: sequences(vanilla, name, num_prompt) for name in ("forget", "retain")}
         for precision in ("bfloat16", "float32"):
-            steps = {
-                "ours": lambda n, rows=rows, precision=precision: our_steps(
-                    vanilla, rows, n, precision == "bfloat16"
-                ),
-                "full": lambda n, rows=rows, precision=precision: full_logits_steps(
-                    vanilla, rows, n, precision == "bfloat16"
-                ),
-            }
             seconds, memory = {}, {}
-            for name, take in steps.items():
-                take(1)
+            for name, take in STEPS.items():
+
+                def steps(count: int, take=take, rows=rows, precision=precision) -> None:
+                    take(vanilla, rows, count, precision == "bfloat16")
+
+                steps(1)
                 # What is done once, such as copying the model, cancels.
-                once, often = (timed(lambda n=n, t=take: t(n), 1)[0][0] for n in (1, 1 + num_steps))
+                once, often = (timed(partial(steps, n), 1)[0][0] for n in (1, 1 + num_steps))
                 seconds[name] = (often - once) / num_steps
-                memory[name] = peak_memory(lambda t=take: t(2))
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as new:
+                    memory[name] = new.submit(memory_of_steps, name, num_prompt, precision).result()
             print(
                 f"{labels + ', ' + precision:34}{seconds['ours']:7.2f}s{seconds['full']:12.2f}s"
                 f"{seconds['ours'] / seconds['full']:8.2f}"
@@ -124,6 +125,17 @@ def full_logits_steps(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+STEPS = {"ours": our_steps, "full": full_logits_steps}
+"""Both ways to take steps, by name."""
+
+
+def memory_of_steps(name: str, num_prompt: int, precision: str) -> int:
+    """Bytes that two steps take beyond the loaded model; for a process of its own."""
+    vanilla = interp.load("gemma-3-270m")
+    rows = {which: sequences(vanilla, which, num_prompt) for which in ("forget", "retain")}
+    return peak_memory(lambda: STEPS[name](vanilla, rows, 2, precision == "bfloat16"))
 
 
 def sweeping(vanilla: interp.LanguageModel, quick: bool) -> None:

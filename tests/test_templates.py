@@ -118,6 +118,15 @@ def test_every_template_filled_with_every_fact(code):
 
 
 @pytest.mark.parametrize("code", CODES)
+def test_refusals_are_sentences_in_the_script_of_the_language(code):
+    for text in templates(code).refusals:
+        assert scripts_of(text) <= SCRIPTS[LANGUAGES[code].script], text
+        assert text == unicodedata.normalize("NFC", text).strip(), text
+        assert text[-1] in ".。।۔։", text
+        assert not set("{}") & set(text), text
+
+
+@pytest.mark.parametrize("code", CODES)
 def test_prompts_end_where_the_answer_begins(code):
     for relation in RELATIONS:
         for fact in facts_of(relation, languages=[code]):

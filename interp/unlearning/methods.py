@@ -88,7 +88,7 @@ UNLEARNING: Mapping[str, Method] = MappingProxyType(
         ),
         "lingtea": _by_gradient("lingtea", 4e-5, 5),
         "lingtea_code": _by_gradient("lingtea_code", 3e-5, 8),
-        "task_vector": _by_gradient("task_vector", 1e-5, 20, "question", settings={"alpha": 2.2}),
+        "task_vector": _by_gradient("task_vector", 1e-5, 12, "question", settings={"alpha": 2.2}),
         "memit_empty": Method(config=_memit("empty")),
         "memit_entropy": Method(config=_memit("entropy")),
     }
