@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from interp.behaviour.probing import accuracy, probe, wilson
+from interp.behaviour.measure import wilson
+from interp.behaviour.probing import accuracy, probe
 from interp.data.corpora import CorpusConfig, contaminated
 from interp.data.corpus import Corpus, Text
 from interp.data.query import Query

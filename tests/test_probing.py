@@ -9,7 +9,8 @@ import pytest
 import torch
 from models_for_tests import ARCHITECTURES, tiny
 
-from interp.behaviour.probing import accuracy, candidate_nll, candidates_of, probe, wilson
+from interp.behaviour.measure import wilson
+from interp.behaviour.probing import accuracy, candidate_nll, candidates_of, probe
 from interp.data.query import Query
 
 

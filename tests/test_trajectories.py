@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from interp.data.query import Query
-from interp.data.trajectories import stop_token_ids, trajectories
+from interp.data.trajectories import trajectories
+from interp.models.decoding import stop_token_ids
 from interp.models.language_model import LanguageModel
 
 # One to twelve words, so that there is much padding, beyond the sliding windows too.

@@ -8,7 +8,6 @@ chance is reported beside the accuracy.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -20,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
+from interp.behaviour.measure import wilson
 from interp.data.query import Query
 from interp.data.templates import joined
 from interp.models.language_model import LanguageModel
@@ -30,8 +30,6 @@ COLUMNS = ("language", "concept", "query_id", "answer", "guess", "right", "rank"
 
 MAX_ROWS = 512
 """Candidates that are run together."""
-
-_NORMAL_95 = 1.959964
 
 
 def candidates_of(queries: Sequence[Query]) -> list[tuple[str, ...]]:
@@ -144,21 +142,6 @@ def accuracy(table: pd.DataFrame, *, by: Sequence[str] = ("language", "concept")
             }
         )
     return pd.DataFrame(rows)
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion (Wilson 1927).
-
-    Raises:
-        ValueError: no trials, or more successes than trials.
-    """
-    if not 0 <= successes <= trials or trials == 0:
-        raise ValueError(f"{successes} of {trials} is no proportion")
-    share, z = successes / trials, _NORMAL_95
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
-    half *= z / (1 + z * z / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def candidate_nll(

@@ -7,18 +7,14 @@ not belong to the answer. The ids are kept as they are, never decoded and tokeni
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import DynamicCache
 
 from interp.data.query import Query
+from interp.models.decoding import continuations
 from interp.models.language_model import LanguageModel
 
 
@@ -74,16 +70,14 @@ def trajectories(
         raise ValueError("no queries: give at least one")
     if num_tokens < 1:
         raise ValueError(f"num_tokens must be at least 1, not {num_tokens}")
-    prompts = [_tokenize(vanilla, query, num_tokens) for query in queries]
-    order = sorted(range(len(queries)), key=lambda index: len(prompts[index]))
+    prompts = [prompt_ids(vanilla, query, num_tokens) for query in queries]
     answers: dict[int, tuple[int, ...]] = {}
+    said = continuations(vanilla, prompts, num_tokens=num_tokens, batch_size=batch_size)
     bar = tqdm(total=len(queries), desc="answers", unit="query", disable=not progress)
-    with bar, torch.inference_mode():
-        for indices in _chunks(order, batch_size):
-            batch = [prompts[index] for index in indices]
-            for index, answer in zip(indices, _greedy(vanilla, batch, num_tokens), strict=True):
-                answers[index] = answer
-            bar.update(len(indices))
+    with bar:
+        for index, answer in said:
+            answers[index] = answer
+            bar.update()
     return [
         Trajectory(
             query=query,
@@ -132,14 +126,12 @@ def hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> list[Traj
     return found
 
 
-def stop_token_ids(model: LanguageModel) -> set[int]:
-    """The ids that end an answer: the generation configuration's and the tokenizer's."""
-    configured = getattr(model.model.generation_config, "eos_token_id", None)
-    found = configured if isinstance(configured, list | tuple) else [configured]
-    return {token for token in (*found, model.tokenizer.eos_token_id) if isinstance(token, int)}
+def prompt_ids(model: LanguageModel, query: Query, num_tokens: int) -> tuple[int, ...]:
+    """A query's prompt as token ids, with room for an answer of `num_tokens`.
 
-
-def _tokenize(model: LanguageModel, query: Query, num_tokens: int) -> tuple[int, ...]:
+    Raises:
+        ValueError: the prompt has no tokens, or does not fit the model's context with its answer.
+    """
     token_ids = model.encode(query.prompt)
     context = getattr(model.model.config, "max_position_embeddings", None)
     if not token_ids:
@@ -152,44 +144,3 @@ def _tokenize(model: LanguageModel, query: Query, num_tokens: int) -> tuple[int,
             f"{num_tokens} answer tokens that is more than the model's context of {context}"
         )
     return token_ids
-
-
-def _greedy(
-    model: LanguageModel, prompts: Sequence[tuple[int, ...]], num_tokens: int
-) -> list[tuple[int, ...]]:
-    """Greedy continuations of left-padded prompts, with the model's cache."""
-    device = model.device
-    width = max(map(len, prompts))
-    input_ids = torch.tensor(
-        [(prompt[0],) * (width - len(prompt)) + prompt for prompt in prompts], device=device
-    )
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    mask = torch.arange(width, device=device) >= width - lengths[:, None]
-    takes_positions = "position_ids" in inspect.signature(model.anatomy.body.forward).parameters
-    stops = torch.tensor(sorted(stop_token_ids(model)), device=device, dtype=torch.long)
-    cache = DynamicCache(config=model.model.config)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    columns: list[Int[Tensor, " batch"]] = []
-    for _ in range(num_tokens):
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        state = model.anatomy.body(
-            input_ids=input_ids,
-            attention_mask=mask.long(),
-            past_key_values=cache,
-            use_cache=True,
-            **({"position_ids": positions} if takes_positions else {}),
-        ).last_hidden_state[:, -1]
-        tokens = model.anatomy.logits(state).argmax(-1)
-        ended = ended | torch.isin(tokens, stops)
-        columns.append(torch.where(ended, -1, tokens))
-        if ended.all():
-            break
-        input_ids = tokens[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-    rows = torch.stack(columns, dim=1).tolist()
-    return [tuple(token for token in row if token >= 0) for row in rows]
-
-
-def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 
 from interp.data.query import Query
-from interp.data.trajectories import Trajectory, stop_token_ids
+from interp.data.trajectories import Trajectory
+from interp.models.decoding import stop_token_ids
 from interp.recovery.batches import make_batch
 from interp.recovery.engines.full import whole_model_restored
 from interp.recovery.pair import Pair

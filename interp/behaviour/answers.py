@@ -1,0 +1,162 @@
+"""What a model says: greedy or sampled answers to many questions.
+
+    answers = generate(model, interp.queries("capitals", languages=["en", "de"]), num_tokens=30)
+    answers[0].text
+
+With a `cache`, answers are kept as they come: a run that was killed asks only for the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp.data.cache import AnswerCache, key_of
+from interp.data.counterfactuals import hashed
+from interp.data.query import Query
+from interp.data.trajectories import prompt_ids
+from interp.models.decoding import Pick, continuations, greedy
+from interp.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model said to a query.
+
+    Attributes:
+        query: what was asked.
+        text: all that was said, without special tokens.
+        sample: which of several sampled answers, from 0.
+    """
+
+    query: Query
+    text: str
+    sample: int = 0
+
+    @property
+    def first_line(self) -> str:
+        """What was said until the first line break: a base model goes on to other questions."""
+        return self.text.strip().partition("\n")[0].rstrip()
+
+
+def generate(
+    model: LanguageModel,
+    queries: Sequence[Query],
+    *,
+    num_tokens: int = 30,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    num_samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    cache: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> list[Answer]:
+    """A model's answers. They do not depend on the batch size, but for rounding.
+
+    Args:
+        model: the model.
+        queries: the questions.
+        num_tokens: the longest answer, in tokens.
+        temperature: 0 for the likeliest token, or what logits are divided by before sampling.
+        top_p: tokens are sampled from the fewest likeliest that have this share of probability
+            (nucleus sampling, Holtzman et al. 2020).
+        num_samples: answers to each query; more than one needs a temperature.
+        seed: of the samples, which depend on it, the prompt and the sample's number alone.
+        batch_size: prompts run at once.
+        cache: a file that keeps the answers (JSON Lines), under the model's content hash.
+        progress: show a progress bar on standard error if it takes more than two seconds.
+
+    Returns:
+        Query by query, all samples of one together.
+
+    Raises:
+        ValueError: a setting out of its range, or a prompt that does not fit the model's context
+            with its answer.
+    """
+    _check(num_tokens, temperature, top_p, num_samples)
+    asked = [(query, sample) for query in queries for sample in range(num_samples)]
+    prompts = [prompt_ids(model, query, num_tokens) for query, _ in asked]
+    stored = None if cache is None else AnswerCache(cache)
+    content = "" if stored is None else model.content_hash()
+    keys = [
+        key_of(
+            kind="generation",
+            model=content,
+            prompt=query.prompt,
+            num_tokens=num_tokens,
+            temperature=float(temperature),
+            top_p=float(top_p),
+            seed=seed if temperature else 0,
+            sample=sample,
+        )
+        for query, sample in asked
+    ]
+    texts = {number: None if stored is None else stored.get(key) for number, key in enumerate(keys)}
+    missing = [number for number, text in texts.items() if text is None]
+    pick = greedy
+    if temperature:
+        names = [f"{seed}/{asked[number][0].prompt}/{asked[number][1]}" for number in missing]
+        pick = _sampling(temperature, top_p, names)
+    said = continuations(
+        model,
+        [prompts[number] for number in missing],
+        num_tokens=num_tokens,
+        batch_size=batch_size,
+        pick=pick,
+    )
+    bar = tqdm(total=len(missing), desc="answers", unit="answer", delay=2, disable=not progress)
+    with bar:
+        for place, token_ids in said:
+            number = missing[place]
+            texts[number] = model.decode(token_ids, skip_special_tokens=True)
+            if stored is not None:
+                stored.put(keys[number], texts[number] or "")
+            bar.update()
+    return [
+        Answer(query=query, sample=sample, text=texts[number] or "")
+        for number, (query, sample) in enumerate(asked)
+    ]
+
+
+def _sampling(temperature: float, top_p: float, names: Sequence[str]) -> Pick:
+    """Sampling with a random number of its own for every prompt, sample and place."""
+
+    def pick(logits: Float[Tensor, "row vocab"], numbers: Sequence[int], step: int) -> Tensor:
+        chances = (logits.double() / temperature).softmax(-1)
+        tokens = torch.arange(chances.shape[-1], device=chances.device).expand_as(chances)
+        if top_p < 1:
+            chances, tokens = chances.sort(-1, descending=True)
+        sums = chances.cumsum(-1)
+        if top_p < 1:
+            sums = sums.where(sums - chances < top_p, 0.0)
+        draws = [
+            int.from_bytes(hashed(f"{names[number]}/{step}")[:7], "big") / 2**56
+            for number in numbers
+        ]
+        wanted = torch.tensor(draws, dtype=sums.dtype, device=sums.device)[:, None]
+        wanted = wanted * sums.amax(-1, keepdim=True)
+        # The first place where the sum exceeds what was drawn.
+        place = (sums <= wanted).long().cumprod(-1).sum(-1, keepdim=True)
+        return tokens.gather(-1, place)[:, 0]
+
+    return pick
+
+
+def _check(num_tokens: int, temperature: float, top_p: float, num_samples: int) -> None:
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens must be at least 1, not {num_tokens}")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be a number from 0, not {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie above 0 and at most at 1, not {top_p}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    if num_samples > 1 and not temperature:
+        raise ValueError("several samples need a temperature above 0: greedy ones are all alike")

@@ -1,0 +1,101 @@
+"""A number with its uncertainty: shares, means, and anything else that is computed from items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A value with its 95 % interval.
+
+    Attributes:
+        value: NaN where it is not defined.
+        ci_low: the interval's lower end; NaN where there is none.
+        ci_high: its upper end.
+        n: items that it is computed from.
+        reason: why the value is NaN, or which items were left out.
+    """
+
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    reason: str = ""
+
+
+def share(flags: Sequence[bool], *, reason: str = "") -> Measure:
+    """The share of items that are true, with Wilson's score interval; NaN of none."""
+    flags = [bool(flag) for flag in flags]
+    if not flags:
+        return undefined(reason or "no items")
+    low, high = wilson(sum(flags), len(flags))
+    value = sum(flags) / len(flags)
+    return Measure(value=value, ci_low=low, ci_high=high, n=len(flags), reason=reason)
+
+
+def mean(values: Sequence[float], *, reason: str = "") -> Measure:
+    """The mean of items with its bootstrap interval; items that are NaN are left out."""
+    kept = np.array([value for value in values if not math.isnan(value)], dtype=float)
+    if len(kept) < len(values):
+        left_out = f"{len(values) - len(kept)} of {len(values)} items have no value"
+        reason = f"{reason}; {left_out}" if reason else left_out
+    return resampled(len(kept), lambda items: float(kept[items].mean()), reason=reason)
+
+
+def resampled(
+    num_items: int,
+    statistic: Callable[[np.ndarray], float],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    reason: str = "",
+) -> Measure:
+    """Any statistic of items, with its percentile bootstrap interval.
+
+    Args:
+        num_items: how many there are.
+        statistic: of the items with these numbers (repeated ones count as often), from 0.
+        num_resamples: bootstrap resamples.
+        seed: of the resamples.
+        reason: kept in the result.
+
+    Returns:
+        NaN of no items; without an interval of a single one.
+    """
+    if num_items == 0:
+        return undefined(reason or "no items")
+    value = float(statistic(np.arange(num_items)))
+    if num_items == 1:
+        return Measure(value=value, ci_low=math.nan, ci_high=math.nan, n=1, reason=reason)
+    draws = np.random.default_rng(seed).integers(num_items, size=(num_resamples, num_items))
+    found = np.array([statistic(draw) for draw in draws], dtype=float)
+    found = found[~np.isnan(found)]
+    low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (math.nan, math.nan)
+    return Measure(value=value, ci_low=float(low), ci_high=float(high), n=num_items, reason=reason)
+
+
+def undefined(reason: str) -> Measure:
+    """No value, and why."""
+    return Measure(value=math.nan, ci_low=math.nan, ci_high=math.nan, n=0, reason=reason)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion (Wilson 1927).
+
+    Raises:
+        ValueError: no trials, or more successes than trials.
+    """
+    if not 0 <= successes <= trials or trials == 0:
+        raise ValueError(f"{successes} of {trials} is no proportion")
+    share, z = successes / trials, _NORMAL_95
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
+    half *= z / (1 + z * z / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
