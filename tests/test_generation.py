@@ -11,6 +11,7 @@ from models_for_tests import ARCHITECTURES, tiny
 from interp.behaviour.answers import Answer, generate
 from interp.behaviour.measure import mean, resampled, share
 from interp.data.query import Query
+from interp.models.decoding import continuations
 
 PROMPTS = ["w5", "w6 w7 w8", "w9 w10 w11 w12 w13 w14", "w20 w21", "w30 w31 w32 w33"]
 QUERIES = [Query(id=str(n), language="en", prompt=prompt) for n, prompt in enumerate(PROMPTS)]
@@ -78,49 +79,23 @@ def test_samples_are_distributed_as_the_model_says():
 def test_a_killed_run_asks_only_for_the_rest(tmp_path, monkeypatch):
     model, cache = tiny(), tmp_path / "answers.jsonl"
     wanted = generate(model, QUERIES, num_tokens=6, progress=False)
-    monkeypatch.setattr(
-        "interp.models.decoding._continued", _killed_at_the_second_call(_continued())
-    )
-    with pytest.raises(KeyboardInterrupt):
-        generate(model, QUERIES, num_tokens=6, batch_size=2, cache=cache, progress=False)
-    monkeypatch.undo()
     asked = []
-    monkeypatch.setattr(
-        "interp.behaviour.answers.continuations",
-        lambda model, prompts, **options: (
-            asked.append(len(prompts)) or _real(model, prompts, **options)
-        ),
-    )
+
+    def killed_after_three(model, prompts, **options):
+        asked.append(len(prompts))
+        for place, said in enumerate(continuations(model, prompts, **options)):
+            if len(asked) == 1 and place == 3:
+                raise KeyboardInterrupt
+            yield said
+
+    monkeypatch.setattr("interp.behaviour.answers.continuations", killed_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, QUERIES, num_tokens=6, cache=cache, progress=False)
     assert generate(model, QUERIES, num_tokens=6, cache=cache, progress=False) == wanted
     assert generate(model, QUERIES, num_tokens=6, cache=cache, progress=False) == wanted
-    assert asked == [3, 0]
     # Another model is not answered for.
     generate(tiny(seed=1), QUERIES, num_tokens=6, cache=cache, progress=False)
-    assert asked[-1] == 5
-
-
-def _continued():
-    from interp.models import decoding
-
-    return decoding._continued
-
-
-def _real(*args, **options):
-    from interp.models.decoding import continuations
-
-    return continuations(*args, **options)
-
-
-def _killed_at_the_second_call(function):
-    calls = []
-
-    def call(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return function(*args)
-
-    return call
+    assert asked == [5, 2, 0, 5]
 
 
 @pytest.mark.parametrize(
