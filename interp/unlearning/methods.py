@@ -17,7 +17,7 @@ from interp.data.corpus import Text
 from interp.models.gguf import cache_directory
 from interp.models.language_model import LanguageModel
 from interp.unlearning.catalogue import METHODS, sets_of
-from interp.unlearning.config import TrainingConfig, make_card
+from interp.unlearning.config import Stop, TrainingConfig, make_card
 from interp.unlearning.covariance import fact_texts, second_moments
 from interp.unlearning.edits import Edit, MemitConfig, check
 from interp.unlearning.examples import examples_of
@@ -68,7 +68,14 @@ def _memit(objective: Literal["empty", "entropy"]) -> MemitConfig:
 UNLEARNING: Mapping[str, Method] = MappingProxyType(
     {
         "ga": _by_gradient("ga", 2e-5, 10),
-        "gd": _by_gradient("gd", 2e-5, 24, settings={"alpha": 3.0}),
+        # The forget loss has no bound: in a language that does not know the facts it runs away.
+        "gd": _by_gradient(
+            "gd",
+            2e-5,
+            24,
+            settings={"alpha": 3.0},
+            stops=(Stop(metric="forget_ce", above=100.0),),
+        ),
         "gd_kl": _by_gradient("gd_kl", 4e-5, 8, settings={"alpha": 3.0}),
         "dpo": _by_gradient("dpo", 5e-6, 20, "question"),
         "npo": _by_gradient("npo", 1e-5, 9),
