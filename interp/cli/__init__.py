@@ -1,0 +1,56 @@
+"""The command line, over the same functions as the library."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+import tyro
+from tyro.conf import OmitSubcommandPrefixes
+
+from interp.cli.questions import queries
+from interp.cli.recovery import demo, figures, krs, sweep
+from interp.cli.unlearning import contaminate, unlearn
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "contaminate": contaminate,
+    "unlearn": unlearn,
+    "sweep": sweep,
+    "krs": krs,
+    "figures": figures,
+    "queries": queries,
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command. A person's mistake is one sentence on standard error and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="interp",
+                description="How much forgotten knowledge returns when parts of the original "
+                "model are put back, per layer and language.",
+                args=args,
+                config=(OmitSubcommandPrefixes,),
+            )
+        except (ValueError, LookupError, ImportError, OSError) as error:
+            print(f"interp: {_sentence(error)}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interp: stopped; the same command goes on where it was", file=sys.stderr)
+            sys.exit(130)
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def _show_warning(message: Warning | str, *_rest: object, **_more: object) -> None:
+    print(f"interp: note: {' '.join(str(message).split())}", file=sys.stderr)
