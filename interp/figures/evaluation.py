@@ -1,0 +1,233 @@
+"""Tables of `interp.evaluate` as figures: who knows what in which language, at what price.
+
+`spread` shows models × query languages (Lu & Koehn 2024, Fig. 2), `target_unrelated` what a model
+keeps of what it should forget against what it keeps of the rest (Hong et al. 2024, Fig. 2).
+"""
+
+import html
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import sequential
+
+from interp.figures.facets import COLOURS, language_label, lay_out, num_columns, shorten
+
+_COLUMNS = ("model", "language", "concept", "metric", "value", "ci_low", "ci_high", "n", "reason")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+
+
+def spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+    """Draw models × query languages with the value in each cell, one facet per concept.
+
+    Models stand in the order of the table; that of a study of contamination is the order of the
+    languages in which false facts were taught.
+
+    Args:
+        table: rows of one metric.
+        title: above all of it; the metric's name if None.
+
+    Raises:
+        ValueError: the table is empty, lacks columns, holds several metrics or a cell twice.
+    """
+    rows = _rows(table)
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    if len(metrics) > 1:
+        raise ValueError(
+            f"The table holds the metrics {', '.join(metrics)}: choose the rows of one to draw."
+        )
+    models, languages, concepts = (
+        list(dict.fromkeys(row[name] for row in rows)) for name in ("model", "language", "concept")
+    )
+    scale = 100 if _are_shares(rows) else 1
+    labels = [shorten(model, 30) for model in models]
+    width = max(160, 46 * len(languages))
+    figure, places = lay_out(
+        [f"{concept} questions" if concept else metrics[0] for concept in concepts],
+        num_columns=num_columns(len(concepts), width),
+        size=(width, max(90, 30 * len(models))),
+        left=30 + 7 * max(map(len, labels)),
+        right=110,
+        title=title or metrics[0],
+        x_title="query language",
+    )
+    ends = [scale * row["value"] for row in rows if not math.isnan(row["value"])] or [0.0]
+    top = 100 if scale == 100 else max(ends)
+    for concept, (row, col) in zip(concepts, places, strict=True):
+        values = np.full((len(models), len(languages)), np.nan)
+        texts = np.full(values.shape, "", dtype=object)
+        hover = np.full(values.shape, "", dtype=object)
+        for entry in (entry for entry in rows if entry["concept"] == concept):
+            cell = models.index(entry["model"]), languages.index(entry["language"])
+            values[cell] = scale * entry["value"]
+            texts[cell] = "–" if math.isnan(entry["value"]) else _written(values[cell], scale)
+            hover[cell] = _hover(entry, scale)
+        heat = go.Heatmap(
+            x=list(range(len(languages))),
+            y=list(range(len(models))),
+            z=values,
+            text=texts,
+            texttemplate="%{text}",
+            textfont={"size": 12},
+            hovertext=hover,
+            hoverinfo="text",
+            hoverongaps=False,
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
+        )
+        figure.add_trace(heat, row=row, col=col)
+    figure.update_xaxes(
+        tickvals=list(range(len(languages))), ticktext=languages, showgrid=False, zeroline=False
+    )
+    figure.update_yaxes(
+        range=[len(models) - 0.5, -0.5],
+        tickvals=list(range(len(models))),
+        ticktext=labels,
+        showgrid=False,
+        zeroline=False,
+    )
+    bar = {"title": "%" if scale == 100 else "", "thickness": 14, "lenmode": "pixels", "len": 130}
+    figure.update_layout(
+        coloraxis={
+            "colorscale": sequential.Blues,
+            "cmin": min(0.0, *ends),
+            "cmax": top or 1,
+            "colorbar": bar,
+        }
+    )
+    return figure
+
+
+def target_unrelated(
+    table: pd.DataFrame, *, target: str = "fake", unrelated: str = "real", title: str | None = None
+) -> go.Figure:
+    """Draw a metric on target questions against unrelated ones: a point per model, with intervals.
+
+    One facet per language. A method that forgets and keeps the rest lies at the lower right.
+
+    Args:
+        table: rows of one metric.
+        target: the concept of the questions about what was to be forgotten.
+        unrelated: the concept of the others.
+        title: above all of it.
+
+    Raises:
+        ValueError: the table is empty, lacks columns, holds several metrics, a cell twice, or
+            neither concept.
+    """
+    rows = _rows(table)
+    if len(metrics := list(dict.fromkeys(row["metric"] for row in rows))) > 1:
+        raise ValueError(
+            f"The table holds the metrics {', '.join(metrics)}: choose the rows of one to draw."
+        )
+    found = {(row["model"], row["language"], row["concept"]): row for row in rows}
+    models, languages = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
+    pairs = {
+        (model, code): (found[model, code, unrelated], found[model, code, target])
+        for model in models
+        for code in languages
+        if (model, code, target) in found and (model, code, unrelated) in found
+    }
+    if not pairs:
+        held = ", ".join(repr(name) for name in dict.fromkeys(row["concept"] for row in rows))
+        raise ValueError(
+            f"No model has both concepts, {target!r} and {unrelated!r}; the table holds {held}."
+        )
+    languages = [code for code in languages if any(key[1] == code for key in pairs)]
+    scale = 100 if _are_shares(rows) else 1
+    unit = " (%)" if scale == 100 else ""
+    width = 230
+    figure, places = lay_out(
+        [language_label(code) for code in languages],
+        num_columns=num_columns(len(languages), width),
+        size=(width, width),
+        left=80,
+        right=40 + 8 * min(36, max(len(model) for model in models)),
+        title=title,
+        x_title=f"{unrelated} questions: {metrics[0]}{unit}",
+    )
+    figure.update_yaxes(gridcolor="#e6e6e6", zeroline=False)
+    figure.update_xaxes(gridcolor="#e6e6e6", zeroline=False)
+    figure.update_yaxes(title_text=f"{target} questions: {metrics[0]}{unit}", col=1)
+    for number, model in enumerate(models):
+        shown = False
+        for code, (row, col) in zip(languages, places, strict=True):
+            if (model, code) not in pairs:
+                continue
+            x, y = pairs[model, code]
+            point = go.Scatter(
+                x=[scale * x["value"]],
+                y=[scale * y["value"]],
+                error_x=_error(x, scale),
+                error_y=_error(y, scale),
+                mode="markers",
+                marker={
+                    "color": f"rgb({COLOURS[number % len(COLOURS)]})",
+                    "symbol": _SYMBOLS[number // len(COLOURS) % len(_SYMBOLS)],
+                    "size": 9,
+                    "opacity": 0.85,
+                },
+                name=html.escape(shorten(model, 36)),
+                legendgroup=model,
+                showlegend=not shown,
+                hovertext=_hover(y, scale) + "<br>" + _hover(x, scale),
+                hoverinfo="text",
+            )
+            figure.add_trace(point, row=row, col=col)
+            shown = True
+    return figure
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    if missing := [column for column in _COLUMNS if column not in table]:
+        raise ValueError(f"The table of measures lacks the columns {', '.join(missing)}.")
+    if table.empty:
+        raise ValueError("The table of measures is empty: there is nothing to draw.")
+    keys = ["model", "language", "concept", "metric"]
+    if (twice := table.duplicated(keys)).any():
+        row = table[twice].iloc[0]
+        raise ValueError(
+            f"The table holds {row['metric']} of {row['model']} in {row['language']}, "
+            f"{row['concept']!r} twice: keep one of them."
+        )
+    # Tables that went through a CSV file have NaN for empty text.
+    texts = {"concept": "", "reason": ""}
+    return table.astype(dict.fromkeys(texts, object)).fillna(texts).to_dict("records")
+
+
+def _are_shares(rows: list[dict[str, Any]]) -> bool:
+    return all(math.isnan(row["value"]) or 0 <= row["value"] <= 1 for row in rows)
+
+
+def _written(value: float, scale: int) -> str:
+    return f"{value:.0f}" if scale == 100 else f"{value:.3g}"
+
+
+def _error(row: dict[str, Any], scale: int) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "thickness": 1,
+        "width": 0,
+        "array": [scale * (row["ci_high"] - row["value"])],
+        "arrayminus": [scale * (row["value"] - row["ci_low"])],
+    }
+
+
+def _hover(row: dict[str, Any], scale: int) -> str:
+    unit = " %" if scale == 100 else ""
+    value, low, high = (scale * row[name] for name in ("value", "ci_low", "ci_high"))
+    lines = [
+        f"<b>{html.escape(row['model'])}</b>",
+        html.escape(f"{language_label(row['language'])}, {row['concept']} questions"),
+        f"{html.escape(row['metric'])} "
+        + ("undefined" if math.isnan(value) else f"{value:.3g}{unit}")
+        + ("" if math.isnan(low) else f", interval {low:.3g} to {high:.3g}"),
+        f"n = {row['n']:.0f}",
+    ]
+    if row["reason"]:
+        lines.append(html.escape(row["reason"]))
+    return "<br>".join(lines)
