@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from interp.data.queries import queries
     from interp.data.query import Query
     from interp.data.trajectories import Trajectory, trajectories
+    from interp.evaluation import evaluate
     from interp.launch import Recovery, sweep
     from interp.models.language_model import LanguageModel
     from interp.models.loading import load
@@ -30,6 +31,7 @@ _HOME = {
     "Restoration": "interp.recovery.sites",
     "Trajectory": "interp.data.trajectories",
     "contaminate": "interp.runs",
+    "evaluate": "interp.evaluation",
     "load": "interp.models.loading",
     "queries": "interp.data.queries",
     "sweep": "interp.launch",
@@ -44,6 +46,7 @@ __all__ = [
     "Restoration",
     "Trajectory",
     "contaminate",
+    "evaluate",
     "load",
     "queries",
     "sweep",

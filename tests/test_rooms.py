@@ -23,6 +23,7 @@ ROOMS = [
     "figures",
     "launch",
     "runs",
+    "evaluation",
     "demo",
     "cli",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import tyro
 from tyro.conf import OmitSubcommandPrefixes
 
+from interp.cli.evaluation import evaluate
 from interp.cli.questions import queries
 from interp.cli.recovery import demo, figures, krs, sweep
 from interp.cli.unlearning import contaminate, unlearn
@@ -18,6 +19,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "contaminate": contaminate,
     "unlearn": unlearn,
+    "evaluate": evaluate,
     "sweep": sweep,
     "krs": krs,
     "figures": figures,
