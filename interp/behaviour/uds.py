@@ -1,0 +1,221 @@
+"""The unlearning depth score: is the knowledge gone from the states, or only from the output?
+
+Lee, Kim & Jo 2026 (arXiv:2605.24614). A state of the unlearned model U is put into a run of the
+vanilla model V, which knows the answer and can read it from a state that still holds it. The same
+is done with a baseline B that never saw the facts. With s(y) the mean log-probability of the
+answer's tokens, teacher-forced, for every layer ℓ:
+
+    fall_U(ℓ) = s_V(y) − s_V←U(y)     residual stream after layer ℓ := U's
+    fall_B(ℓ) = s_V(y) − s_V←B(y)     residual stream after layer ℓ := B's
+    erased(ℓ) = clip(fall_U / fall_B, 0, 1)             where fall_B > τ
+    UDS       = Σ fall_B · erased / Σ fall_B            over those layers
+
+for each query alone; a score of several is the mean over queries that have one. 1: as if never
+seen. 0: all of it can still be read. Layers at which B's state costs no more than τ = 0.05 nats do
+not count, and a query without any other layer has no score.
+
+As in the paper's code, states are replaced at the positions that predict the answer alone: the last
+prompt position up to the last answer token but one. The code takes the last layer's state after
+the final norm, which V's run then norms again; here it is the residual stream in every layer. The
+paper's answers begin with words that lead up to the entity, which count as prompt; here the whole
+answer is scored.
+
+    table = falls(vanilla, unlearned, clean, queries)
+    averages(scores(table), "uds")
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import groupby
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from interp.behaviour.logit_lens import check_finite, residuals, right_answers
+from interp.behaviour.measure import mean
+from interp.data.query import Query
+from interp.models.language_model import LanguageModel
+from interp.models.pairs import check_pair
+from interp.recovery.states import output_replaced
+from interp.unlearning.examples import Tokens, batch_of
+from interp.unlearning.readout import label_logprobs
+
+KEYS = ("unlearned", "language", "concept", "query_id")
+COLUMNS = (*KEYS, "layer", "logprob", "fall_unlearned", "fall_baseline")
+
+THRESHOLD = 0.05
+"""τ, in nats per token."""
+
+MAX_ROWS = 512
+"""Runs of V, each on one query, at once."""
+
+
+@torch.inference_mode()
+def falls(
+    vanilla: LanguageModel,
+    unlearned: LanguageModel,
+    baseline: LanguageModel,
+    queries: Sequence[Query],
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """How much log-probability V loses by a state of U's, and by one of the baseline's.
+
+    Args:
+        vanilla: V, which knows the answers.
+        unlearned: U.
+        baseline: a model that never saw the facts, such as the clean one of a contamination.
+        queries: what is asked; each needs an answer.
+        progress: show a progress bar on standard error if it takes more than two seconds.
+
+    Returns:
+        One row per query and layer, with `COLUMNS`: `logprob` is V's own, `fall_unlearned` and
+        `fall_baseline` what it is less with the other's state after that layer, all three in nats,
+        means over the answer's tokens.
+
+    Raises:
+        ValueError: no queries, one without an answer, models that do not match, or a
+            log-probability that is not finite.
+    """
+    for model in (unlearned, baseline):
+        check_pair(vanilla, model)
+    donors = (unlearned, baseline)
+    tokens = right_answers(vanilla, queries)
+    order = sorted(range(len(tokens)), key=lambda number: tokens[number].first_label)
+    count = max(1, MAX_ROWS // (2 * vanilla.num_layers + 1))
+    found: dict[int, list[float]] = {}
+    bar = tqdm(total=len(tokens), desc="depth", unit="query", disable=not progress, delay=2)
+    with bar:
+        for _, same in groupby(order, key=lambda number: tokens[number].first_label):
+            numbers = list(same)
+            for start in range(0, len(numbers), count):
+                chosen = numbers[start : start + count]
+                scored = _logprobs(vanilla, donors, [tokens[number] for number in chosen])
+                found.update(zip(chosen, scored.T.tolist(), strict=True))
+                bar.update(len(chosen))
+    rows = []
+    for number, query in enumerate(queries):
+        *patched, own = found[number]
+        check_finite([own, *patched[: vanilla.num_layers]], query, unlearned)
+        check_finite(patched, query, baseline)
+        about = (unlearned.name, query.language, query.concept, query.id)
+        for layer in range(vanilla.num_layers):
+            lower, lowest = patched[layer], patched[vanilla.num_layers + layer]
+            rows.append((*about, layer, own, own - lower, own - lowest))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def erased(table: pd.DataFrame, *, threshold: float = THRESHOLD) -> pd.DataFrame:
+    """The share of each layer's knowledge that is erased, for each query.
+
+    Args:
+        table: what `falls` gives, of one or more unlearned models.
+        threshold: τ, in nats per token.
+
+    Returns:
+        The rows of the table with `erased`, from 0 to 1, and `reason`: why it is NaN.
+    """
+    counts = table["fall_baseline"] > threshold
+    share = (table["fall_unlearned"] / table["fall_baseline"]).clip(0, 1).where(counts)
+    reason = f"the baseline's state costs no more than {threshold:g} nats"
+    return table.assign(erased=share, reason=["" if known else reason for known in counts])
+
+
+def scores(table: pd.DataFrame, *, threshold: float = THRESHOLD) -> pd.DataFrame:
+    """The unlearning depth score of each query.
+
+    Args:
+        table: what `falls` gives, of one or more unlearned models.
+        threshold: τ, in nats per token.
+
+    Returns:
+        One row per query: `unlearned`, `language`, `concept`, `query_id`, `uds`, `num_layers` that
+        count, and `reason`: why the score is NaN.
+    """
+    rows = []
+    for _, group in table.groupby(list(KEYS), sort=False, dropna=False):
+        layers = erased(group, threshold=threshold).dropna(subset="erased")
+        weights = layers["fall_baseline"]
+        score, reason = math.nan, f"no state of the baseline costs more than {threshold:g} nats"
+        if len(layers):
+            score, reason = (weights * layers["erased"]).sum() / weights.sum(), ""
+        found = {"uds": score, "num_layers": len(layers), "reason": reason}
+        rows.append({**group[list(KEYS)].iloc[0], **found})
+    return pd.DataFrame(rows)
+
+
+def averages(
+    table: pd.DataFrame, column: str, *, by: Sequence[str] = ("unlearned", "language")
+) -> pd.DataFrame:
+    """Means over the queries, with their 95 % bootstrap intervals.
+
+    Args:
+        table: what `scores` gives, or `erased`.
+        column: `uds`, or `erased`, which wants `layer` among `by`.
+        by: columns that make a group.
+
+    Returns:
+        One row per group: `by`, the column, `ci_low`, `ci_high`, `num_queries` that have a value,
+        and `reason`: how many have none. Groups come in order of first appearance.
+    """
+    rows = []
+    for _, group in table.groupby(list(by), sort=False, dropna=False):
+        found = mean(group[column].tolist())
+        rows.append(
+            {
+                **group[list(by)].iloc[0],
+                column: found.value,
+                "ci_low": found.ci_low,
+                "ci_high": found.ci_high,
+                "num_queries": found.n,
+                "reason": found.reason,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _logprobs(
+    vanilla: LanguageModel, donors: Sequence[LanguageModel], rows: Sequence[Tokens]
+) -> Float[Tensor, "run query"]:
+    """Mean log-probabilities of answers that begin at the same position.
+
+    The runs are V's with the state of each donor after each layer, donor by donor, and V's own.
+    What stands before the first position that is replaced is the same in all runs: its keys and
+    values are computed once.
+    """
+    batch = batch_of(rows, vanilla.device)
+    body, num_layers = vanilla.anatomy.body, vanilla.num_layers
+    start, stop = rows[0].first_label - 1, batch.input_ids.shape[1] - 1
+    num_runs = len(donors) * num_layers + 1
+    repeated = torch.arange(len(rows), device=vanilla.device).repeat(num_runs)
+    cache = DynamicCache(config=vanilla.model.config)
+    if start:
+        body(input_ids=batch.input_ids[:, :start], past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(repeated)
+    given = [residuals(donor, batch)[1:] for donor in donors]
+    with ExitStack() as stack:
+        for layer, parts in enumerate(vanilla.anatomy.layers):
+            shape = (num_runs, *batch.mask.shape)
+            where = torch.zeros(shape, dtype=torch.bool, device=vanilla.device)
+            states = given[0].new_zeros(*shape, given[0].shape[-1])
+            for number, of_donor in enumerate(given):
+                run = number * num_layers + layer
+                where[run] = batch.mask
+                states[run, batch.mask] = of_donor[layer]
+            replaced = output_replaced(parts.layer, states.flatten(0, 1), where.flatten(0, 1))
+            stack.enter_context(replaced)
+        ids = batch.input_ids[repeated, start:stop]
+        final = body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+    final = final.unflatten(0, (num_runs, -1))[:, batch.mask]
+    logprobs = label_logprobs(
+        vanilla.anatomy, final.flatten(0, 1), batch.targets.repeat(num_runs)
+    ).double()
+    sums = [batch.table(of_run).sum(1) for of_run in logprobs.view(num_runs, -1)]
+    return torch.stack(sums) / batch.mask.sum(1)
