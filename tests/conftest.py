@@ -16,6 +16,7 @@ CHECKED = [
         for name in ("batches", "engines.full", "krs", "pair", "scoring", "sites", "sweep")
     ),
     "interp.unlearning",
+    "interp.behaviour",
 ]
 
 # Before the first import of these rooms, so that their annotations are enforced. An int is a float.

@@ -91,7 +91,7 @@ def test_models_are_taken_one_after_the_other(models):
 
 def test_what_cannot_be_measured(models):
     def refused(*args, **options) -> str:
-        with pytest.raises(ValueError, match=".") as caught:
+        with pytest.raises(ValueError, match=r".") as caught:
             interp.evaluate(*args, progress=False, **options)
         return str(caught.value)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
+import pandas as pd
 
 _NORMAL_95 = 1.959964
 
@@ -79,6 +80,31 @@ def resampled(
     found = found[~np.isnan(found)]
     low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (math.nan, math.nan)
     return Measure(value=value, ci_low=float(low), ci_high=float(high), n=num_items, reason=reason)
+
+
+def measured(
+    table: pd.DataFrame,
+    by: Sequence[str],
+    metrics: Mapping[str, Callable[[pd.DataFrame], Measure]],
+) -> pd.DataFrame:
+    """Measures of each group of a table's rows.
+
+    Args:
+        table: rows of items.
+        by: columns that make a group.
+        metrics: by name, what is computed from a group's rows.
+
+    Returns:
+        One row per group and metric: `by`, `metric`, `value`, `ci_low`, `ci_high`, `n`, `reason`.
+        Groups come in order of first appearance.
+    """
+    rows = [
+        {**{key: group[key].iloc[0] for key in by}, "metric": name, **asdict(metric(group))}
+        for _, group in table.groupby(list(by), sort=False)
+        for name, metric in metrics.items()
+    ]
+    columns = [*by, "metric", "value", "ci_low", "ci_high", "n", "reason"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def undefined(reason: str) -> Measure:

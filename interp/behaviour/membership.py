@@ -26,8 +26,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from interp.behaviour.measure import Measure, resampled, undefined
-from interp.behaviour.memorization import measured
+from interp.behaviour.measure import Measure, measured, resampled, undefined
 from interp.behaviour.token_scores import LabelScores, label_scores
 from interp.data.corpus import Text
 from interp.models.language_model import LanguageModel

@@ -15,15 +15,14 @@ from resampling texts. The tokens are those of the answer where a text has a pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp.behaviour.measure import Measure, mean, resampled, undefined
+from interp.behaviour.measure import Measure, mean, measured, resampled, undefined
 from interp.behaviour.token_scores import label_scores
 from interp.data.corpus import Text
 from interp.models.language_model import LanguageModel
@@ -97,7 +96,7 @@ def measures(table: pd.DataFrame, *, by: Sequence[str] = ("language", "concept")
         by: columns that make a group.
 
     Returns:
-        As `measured`, with the metrics of the module's table.
+        As `interp.behaviour.measure.measured`, with the metrics of the module's table.
     """
     return measured(
         table,
@@ -108,31 +107,6 @@ def measures(table: pd.DataFrame, *, by: Sequence[str] = ("language", "concept")
             "extraction_strength": lambda group: mean(group["extraction_strength"].tolist()),
         },
     )
-
-
-def measured(
-    table: pd.DataFrame,
-    by: Sequence[str],
-    metrics: Mapping[str, Callable[[pd.DataFrame], Measure]],
-) -> pd.DataFrame:
-    """Measures of each group of a table's rows.
-
-    Args:
-        table: rows of items.
-        by: columns that make a group.
-        metrics: by name, what is computed from a group's rows.
-
-    Returns:
-        One row per group and metric: `by`, `metric`, `value`, `ci_low`, `ci_high`, `n`, `reason`.
-        Groups come in order of first appearance.
-    """
-    rows = [
-        {**{key: group[key].iloc[0] for key in by}, "metric": name, **asdict(metric(group))}
-        for _, group in table.groupby(list(by), sort=False)
-        for name, metric in metrics.items()
-    ]
-    columns = [*by, "metric", "value", "ci_low", "ci_high", "n", "reason"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def _accuracy(group: pd.DataFrame) -> Measure:

@@ -31,8 +31,7 @@ import pandas as pd
 from torch import Tensor
 
 from interp.behaviour.answers import Answer
-from interp.behaviour.measure import Measure, mean, resampled, undefined
-from interp.behaviour.memorization import measured
+from interp.behaviour.measure import Measure, mean, measured, resampled, undefined
 from interp.behaviour.rouge import rouge_l_recall
 from interp.behaviour.token_scores import label_scores
 from interp.data.datasets.records import QuestionAnswer

@@ -16,6 +16,7 @@ from typing import Any
 
 from interp.data.corpus import Text
 from interp.data.queries import BUILT_IN, READERS, queries
+from interp.data.query import Query
 from interp.data.selection import in_languages, limited
 from interp.data.sources import rows_of
 from interp.data.templates import joined
@@ -44,21 +45,30 @@ def texts(
     name = str(source)
     if name in BUILT_IN or name.partition(":")[0] in READERS:
         asked = queries(source, languages=languages, limit=limit)
-        for query in asked:
-            if not query.answer:
-                raise ValueError(f"{query.id} in {query.language!r} has no answer to train on")
-        return [
-            Text(
-                id=query.id,
-                language=query.language,
-                kind=query.concept,
-                prompt=query.prompt,
-                answer=joined(query.prompt, query.answer or "", query.language),
-            )
-            for query in asked
-        ]
+        return texts_of(asked)
     found = read_texts(name)
     return limited(in_languages(found, languages, name), limit)
+
+
+def texts_of(asked: Sequence[Query]) -> list[Text]:
+    """Queries with their answers as texts.
+
+    Raises:
+        ValueError: a query without an answer.
+    """
+    for query in asked:
+        if not query.answer:
+            raise ValueError(f"{query.id} in {query.language!r} has no answer")
+    return [
+        Text(
+            id=query.id,
+            language=query.language,
+            kind=query.concept,
+            prompt=query.prompt,
+            answer=joined(query.prompt, query.answer or "", query.language),
+        )
+        for query in asked
+    ]
 
 
 def read_texts(path: str | PathLike[str]) -> list[Text]:
