@@ -10,6 +10,8 @@ import pytest
 from models_for_tests import tiny
 
 from interp.behaviour.transfer import BINARY, COLUMNS, GRADED, reductions, subword_overlap, transfer
+from interp.figures.transfer import transfer as draw
+from interp.languages import LANGUAGES
 
 stats = pytest.importorskip("scipy.stats", reason="scipy (extra `behaviour`)")
 
@@ -198,3 +200,106 @@ def test_without_scipy_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ImportError, match=r"pip install 'interp\[behaviour\]'"):
         transfer(reductions(rates(), unlearned_in=["de"]))
+
+
+# The figure
+
+
+def boxes(figure):
+    """Pixels that each label covers, as a dot's label of seven pixels a letter, and each dot."""
+    layout = figure.layout
+    width = layout.width - layout.margin.l - layout.margin.r
+    height = layout.height - layout.margin.t - layout.margin.b
+    labels, dots = [], []
+    for trace in figure.data:
+        for x, y, text, place in zip(trace.x, trace.y, trace.text, trace.textposition, strict=True):
+            x = math.log10(x) if layout.xaxis.type == "log" else x
+            x, y = (
+                (value - axis.range[0]) / (axis.range[1] - axis.range[0]) * size
+                for value, axis, size in ((x, layout.xaxis, width), (y, layout.yaxis, height))
+            )
+            up, right = place.split()
+            right = {"left": -1, "center": 0, "right": 1}[right]
+            up = {"bottom": -1, "middle": 0, "top": 1}[up]
+            half = 7 * len(text) / 2, 7.5
+            x_label, y_label = x + right * (7 + half[0]), y + up * (7 + half[1])
+            labels.append((x_label, y_label, *half))
+            dots.append((x, y, 3, 3))
+    return labels, dots, (width, height)
+
+
+def apart(a, b):
+    return abs(a[0] - b[0]) >= a[2] + b[2] or abs(a[1] - b[1]) >= a[3] + b[3]
+
+
+def test_dots_are_the_reductions_over_the_web_share():
+    table = reductions(rates(), unlearned_in=["de"])
+    figure = draw(table, title="<b>")
+    others, own = figure.data
+    assert list(own.text) == ["German"]
+    assert own.marker.color == "white" != others.marker.color
+    assert list(others.text) == ["English", "Dutch", "Russian", "Armenian"]
+    assert list(others.x) == [LANGUAGES[code].web_share for code in ("en", "nl", "ru", "hy")]
+    assert list(others.y) == pytest.approx([80, 50, 25, 0])
+    assert list(others.error_y.array) == [0] * 4
+    assert figure.layout.xaxis.type == "log"
+    ticks = dict(zip(figure.layout.xaxis.tickvals, figure.layout.xaxis.ticktext, strict=True))
+    assert (ticks[0.01], ticks[10]) == ("0.01", "10")
+    low, high = (10**end for end in figure.layout.xaxis.range)
+    assert low < 0.034 < 43.4 < high
+    assert figure.layout.showlegend
+    note = figure.layout.annotations[-1].text
+    assert note == "not drawn, for lack of a value: Traditional Chinese"
+    assert figure.layout.title.text == "&lt;b&gt;"
+    assert others.hovertext[0].split("<br>") == [
+        "<b>English (en)</b>",
+        "reduction 80.0%",
+        "share of web pages (%): 43.42",
+    ]
+
+
+def test_intervals_and_another_predictor():
+    table = reductions(rates(), unlearned_in=["de"]).iloc[1:]
+    table = table.assign(jaccard=[0.1, 0.2, 0.3, 0.4, 0.5], reduction_low=NAN, reduction_high=NAN)
+    table.iloc[0, -2:] = [0.5, 0.9]
+    figure = draw(table, predictor="jaccard")
+    (dots,) = figure.data
+    assert list(dots.x) == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert list(dots.error_y.array) == pytest.approx([10, 0, 0, 0, 0])
+    assert list(dots.error_y.arrayminus) == pytest.approx([30, 0, 0, 0, 0])
+    assert figure.layout.xaxis.type is None
+    assert not figure.layout.showlegend
+    assert "interval 50.0% to 90.0%" in dots.hovertext[0]
+    low, high = figure.layout.yaxis.range
+    assert low < -20 < 90 < high
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_keep_off_each_other_and_the_dots(seed):
+    rng = np.random.default_rng(seed)
+    codes = [code for code in LANGUAGES if LANGUAGES[code].web_share][:20]
+    table = pd.DataFrame({"language": codes, "before": 1.0, "after": rng.uniform(0, 1, 20)})
+    labels, dots, (width, height) = boxes(draw(reductions(table, unlearned_in=["de"])))
+    clashes = sum(not apart(a, b) for at, a in enumerate(labels) for b in (*labels[:at], *dots))
+    assert clashes <= 1
+    for x, y, half_width, half_height in labels:
+        assert half_width <= x <= width - half_width
+        assert half_height <= y <= height - half_height
+
+
+def test_labels_of_the_same_dot_go_to_different_sides():
+    table = predicted([0.5] * 4, web_share=[1] * 4, language=["de", "en", "fr", "es"])
+    (dots,) = draw(table).data
+    assert len({*dots.textposition}) == 4
+
+
+def test_what_is_no_table_of_reductions():
+    table = reductions(rates(), unlearned_in=["de"])
+    with pytest.raises(ValueError, match="lacks the columns reduction, unlearned_in, web_share"):
+        draw(rates())
+    with pytest.raises(ValueError, match="lacks the columns jaccard"):
+        draw(table, predictor="jaccard")
+    with pytest.raises(ValueError, match="No predictor 'tier' to draw; there are web_share"):
+        draw(table, predictor="tier")
+    with pytest.raises(ValueError, match="no language with a reduction"):
+        draw(table.iloc[5:])

@@ -18,6 +18,12 @@ Simplified and Traditional Chinese are told apart by characters that only GB 231
 Of the registry, py3langid lacks Traditional Chinese and Tigrinya, which the script tells (Amharic,
 which the registry lacks, counts as Tigrinya), and seven languages that cannot be told: Kamba, Luo,
 Aymara, Awadhi, Bhojpuri, Dyula and Friulian.
+
+Of 6,276 single statements of the built-in templates in 28 languages, among all candidates, 95.1 %
+are told rightly (72 % in Indonesian and Malay, 90 to 100 % in the others), 4.7 % are undetermined
+and 0.2 % mistaken; of 1,680 texts of three statements 99.9 % are told rightly, and of 3,600 BMLAMA
+sentences 94.4 %, with 0.2 % mistaken. Of bare capitals in Latin or Cyrillic script 0 to 2 % are
+told, of lists of five 3 % are mistaken (py3langid 0.4.0).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """In which languages a model answers: Lu & Koehn's table, and language consistency.
 
 Languages are told by `interp.behaviour.identification`: with caution, so that short answers stay
-undetermined.
+undetermined. Intervals take answers for independent, also several samples of one query.
 """
 
 from __future__ import annotations

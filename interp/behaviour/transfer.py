@@ -44,8 +44,8 @@ def reductions(
 
     Args:
         table: a row per language with `language`, `before` and `after`: accuracies or rates that
-            unlearning is to bring down, and `chance` if they have one. Other columns are kept, such
-            as an interval of the reduction.
+            unlearning is to bring down, and `chance` if they have one. Other columns are kept:
+            `interp.figures.transfer` draws `reduction_low` and `reduction_high`.
         unlearned_in: BCP-47 codes of the languages that unlearning was in.
         overlap: what `subword_overlap` gives.
 
@@ -136,8 +136,8 @@ def subword_overlap(
     Returns:
         A row per language, the base too: `language`; `jaccard`, the share of the different tokens
         of both that are tokens of each; `weighted_jaccard`, the same of their relative frequencies
-        (sum of the smaller ones over sum of the larger ones), so that frequent tokens count more.
-        NaN where there are no tokens.
+        (sum of the smaller ones over sum of the larger ones), so that frequent tokens count more:
+        between scripts these are punctuation and spaces. NaN where there are no tokens.
 
     Raises:
         ValueError: the base has no texts, or languages have different numbers of texts.
