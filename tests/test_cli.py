@@ -16,6 +16,7 @@ from models_for_tests import CONTEXT, question, save, tiny, tokenizer
 
 import interp
 from interp import cli
+from interp.behaviour.metrics import METRICS
 from interp.data.query import write_queries
 from interp.models.language_model import LanguageModel
 from interp.results import read_losses
@@ -279,6 +280,54 @@ def test_taught_and_unlearned(at_home, contaminated, capsys):
     card = json.loads((again / "unlearning.json").read_text(encoding="utf-8"))
     assert card["settings"]["settings"] == {"beta": 0.2}
     assert card["parent_hash"] == loaded.content_hash()
+
+
+def test_evaluated(at_home, contaminated, capsys):
+    names = ["accuracy", "overlap", "logit_lens", "drift", "relearning"]
+    options = {"models": contaminated, "vanilla": contaminated, "metrics": names, "num_tokens": 3}
+    args = command("evaluate", **options, languages=["de", "en"], formats="html", out=at_home)
+    cli.main(args)
+    printed = capsys.readouterr().out
+    table = pd.read_csv(at_home / "measures.csv", keep_default_na=False)
+    assert {*table["language"]} == {"de", "en", ""}
+    assert {*names[:1], "bleu", "chrf", "drift_cosine", "relearning_steps"} <= {*table["metric"]}
+    assert re.search(r"language +de +en\n", printed)
+    assert "chance is 0.25" in printed
+    drawn = {path.stem for path in (at_home / "figures").iterdir()}
+    assert {"accuracy", "accuracy-target-unrelated", "drift", "logit-lens-logprob"} <= drawn
+    before = (at_home / "measures.csv").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("interp.behaviour.metrics.probe", None)
+        cli.main(args)
+    assert (at_home / "measures.csv").read_bytes() == before
+
+
+def test_the_help_names_every_metric(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    text = capsys.readouterr().out
+    assert all(re.search(rf"\b{name}\b", text) for name in METRICS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"metrics": "magic"}, "no metric 'magic'; valid: accuracy"),
+        ({"metrics": "uds"}, "the metric uds needs the vanilla model"),
+        ({"metrics": "q_r"}, "the metric q_r needs a chat model that judges"),
+        ({"metrics": "o_f", "judge": "http://localhost:1/v1"}, "needs --judge-model"),
+        ({"metrics": "alias", "queries": "q.jsonl"}, "the metric alias needs answers"),
+        ({"metrics": "relearning", "vanilla": "./V", "queries": "q.jsonl"}, "texts to forget"),
+        ({"languages": "xx"}, "nothing in the language 'xx'"),
+        ({"models": "./V"}, "has no card"),
+        ({"models": ["./V", "./V"], "queries": "q.jsonl"}, "'./V' is named twice in --models"),
+        ({"models": "nowhere/at/all", "queries": "q.jsonl"}, "nowhere/at/all"),
+    ],
+)
+def test_mistakes_in_evaluation(at_home, contaminated, capsys, changes, says):
+    options = {"models": contaminated, "out": at_home, "formats": "html", **changes}
+    assert says in refused(command("evaluate", **options), capsys)
+    assert not at_home.exists()
 
 
 def test_the_baseline_lacks_the_false_texts(at_home, contaminated):

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import sacrebleu
+import torch
 from models_for_tests import tiny
+from test_endpoints import answer as response
+from test_endpoints import clock, server  # noqa: F401
 
 import interp
-from interp import evaluation
+from interp import evaluation, figures
+from interp.behaviour.answers import generate
+from interp.behaviour.metrics import METRICS
 from interp.behaviour.probing import accuracy, probe
+from interp.behaviour.subject import Subject
+from interp.data.endpoints import Endpoint
 from interp.data.query import Query
-from interp.evaluation import COLUMNS, METRICS, Subject
+from interp.data.texts import texts_of
+from interp.evaluation import COLUMNS
 
 
 def query(number: int, language: str = "en", concept: str = "fake") -> Query:
@@ -27,6 +37,7 @@ def query(number: int, language: str = "en", concept: str = "fake") -> Query:
 
 QUERIES = [query(n, code, concept) for concept in ("fake", "real") for code in ("en", "de")
            for n in range(10, 14)]  # fmt: skip
+FORGET = texts_of([query for query in QUERIES if query.concept == "fake"])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +68,7 @@ def test_what_was_measured_is_not_measured_again(models, tmp_path, monkeypatch):
 
     def counted(subject):
         measured.append(subject.model.name)
-        return evaluation._accuracy(subject)
+        return METRICS["accuracy"].measure(subject)
 
     metric = replace(METRICS["accuracy"], measure=counted)
     monkeypatch.setattr(evaluation, "METRICS", {**METRICS, "accuracy": metric})
@@ -81,7 +92,7 @@ def test_models_are_taken_one_after_the_other(models):
     seen = []
     metric = replace(
         METRICS["accuracy"],
-        measure=lambda subject: seen.append((subject.model.name, len(alive))) or [],
+        measure=lambda subject: seen.append((subject.model.name, len(alive))) or pd.DataFrame(),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "METRICS", {"accuracy": metric})
@@ -103,14 +114,95 @@ def test_what_cannot_be_measured(models):
     lacking = [replace(QUERIES[0], answer=None)]
     assert "accuracy needs answers: fake-10 in 'en' has none" in refused(models[0], lacking)
     for name, metric in METRICS.items():
-        for need in {*metric.needs} - {"answer"}:
-            assert f"{name} needs the {need} model" in refused(models[0], QUERIES, [name])
+        if {*metric.needs} - {"answer"}:
+            assert f"the metric {name} needs" in refused(models[0], QUERIES, [name])
 
 
 def test_answers_are_made_once(models):
     subject = Subject(models[0], QUERIES, progress=False)
     assert subject.answers is subject.answers
     assert [answer.query for answer in subject.answers] == QUERIES
-    assert list(subject.groups(range(16))) == [
-        ("en", "fake"), ("de", "fake"), ("en", "real"), ("de", "real")
-    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted({*METRICS} - {"prompts", "o_f", "q_r"}))
+def test_every_metric_gives_a_row_per_language_and_concept(models, name, tmp_path):
+    def measure():
+        return interp.evaluate(
+            models[1],
+            QUERIES,
+            [name],
+            vanilla=models[0],
+            baseline=models[2],
+            taught="de",
+            forget=FORGET,
+            num_tokens=4,
+            out=tmp_path,
+            progress=False,
+        )
+
+    table = measure()
+    keys = ["language", "concept", "metric", "layer"]
+    assert not table.duplicated(keys).any()
+    assert table["n"].ge(0).all()
+    assert all(row["reason"] for row in table.to_dict("records") if math.isnan(row["value"]))
+    if name != "drift":
+        for _, rows in table.groupby(["metric", "layer"], dropna=False, sort=False):
+            cells = list(zip(rows["language"], rows["concept"], strict=True))
+            assert cells == [(c, k) for k in ("fake", "real") for c in ("en", "de")]
+    pd.testing.assert_frame_equal(measure(), table, check_dtype=False)
+    assert figures.measures(table)
+
+
+def test_metrics_are_those_of_their_modules(models):
+    """One number of each, worked out anew from the models' answers."""
+    unlearned, vanilla = models[1], models[0]
+    options = {"vanilla": vanilla, "num_tokens": 4, "progress": False}
+    names = ["alias", "overlap", "probability", "memorization", "rouge_l"]
+    table = interp.evaluate(unlearned, QUERIES, names, **options).set_index(
+        ["language", "concept", "metric"]
+    )["value"]
+    chosen = [query for query in QUERIES if (query.language, query.concept) == ("de", "real")]
+    said = [answer.text for answer in generate(unlearned, chosen, num_tokens=4, progress=False)]
+    before = [answer.text for answer in generate(vanilla, chosen, num_tokens=4, progress=False)]
+    contained = [query.answer in text.split() for query, text in zip(chosen, said, strict=True)]
+    assert table["de", "real", "alias"] == sum(contained) / 4
+    assert table["de", "real", "rouge_l"] == sum(contained) / 4
+    chrf = sacrebleu.corpus_chrf(said, [before]).score
+    assert table["de", "real", "chrf"] == pytest.approx(chrf)
+    chances = []
+    for query in chosen:
+        ids = unlearned.encode(f"{query.prompt} {query.answer}")
+        with torch.no_grad():
+            logits = unlearned.model(torch.tensor([ids])).logits[0, -2]
+        chances.append(logits.softmax(-1)[ids[-1]].item())
+    assert table["de", "real", "probability"] == pytest.approx(sum(chances) / 4, rel=1e-4)
+    perplexity = math.exp(-sum(map(math.log, chances)) / 4)
+    assert table["de", "real", "perplexity"] == pytest.approx(perplexity, rel=1e-4)
+
+
+def test_a_judge_that_failed_is_asked_again(models, server, clock, tmp_path):  # noqa: F811
+    def evaluate(names):
+        endpoint = Endpoint(url=server.url, model="tiny", num_retries=0, num_workers=1)
+        table = interp.evaluate(
+            models[0], QUERIES[:4], names, judge=endpoint, num_tokens=4, out=tmp_path,
+            progress=False,
+        )  # fmt: skip
+        return table.set_index("metric")
+
+    server.reply = lambda prompt, again: (
+        (429, {}, "") if "w12 w9" in prompt and not again
+        else response("VERDICT: yes" if "w11 w9" in prompt else "VERDICT: no")
+    )  # fmt: skip
+    found = evaluate(["o_f"]).loc["o_f"]
+    assert found["value"] == pytest.approx(100 / 3)
+    assert found["reason"] == "1 of 4 answers have no verdict"
+    found = evaluate(["o_f"]).loc["o_f"]
+    assert (found["value"], found["n"], found["reason"]) == (25, 4, "")
+    listed = pd.read_csv(tmp_path / "verdicts.csv")
+    assert list(listed["value"]) == [0, 1, 0, 0]
+    assert list(listed["reason"]) == [f"VERDICT: {word}" for word in ("no", "yes", "no", "no")]
+    assert list(listed["prompt"]) == [query.prompt for query in QUERIES[:4]]
+    server.reply = lambda prompt, again: response("SCORE: 7")
+    found = evaluate(["q_r", "alias"])
+    assert found.loc["q_r", "value"] == 7
+    assert set(pd.read_csv(tmp_path / "verdicts.csv")["judge"]) == {"quality by tiny", "alias"}

@@ -37,7 +37,7 @@ from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from interp.data.scripts import _LETTERS, _script
+from interp.data.scripts import LETTERS, script_of
 from interp.languages import LANGUAGES, language
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ LEAST_PIECE = 24
 _SENTENCE_END = re.compile(r"[!?。।؟۔։\n]+|\.+(?=\s|$)")
 
 # ISO 15924 codes by the first word of Unicode's names of letters; Han characters are shared.
-_SCRIPTS = {name: code for code, names in _LETTERS.items() for name in names}
+_SCRIPTS = {name: code for code, names in LETTERS.items() for name in names}
 _SCRIPTS |= {"CJK": "Hani", "HANGUL": "Kore"}
 _CODECS = {"zh": "gb2312", "zh-Hant": "big5"}
 _HAN = {"Hans": {"Hani"}, "Hant": {"Hani"}, "Jpan": {"Jpan", "Hani"}}
@@ -188,7 +188,7 @@ def _encodable(char: str, codec: str) -> bool:
 
 def _num_letters(text: str) -> int:
     """Letters of different words; characters of Chinese and Japanese count as two."""
-    runs = groupby(text.casefold(), key=lambda char: _script(char) != "")
+    runs = groupby(text.casefold(), key=lambda char: script_of(char) != "")
     letters = [_script_of(char) for word in {"".join(run) for _, run in runs} for char in word]
     return sum(2 if script in _HAN["Jpan"] else 1 for script in letters if script)
 
@@ -196,7 +196,7 @@ def _num_letters(text: str) -> int:
 @cache
 def _script_of(char: str) -> str:
     """The ISO 15924 code of a letter's script, Zzzz if it is not known; "" for no letter."""
-    name = _script(char)
+    name = script_of(char)
     return _SCRIPTS.get(name, "Zzzz") if name else ""
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -42,6 +42,7 @@ class Verdict:
     text: str = ""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Whatever gives every answer one verdict, in the answers' order."""
 

@@ -10,7 +10,13 @@ from tyro.conf import arg
 from interp.cli.options import ALL_FORMATS, Format, OptionalCodes, OptionalName
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
+
+    from interp.data.corpus import Text
+    from interp.data.endpoints import Endpoint
+    from interp.models.language_model import LanguageModel
 
 
 def evaluate(
@@ -23,14 +29,23 @@ def evaluate(
     limit: Annotated[int | None, arg(metavar="INT")] = None,
     vanilla: Annotated[str | None, arg(metavar="SPEC")] = None,
     baseline: Annotated[str | None, arg(metavar="SPEC")] = None,
+    taught: Annotated[str | None, arg(metavar="CODE")] = None,
+    forget: Annotated[str | None, arg(metavar="FILE|NAME")] = None,
     num_tokens: int = 30,
+    judge: Annotated[str | None, arg(metavar="SPEC|URL")] = None,
+    judge_model: OptionalName = None,
+    judge_key: Annotated[str | None, arg(metavar="VARIABLE")] = None,
     formats: tuple[Format, ...] = ALL_FORMATS,
     device: OptionalName = None,
     dtype: OptionalName = None,
 ) -> None:
     """Measure what models still say, per query language.
 
-    {metrics}
+    Of what they say: alias (does the answer contain the expected one), o_f and q_r (a chat model
+    judges), rouge_l, overlap (BLEU and chrF against the vanilla model's answers), consistency and
+    answer_language, diversity. Of what they know: accuracy (the expected answer ranks first),
+    memorization (MA, perplexity, extraction strength), probability. How firmly: prompts,
+    quantisation, relearning. How deep: logit_lens, uds, drift.
 
     Args:
         models: The models: directories, .gguf files, Hub ids or gemma-3-270m.
@@ -43,25 +58,40 @@ def evaluate(
         limit: At most this many queries per language; all by default.
         vanilla: The model before unlearning, for metrics that compare with it.
         baseline: A model that never saw what was to be forgotten, for uds.
+        taught: BCP-47 code of the language in which false facts were taught, for answer_language;
+            by default that of the first model.
+        forget: Texts that state what was to be forgotten, for relearning; by default those that
+            the first model was contaminated with, in the language taught.
         num_tokens: Longest answer, in tokens.
+        judge: A chat model for o_f and q_r: one that is loaded here, or the address of an
+            OpenAI-compatible endpoint, such as http://localhost:8000/v1.
+        judge_model: The model's name at that endpoint.
+        judge_key: The environment variable that holds the endpoint's API key.
         formats: Figure formats; all but html need the extra `export` and a Chrome.
         device: cpu, cuda, cuda:1; a GPU if there is one.
         dtype: float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's own.
     """
     import interp
     from interp.data.selection import in_languages, limited
+    from interp.data.texts import texts
     from interp.evaluation import check_metrics
     from interp.runs import corpus_of
 
-    others = {"vanilla": vanilla, "baseline": baseline}
-    check_metrics(metrics, [name for name, spec in others.items() if spec is not None])
-    if len(set(models)) < len(models):
-        raise ValueError(f"{max(models, key=models.count)} is named twice in --models")
+    stated: Sequence[Text] = ()
     if queries is None:
-        asked = in_languages(corpus_of(models[0]).queries, languages, models[0])
-        asked = limited(asked, limit)
+        corpus = corpus_of(models[0], mix="same")
+        asked = limited(in_languages(corpus.queries, languages, models[0]), limit)
+        taught = taught or str(corpus.config["source"])
+        stated = [text for text in corpus.forget if text.language == taught]
     else:
         asked = interp.queries(queries, languages=languages, limit=limit)
+    if forget is not None:
+        stated = texts(forget)
+    others = {"vanilla": vanilla, "baseline": baseline, "taught": taught, "forget": stated or None}
+    others["judge"] = judge
+    check_metrics(metrics, [name for name, spec in others.items() if spec is not None])
+    if len(set(models)) < len(models):
+        raise ValueError(f"{max(models, key=models.count)!r} is named twice in --models")
     first = interp.load(vanilla or models[0], device=device, dtype=dtype)
     table = interp.evaluate(
         (first if spec == first.name else interp.load(spec, like=first) for spec in models),
@@ -69,26 +99,35 @@ def evaluate(
         metrics,
         vanilla=None if vanilla is None else first,
         baseline=None if baseline is None else interp.load(baseline, like=first),
+        taught=taught,
+        forget=stated,
+        judge=None if judge is None else _judge(judge, judge_model, judge_key),
         num_tokens=num_tokens,
         out=out,
     )
     _report(table, out, formats)
 
 
-def _report(table: pd.DataFrame, out: Path, formats: tuple[Format, ...]) -> None:
-    """Print a table per metric, models by languages, and draw them."""
-    from interp.figures import export, spread, target_unrelated
+def _judge(spec: str, model: str | None, key: str | None) -> Endpoint | LanguageModel:
+    import interp
+    from interp.data.endpoints import Endpoint
 
-    figures = {}
-    for name, rows in table.groupby("metric", sort=False):
+    if spec.startswith(("http://", "https://")):
+        if model is None:
+            raise ValueError("a judge behind an address needs --judge-model, its name there")
+        return Endpoint(url=spec, model=model, api_key_env=key)
+    return interp.load(spec)
+
+
+def _report(table: pd.DataFrame, out: Path, formats: tuple[Format, ...]) -> None:
+    """Print a table per metric, models by languages, and draw everything."""
+    from interp.figures import export, measures
+
+    for name, rows in table[table["layer"].isna()].groupby("metric", sort=False):
         wide = rows.pivot(index=["concept", "model"], columns="language", values="value")
-        wide = wide[list(rows["language"].unique())].map(lambda value: f"{value:.3g}")
+        wide = wide[list(dict.fromkeys(rows["language"]))].map(lambda value: f"{value:.3g}")
         print(f"\n{name}\n{wide.to_string()}")
-        for reason in rows["reason"].unique():
-            if reason:
-                print(f"  note: {reason}")
-        figures[out / "figures" / str(name)] = spread(rows)
-        if {"fake", "real"} <= {*rows["concept"]}:
-            figures[out / "figures" / f"{name}-target-unrelated"] = target_unrelated(rows)
-    paths = [out / "measures.csv", *export(figures, formats=formats)]
-    print("", *paths, sep="\n")
+        for reason in dict.fromkeys(filter(None, rows["reason"])):
+            print(f"  note: {reason}")
+    figures = {out / "figures" / name: figure for name, figure in measures(table).items()}
+    print("", out / "measures.csv", *export(figures, formats=formats), sep="\n")

@@ -21,7 +21,7 @@ MAX_WITHOUT_KANA = 20
 """A Japanese text with more characters than this has some that are not Chinese."""
 
 # ISO 15924 code: how Unicode's names of the script's letters begin.
-_LETTERS = {
+LETTERS = {
     "Arab": ("ARABIC",),
     "Armn": ("ARMENIAN",),
     "Beng": ("BENGALI",),
@@ -70,15 +70,15 @@ def wrong_script(text: str, code: str) -> str | None:
         ValueError: the language is not registered, or nothing is known of its script.
     """
     expected = language(code)
-    if expected.script not in _LETTERS:
+    if expected.script not in LETTERS:
         raise ValueError(
             f"the script {expected.script!r} of the language {code!r} cannot be recognised; known "
-            f"are {', '.join(_LETTERS)}"
+            f"are {', '.join(LETTERS)}"
         )
     words = _words(text)
     if not words:
         return "it holds no letters"
-    share = sum(word in _LETTERS[expected.script] for word in words) / len(words)
+    share = sum(word in LETTERS[expected.script] for word in words) / len(words)
     if share < MIN_SHARE:
         return (
             f"only {share:.0%} of its words are in the script of {expected.name} "
@@ -92,14 +92,14 @@ def wrong_script(text: str, code: str) -> str | None:
 def _words(text: str) -> list[str]:
     """The script of every word, as Unicode names it; of every character where none are spaced."""
     found: list[str] = []
-    letters = (_script(char) for char in unicodedata.normalize("NFKC", text))
+    letters = (script_of(char) for char in unicodedata.normalize("NFKC", text))
     for script, run in groupby(letter for letter in letters if letter is not None):
         if script:
             found += [script] * (len(list(run)) if script in _WITHOUT_SPACES else 1)
     return found
 
 
-def _script(char: str) -> str | None:
+def script_of(char: str) -> str | None:
     """The first word of a letter's name, "" for what stands between words, None to be ignored."""
     category = unicodedata.category(char)
     # Joiners stand inside words of Arabic and Indian scripts.

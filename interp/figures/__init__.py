@@ -1,18 +1,24 @@
 """Tables as plotly figures, and figures as files."""
 
-from interp.figures.evaluation import spread, target_unrelated
+from interp.figures.depth import drift, lens
+from interp.figures.evaluation import measures, spread, target_unrelated
 from interp.figures.export import FORMATS, export
 from interp.figures.probing import accuracy
 from interp.figures.recovery import heatmap, lines
 from interp.figures.training import training
+from interp.figures.transfer import transfer
 
 __all__ = [
     "FORMATS",
     "accuracy",
+    "drift",
     "export",
     "heatmap",
+    "lens",
     "lines",
+    "measures",
     "spread",
     "target_unrelated",
     "training",
+    "transfer",
 ]

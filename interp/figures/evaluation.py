@@ -13,10 +13,55 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sequential
 
+from interp.figures import depth
 from interp.figures.facets import COLOURS, language_label, lay_out, num_columns, shorten
 
 _COLUMNS = ("model", "language", "concept", "metric", "value", "ci_low", "ci_high", "n", "reason")
+_LENS = {
+    "lens_logprob": ("logprob", "ci_low", "ci_high"),
+    "lens_readable": ("readable", "readable_low", "readable_high"),
+}
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+
+
+def measures(table: pd.DataFrame) -> dict[str, go.Figure]:
+    """Every figure that a table of measures has, by name.
+
+    `spread` of each metric; `target_unrelated` where there are false and true facts; the logit
+    lens; drift by layer, a figure per model.
+    """
+    figures = {}
+    by_metric: dict[str, list[dict[str, Any]]] = {}
+    by_layer: dict[tuple, dict[str, Any]] = {}
+    moved: dict[str, dict[tuple, dict[str, Any]]] = {}
+    for row in _rows(table):
+        metric, layer = row["metric"], row["layer"]
+        if math.isnan(layer):
+            by_metric.setdefault(metric, []).append(row)
+        elif metric in _LENS:
+            place = {name: row[name] for name in ("model", "concept", "language")}
+            place["layer"] = int(layer)
+            cell = by_layer.setdefault(tuple(place.values()), place | {"num_queries": row["n"]})
+            values = (row["value"], row["ci_low"], row["ci_high"])
+            cell |= dict(zip(_LENS[metric], values, strict=True))
+        elif metric.startswith("drift_"):
+            place = {"layer": int(layer), "group": row["concept"], "num_parameters": row["n"]}
+            cell = moved.setdefault(row["model"], {}).setdefault(tuple(place.values()), place)
+            cell[metric.removeprefix("drift_")] = row["value"]
+    for name, rows in by_metric.items():
+        stem = name.replace("/", "-")
+        figures[stem] = spread(pd.DataFrame(rows))
+        if {"fake", "real"} <= {row["concept"] for row in rows}:
+            figures[f"{stem}-target-unrelated"] = target_unrelated(pd.DataFrame(rows))
+    if by_layer:
+        read = pd.DataFrame([*by_layer.values()])
+        for column in ("logprob", "readable"):
+            figures[f"logit-lens-{column}"] = depth.lens(read, column=column)
+    for number, (model, cells) in enumerate(moved.items(), start=1):
+        name = "drift" if len(moved) == 1 else f"drift-{number}"
+        title = f"Drift of {model}"
+        figures[name] = depth.drift(pd.DataFrame([*cells.values()]), title=title)
+    return figures
 
 
 def spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
@@ -186,7 +231,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
         raise ValueError(f"The table of measures lacks the columns {', '.join(missing)}.")
     if table.empty:
         raise ValueError("The table of measures is empty: there is nothing to draw.")
-    keys = ["model", "language", "concept", "metric"]
+    keys = ["model", "language", "concept", "metric", *(["layer"] if "layer" in table else [])]
     if (twice := table.duplicated(keys)).any():
         row = table[twice].iloc[0]
         raise ValueError(
