@@ -1,6 +1,6 @@
-"""How fast the layered engine and the training loop are, beside plain ways to do the same.
+"""How fast the sweep, the training loop and answering are, beside plain ways to do the same.
 
-    python experiments/benchmark.py [--quick] [--only sweep|training]
+    python experiments/benchmark.py [--quick] [--only sweep|training|answers]
 
 One process, one pair of models (Gemma-3-270M and the same with every layer's weights perturbed), 10
 questions of about 15 + 30 tokens, windows of 5 layers, float32. Plain hooks: one whole forward per
@@ -28,6 +28,7 @@ import torch
 from transformers import PreTrainedModel
 
 import interp
+from interp.behaviour.answers import generate
 from interp.models.anatomy import LayerParts
 from interp.recovery.engines import ENGINES
 from interp.recovery.pair import Pair
@@ -47,10 +48,28 @@ COUNTRIES += ["Brazil"]
 def main(quick: bool, only: str | None) -> None:
     """Print the tables."""
     vanilla = interp.load("gemma-3-270m")
-    if only != "training":
+    if only in (None, "sweep"):
         sweeping(vanilla, quick)
-    if only != "sweep":
+    if only in (None, "training"):
         training(vanilla, 4 if quick else 10)
+    if only in (None, "answers"):
+        answering(vanilla, 8 if quick else 20)
+
+
+def answering(vanilla: interp.LanguageModel, per_language: int) -> None:
+    """Questions in nine languages answered together, and one at a time."""
+    codes = ["en", "de", "fr", "zh", "ru", "ja", "ar", "hi", "ur"]
+    asked = interp.queries("capitals", languages=codes, limit=per_language)
+    generate(vanilla, asked[:2], num_tokens=2, progress=False)
+    seconds, texts = {}, {}
+    for size in (64, 1):
+        call = partial(generate, vanilla, asked, num_tokens=30, batch_size=size, progress=False)
+        (seconds[size],), answers = timed(call, 1)
+        texts[size] = [answer.text for answer in answers]
+    same = sum(one == other for one, other in zip(*texts.values(), strict=True))
+    print(f"\n{len(asked)} answers of 30 tokens")
+    print(f"64 at a time {seconds[64]:.1f} s, one at a time {seconds[1]:.1f} s")
+    print(f"one at a time / batched: {seconds[1] / seconds[64]:.1f}; {same} answers are the same")
 
 
 def training(vanilla: interp.LanguageModel, num_steps: int) -> None:
@@ -305,6 +324,6 @@ def products(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
-    parser.add_argument("--only", choices=["sweep", "training"], help="one of the two parts")
+    parser.add_argument("--only", choices=["sweep", "training", "answers"], help="one part")
     given = parser.parse_args()
     main(given.quick, given.only)
