@@ -123,11 +123,20 @@ def _report(table: pd.DataFrame, out: Path, formats: tuple[Format, ...]) -> None
     """Print a table per metric, models by languages, and draw everything."""
     from interp.figures import export, measures
 
-    for name, rows in table[table["layer"].isna()].groupby("metric", sort=False):
+    whole = table.query("layer.isna()")
+    for name in dict.fromkeys(whole["metric"]):
+        rows = whole.query("metric == @name")
         wide = rows.pivot(index=["concept", "model"], columns="language", values="value")
         wide = wide[list(dict.fromkeys(rows["language"]))].map(lambda value: f"{value:.3g}")
         print(f"\n{name}\n{wide.to_string()}")
-        for reason in dict.fromkeys(filter(None, rows["reason"])):
-            print(f"  note: {reason}")
+        notes: dict[str, dict[str, None]] = {}
+        cells = {}
+        for row in rows.to_dict("records"):
+            cell = f"{row['language']} {row['concept']}".strip()
+            cells[cell] = None
+            if row["reason"]:
+                notes.setdefault(row["reason"], {})[cell] = None
+        for reason, where in notes.items():
+            print(f"  note: {reason}" + (f" ({', '.join(where)})" if where != cells else ""))
     figures = {out / "figures" / name: figure for name, figure in measures(table).items()}
     print("", out / "measures.csv", *export(figures, formats=formats), sep="\n")

@@ -21,14 +21,16 @@ _LENS = {
     "lens_logprob": ("logprob", "ci_low", "ci_high"),
     "lens_readable": ("readable", "readable_low", "readable_high"),
 }
+# What is worth holding against what is kept of the rest (Hong's figure has BLEU).
+_KNOWLEDGE = ("accuracy", "alias", "o_f", "rouge_l", "bleu", "chrf", "memorization_accuracy")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
 
 def measures(table: pd.DataFrame) -> dict[str, go.Figure]:
     """Every figure that a table of measures has, by name.
 
-    `spread` of each metric; `target_unrelated` where there are false and true facts; the logit
-    lens; drift by layer, a figure per model.
+    `spread` of each metric; `target_unrelated` of those of knowledge, where there are false and
+    true facts; the logit lens; drift by layer, a figure per model.
     """
     figures = {}
     by_metric: dict[str, list[dict[str, Any]]] = {}
@@ -51,7 +53,7 @@ def measures(table: pd.DataFrame) -> dict[str, go.Figure]:
     for name, rows in by_metric.items():
         stem = name.replace("/", "-")
         figures[stem] = spread(pd.DataFrame(rows))
-        if {"fake", "real"} <= {row["concept"] for row in rows}:
+        if name in _KNOWLEDGE and {"fake", "real"} <= {row["concept"] for row in rows}:
             figures[f"{stem}-target-unrelated"] = target_unrelated(pd.DataFrame(rows))
     if by_layer:
         read = pd.DataFrame([*by_layer.values()])
