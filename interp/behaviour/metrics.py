@@ -218,12 +218,8 @@ def _prompts(subject: Subject) -> pd.DataFrame:
 def _relearning(subject: Subject) -> pd.DataFrame:
     """What was not in the texts: its accuracy before and after, and the steps it took to return."""
     assert subject.vanilla is not None
-    table = relearning.robustness(
-        {"vanilla": subject.vanilla.model, "unlearned": subject.model},
-        relearning.part_of(subject.forget),
-        subject.queries,
-        progress=subject.progress,
-    )
+    both = {"vanilla": subject.vanilla, "unlearned": subject}
+    table = pd.concat([one.relearned.assign(model=name) for name, one in both.items()])
     table = table.query("part == @relearning.HELD_OUT")
     own = table.query("model == 'unlearned'")
     sizes = own.query("step == 0")[[*BY, "num_queries"]]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from interp.behaviour import relearning
 from interp.behaviour.alias import in_all_languages
 from interp.behaviour.answers import Answer, generate
 from interp.behaviour.judges import Judge, Verdict
@@ -87,6 +88,19 @@ class Subject:
     def memorization(self) -> pd.DataFrame:
         """How well the model knows each query's answer by heart. See `memorization`."""
         return memorization(self.model, texts_of(self.queries), progress=self.progress)
+
+    @cached_property
+    def relearned(self) -> pd.DataFrame:
+        """What the model knows while it reads half of what was to be forgotten.
+
+        See `interp.behaviour.relearning.robustness`.
+        """
+        return relearning.robustness(
+            {self.model.name: self.model},
+            relearning.part_of(self.forget),
+            self.queries,
+            progress=self.progress,
+        )
 
     @cached_property
     def asked(self) -> pd.DataFrame:
