@@ -93,7 +93,7 @@ def answers(code, id, *texts):
     return [Answer(query=query, text=text, sample=at) for at, text in enumerate(texts)]
 
 
-def test_diversity_within_a_language_or_within_a_query():
+def test_diversity_within_a_language_or_within_a_query(unchecked):
     said = answers("en", "q1", "a b", "a b") + answers("en", "q2", "c d", "e f")
     said += answers("zh", "q1", "东京")
     table = diversity(said)
