@@ -1,6 +1,6 @@
 """What models still say: any choice of metrics, per query language, in one tidy table.
 
-    table = interp.evaluate([contaminated, unlearned], queries, ["accuracy", "alias", "perplexity"])
+    table = interp.evaluate([contaminated, unlearned], queries, ["accuracy", "alias"])
     figures.spread(table[table["metric"] == "accuracy"])
 
 The metrics are those of `interp.behaviour.metrics`.
