@@ -5,6 +5,10 @@ the unembedding, as if the layers above added nothing (nostalgebraist 2020). The
 teacher-forced, so that its tokens are predicted at the last prompt position and at all answer
 positions but the last. The last layer's reading is what the model says.
 
+The rank is that of the answer's first token. Where many answers begin with the same one, as names
+do that a tokenizer writes byte by byte (Armenian under Gemma's), a high rank says little: there the
+log-probability, which is of all tokens, is what to read.
+
     read = pd.concat([logit_lens(vanilla, queries), logit_lens(unlearned, queries)])
     by_layer(read)
 """
