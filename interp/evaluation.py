@@ -97,6 +97,8 @@ def evaluate(
         for name, model in (("vanilla", vanilla), ("baseline", baseline))
     }
     hashes = {name: _hash(subject, folder) for name, subject in others.items()}
+    asked = _written(queries)
+    also = {**hashes, "taught": taught, "forget": _written(forget)}
     tables: dict[str, list[pd.DataFrame]] = {}
     judged: list[dict[str, object]] = []
     for model in [models] if isinstance(models, LanguageModel) else models:
@@ -107,12 +109,11 @@ def evaluate(
         content = _hash(subject, folder)
         for name in dict.fromkeys(metrics):
             metric = METRICS[name]
-            also = {**hashes, "taught": taught, "forget": _written(forget)}
             key = key_of(
                 kind="measures",
                 metric=name,
                 model=content,
-                queries=_written(queries),
+                queries=asked,
                 num_tokens=num_tokens,
                 **{need: also[need] for need in metric.needs if need in also},
             )

@@ -6,14 +6,21 @@
 
 import html
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.facets import COLOURS, language_label, lay_out, num_columns, shorten
+from interp.figures.facets import (
+    COLOURS,
+    check_table,
+    language_by_layer,
+    language_label,
+    lay_out,
+    num_columns,
+    shorten,
+)
 
 _DRIFT_COLUMNS = ("layer", "group", "cosine", "relative_change", "effective_rank")
 _DRIFT_COLUMNS += ("num_parameters",)
@@ -55,7 +62,7 @@ def drift(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     Raises:
         ValueError: the table is empty, lacks columns or holds a group of a layer twice.
     """
-    _check(table, _DRIFT_COLUMNS, "drift")
+    check_table(table, _DRIFT_COLUMNS, "the drift")
     _check_unique(table, ["layer", "group"], "drift")
     rows = [row | {"distance": 1 - row["cosine"]} for row in table.to_dict("records")]
     last = max(row["layer"] for row in rows)
@@ -127,7 +134,7 @@ def lens(
     """
     if column not in ("logprob", "readable"):
         raise ValueError(f"unknown column {column!r}; valid are logprob and readable")
-    _check(table, _LENS_COLUMNS, "logit lens")
+    check_table(table, _LENS_COLUMNS, "the logit lens")
     before = list(table.columns[: list(table.columns).index("layer")])
     _check_unique(table, [*before, "layer"], "logit lens")
     keys = [name for name in before if name != "language"]
@@ -165,36 +172,17 @@ def lens(
             ygap=1,
         )
         figure.add_trace(cells, row=row, col=col)
-    step = next(s for s in (1, 2, 5, 10, 20, 50) if s * width / len(layers) >= 26 or s == 50)
+    step = language_by_layer(figure, languages, layers, width)
     shown = [layer for layer in layers if layer >= 0][::step]
     if _EMBEDDINGS in layers:
         # Too near for two labels where layers stand close.
         shown = [_EMBEDDINGS, *(shown if step == 1 else shown[1:])]
     figure.update_xaxes(
-        type="category",
-        categoryarray=layers,
-        range=[-0.5, len(layers) - 0.5],
         tickvals=shown,
         ticktext=["emb" if layer == _EMBEDDINGS else str(layer) for layer in shown],
-        showgrid=False,
-    )
-    figure.update_yaxes(
-        type="category",
-        categoryarray=languages,
-        range=[len(languages) - 0.5, -0.5],
-        tickvals=languages,
-        ticktext=labels,
-        showgrid=False,
     )
     figure.update_layout(coloraxis=_coloraxis(table[column].tolist(), column))
     return figure
-
-
-def _check(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
-    if missing := [column for column in columns if column not in table]:
-        raise ValueError(f"The table of the {what} lacks the columns {', '.join(missing)}.")
-    if table.empty:
-        raise ValueError(f"The table of the {what} is empty: there is nothing to draw.")
 
 
 def _check_unique(table: pd.DataFrame, keys: list[str], what: str) -> None:

@@ -14,7 +14,14 @@ import plotly.graph_objects as go
 from plotly.colors import sequential
 
 from interp.figures import depth
-from interp.figures.facets import COLOURS, language_label, lay_out, num_columns, shorten
+from interp.figures.facets import (
+    COLOURS,
+    check_table,
+    language_label,
+    lay_out,
+    num_columns,
+    shorten,
+)
 
 _COLUMNS = ("model", "language", "concept", "metric", "value", "ci_low", "ci_high", "n", "reason")
 _LENS = {
@@ -80,11 +87,7 @@ def spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         ValueError: the table is empty, lacks columns, holds several metrics or a cell twice.
     """
     rows = _rows(table)
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    if len(metrics) > 1:
-        raise ValueError(
-            f"The table holds the metrics {', '.join(metrics)}: choose the rows of one to draw."
-        )
+    metric = _only_metric(rows)
     models, languages, concepts = (
         list(dict.fromkeys(row[name] for row in rows)) for name in ("model", "language", "concept")
     )
@@ -92,12 +95,12 @@ def spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     labels = [shorten(model, 30) for model in models]
     width = max(160, 46 * len(languages))
     figure, places = lay_out(
-        [f"{concept} questions" if concept else metrics[0] for concept in concepts],
+        [f"{concept} questions" if concept else metric for concept in concepts],
         num_columns=num_columns(len(concepts), width),
         size=(width, max(90, 30 * len(models))),
         left=30 + 7 * max(map(len, labels)),
         right=110,
-        title=title or metrics[0],
+        title=title or metric,
         x_title="query language",
     )
     ends = [scale * row["value"] for row in rows if not math.isnan(row["value"])] or [0.0]
@@ -166,10 +169,7 @@ def target_unrelated(
             neither concept.
     """
     rows = _rows(table)
-    if len(metrics := list(dict.fromkeys(row["metric"] for row in rows))) > 1:
-        raise ValueError(
-            f"The table holds the metrics {', '.join(metrics)}: choose the rows of one to draw."
-        )
+    metric = _only_metric(rows)
     found = {(row["model"], row["language"], row["concept"]): row for row in rows}
     models, languages = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
     pairs = {
@@ -194,11 +194,11 @@ def target_unrelated(
         left=80,
         right=40 + 8 * min(36, max(len(model) for model in models)),
         title=title,
-        x_title=f"{unrelated} questions: {metrics[0]}{unit}",
+        x_title=f"{unrelated} questions: {metric}{unit}",
     )
     figure.update_yaxes(gridcolor="#e6e6e6", zeroline=False)
     figure.update_xaxes(gridcolor="#e6e6e6", zeroline=False)
-    figure.update_yaxes(title_text=f"{target} questions: {metrics[0]}{unit}", col=1)
+    figure.update_yaxes(title_text=f"{target} questions: {metric}{unit}", col=1)
     for number, model in enumerate(models):
         shown = False
         for code, (row, col) in zip(languages, places, strict=True):
@@ -228,11 +228,17 @@ def target_unrelated(
     return figure
 
 
+def _only_metric(rows: list[dict[str, Any]]) -> str:
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    if len(metrics) > 1:
+        raise ValueError(
+            f"The table holds the metrics {', '.join(metrics)}: choose the rows of one to draw."
+        )
+    return metrics[0]
+
+
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    if missing := [column for column in _COLUMNS if column not in table]:
-        raise ValueError(f"The table of measures lacks the columns {', '.join(missing)}.")
-    if table.empty:
-        raise ValueError("The table of measures is empty: there is nothing to draw.")
+    check_table(table, _COLUMNS, "measures")
     keys = ["model", "language", "concept", "metric", *(["layer"] if "layer" in table else [])]
     if (twice := table.duplicated(keys)).any():
         row = table[twice].iloc[0]

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -40,6 +41,44 @@ def accuracy_hover(row: Mapping[str, Any], heading: str = "") -> str:
         f"chance {row['chance']:.1%}, {questions}",
     ]
     return "<br>".join(lines)
+
+
+def check_table(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Refuse a table that cannot be drawn.
+
+    Raises:
+        ValueError: it lacks some of the columns, or is empty; `what` it is a table of is named.
+    """
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(f"The table of {what} lacks the columns {', '.join(missing)}.")
+    if table.empty:
+        raise ValueError(f"The table of {what} is empty: there is nothing to draw.")
+
+
+def language_by_layer(
+    figure: go.Figure, languages: Sequence[str], layers: Sequence[int], width: int
+) -> int:
+    """Axes of heatmaps of languages by layers, `width` pixels wide; every how many layers a tick.
+
+    The first language stands at the top.
+    """
+    step = next(s for s in (1, 2, 5, 10, 20, 50) if s * width / len(layers) >= 26 or s == 50)
+    figure.update_xaxes(
+        type="category",
+        categoryarray=layers,
+        range=[-0.5, len(layers) - 0.5],
+        tickvals=layers[::step],
+        showgrid=False,
+    )
+    figure.update_yaxes(
+        type="category",
+        categoryarray=languages,
+        range=[len(languages) - 0.5, -0.5],
+        tickvals=languages,
+        ticktext=[language_label(code) for code in languages],
+        showgrid=False,
+    )
+    return step
 
 
 def lay_out(

@@ -8,7 +8,14 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.facets import COLOURS, accuracy_hover, language_label, lay_out, num_columns
+from interp.figures.facets import (
+    COLOURS,
+    accuracy_hover,
+    check_table,
+    language_label,
+    lay_out,
+    num_columns,
+)
 
 _COLUMNS = ("language", "concept", "accuracy", "ci_low", "ci_high", "chance", "num_queries")
 _CHANCE = "#707070"
@@ -23,10 +30,7 @@ def accuracy(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     Raises:
         ValueError: the table is empty, lacks columns or holds a cell twice.
     """
-    if missing := [column for column in _COLUMNS if column not in table]:
-        raise ValueError(f"The table of accuracies lacks the columns {', '.join(missing)}.")
-    if table.empty:
-        raise ValueError("The table of accuracies is empty: there is nothing to draw.")
+    check_table(table, _COLUMNS, "accuracies")
     before = list(table.columns[: list(table.columns).index("accuracy")])
     keys = [column for column in before if column not in ("language", "concept")]
     if (twice := table.duplicated(["language", "concept", *keys])).any():

@@ -18,6 +18,8 @@ from plotly.colors import diverging
 from interp.figures.facets import (
     COLOURS,
     DASHES,
+    check_table,
+    language_by_layer,
     language_label,
     lay_out,
     num_columns,
@@ -93,22 +95,7 @@ def heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
             shared |= {"colorscale": [_UNDEFINED, _UNDEFINED], "showscale": False}
             figure.add_trace(go.Heatmap(z=ones, **shared), row=row, col=col)
 
-    step = next(s for s in (1, 2, 5, 10, 20, 50) if s * width / len(layers) >= 26 or s == 50)
-    figure.update_xaxes(
-        type="category",
-        categoryarray=layers,
-        range=[-0.5, len(layers) - 0.5],
-        tickvals=layers[::step],
-        showgrid=False,
-    )
-    figure.update_yaxes(
-        type="category",
-        categoryarray=languages,
-        range=[len(languages) - 0.5, -0.5],
-        tickvals=languages,
-        ticktext=labels,
-        showgrid=False,
-    )
+    language_by_layer(figure, languages, layers, width)
     if any(math.isnan(record[name]) for record in records):
         # The corner below the languages' names is always free.
         figure.add_annotation(
@@ -211,10 +198,7 @@ def _cells(table: pd.DataFrame) -> tuple[str, dict[tuple[tuple, str], list[dict]
     """
     columns = list(table.columns)
     name = "effect" if "effect" in columns else "krs"
-    if missing := [column for column in (*_COLUMNS, name) if column not in columns]:
-        raise ValueError(f"The table of scores lacks the columns {', '.join(missing)}.")
-    if table.empty:
-        raise ValueError("The table of scores is empty: there is nothing to draw.")
+    check_table(table, (*_COLUMNS, name), "scores")
     group_columns = [c for c in columns[: columns.index("site")] if c != "language"]
     cells: dict[tuple[tuple, str], list[dict]] = {}
     # Tables that went through a CSV file have NaN for an empty reason.
