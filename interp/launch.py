@@ -143,7 +143,7 @@ def sweep(
             f"{unlearned.name!r} is identical to {vanilla.name!r}: nothing was unlearned, "
             "so the KRS is undefined"
         )
-    config.check_weights(vanilla, unlearned)
+    config.check_models(vanilla, unlearned)
     pair = Pair(vanilla=vanilla, unlearned=unlearned, direction=direction)
     store = None if out is None else _open(out, pair, answers, config, num_tokens)
     made = _trajectories(vanilla, answers, num_tokens, store, progress)

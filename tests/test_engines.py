@@ -16,7 +16,14 @@ from models_for_tests import ARCHITECTURES, mixed_trajectories, tiny_pair
 from interp.recovery.engines import ENGINES, full, layered
 from interp.recovery.engines.layered import RowBudget
 from interp.recovery.pair import Pair
-from interp.recovery.sites import ACTIVATION_SITES, NOTHING, SITES, Restoration, windows
+from interp.recovery.sites import (
+    ACTIVATION_SITES,
+    NOTHING,
+    SITES,
+    Restoration,
+    SiteName,
+    windows,
+)
 
 JOINED = (
     "coef+attn",
@@ -26,6 +33,9 @@ JOINED = (
     "coef+attn+norms",
     "attn+mlp_out",
     "value+key+attn_weights+norms",
+    "head+attn_weights",
+    "attn+head",
+    "coef+head",
 )
 APART = [
     Restoration(sites=("coef",), layers=(0, 2, 4)),
@@ -34,6 +44,9 @@ APART = [
     Restoration(sites=("value",), layers=(1, 4)),
     Restoration(sites=("norms", "unembed"), layers=(0, 3)),
     Restoration(sites=("resid",), layers=(0, 3), positions="answer"),
+    Restoration(sites=("head",), layers=(0, 1, 3), units=((2,), (0, 3), (2,))),
+    Restoration(sites=("coef",), layers=(0, 1, 4), units=((2,), (0, 17, 3), (2,))),
+    Restoration(sites=("coef",), layers=(2, 3), units=((), (1,)), positions="prompt"),
 ]
 TRAJECTORIES = mixed_trajectories()
 
@@ -41,14 +54,14 @@ TRAJECTORIES = mixed_trajectories()
 def every_restoration() -> list[Restoration]:
     """Every site and control and some joined, windows 1, 3, 5, every positions option."""
     found = [NOTHING, *APART]
-    for site in (*SITES, *JOINED):
+    for site in (*SITES, *JOINED, "head[1]", "head[0,3]", "coef[5,7,11]"):
         for window, positions in (
             *((window, "all") for window in (1, 3, 5)),
             (5, "prompt"),
             (3, "answer"),
         ):
             # Positions are of no matter where only parameters are restored.
-            if positions == "all" or set(site.split("+")) & set(ACTIVATION_SITES):
+            if positions == "all" or set(SiteName.parse(site).sites) & set(ACTIVATION_SITES):
                 found += windows(site, num_layers=5, window=window, positions=positions)
     return found
 
@@ -274,7 +287,9 @@ OPT = {
 }
 
 
-def by_hand(paths, vanilla, unlearned, item, sites, layers, positions) -> float:
+def by_hand(
+    paths, vanilla, unlearned, item, sites, layers, positions, channels=slice(None)
+) -> float:
     """DEFINITIONS, section 1, for one question: plain hooks, copied weights, explicit logits."""
     ids = torch.tensor([item.token_ids])
     num_prompt, num_answer = len(item.prompt_ids), len(item.answer_ids)
@@ -302,16 +317,16 @@ def by_hand(paths, vanilla, unlearned, item, sites, layers, positions) -> float:
         for site in set(sites) & set(ACTIVATION_SITES):
             path = paths["layer"].format(layer)
             if site != "resid":
-                path += "." + paths["attn" if site == "attn" else "coef"]
+                path += "." + paths["attn" if site in ("attn", "head") else "coef"]
             source, sink = vanilla.get_submodule(path), restored.get_submodule(path)
             key = (layer, site)
-            if site == "coef":
+            if site in ("coef", "head"):
                 handles += [
                     source.register_forward_pre_hook(
                         lambda _m, args, key=key: kept.update({key: args[0].view(ids.shape[1], -1)})
                     ),
                     sink.register_forward_pre_hook(
-                        lambda _m, args, key=key: put(args[0], kept[key], where)
+                        lambda _m, args, key=key: put(args[0], kept[key], where, channels)
                     ),
                 ]
             else:
@@ -340,10 +355,10 @@ def like(out, value):
     return (value, *out[1:]) if isinstance(out, tuple) else value
 
 
-def put(old, new, where):
+def put(old, new, where, channels=slice(None)):
     shape = old.shape
     old = old.reshape(-1, shape[-1]).clone()
-    old[where] = new.reshape(old.shape)[where]
+    old[where, channels] = new.reshape(old.shape)[where, channels]
     return old.view(shape)
 
 
@@ -377,6 +392,24 @@ def test_full_is_the_definition(architecture, paths):
         ]
         found = full.losses(backwards, items[:1], [restoration])[0].tolist()
         assert found == pytest.approx(corrupted, rel=1e-5), restoration
+
+
+@pytest.mark.parametrize(
+    ("architecture", "paths"), [("llama", LLAMA), ("gpt2", GPT2), ("opt", OPT)]
+)
+def test_units_are_the_definition(architecture, paths):
+    """Head 2 of four with 16 channels in all is channels 8 to 11; coefficient 5 is channel 5."""
+    pair = tiny_pair(architecture)
+    for site, unit, channels in (("head", 2, slice(8, 12)), ("coef", 5, slice(5, 6))):
+        restoration = Restoration(sites=(site,), layers=(1, 2), units=((unit,), (unit,)))
+        models = pair.vanilla.model, pair.unlearned.model
+        expected = [
+            by_hand(paths, *models, item, (site,), (1, 2), "all", channels)
+            for item in TRAJECTORIES[:3]
+        ]
+        found = full.losses(pair, TRAJECTORIES[:3], [NOTHING, restoration])
+        assert found[1].tolist() == pytest.approx(expected, rel=1e-5)
+        assert found[1].tolist() != pytest.approx(found[0].tolist(), rel=1e-4)
 
 
 def by_hand_corrupt(paths, pair, item, sites, layers, positions) -> float:

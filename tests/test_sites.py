@@ -12,8 +12,8 @@ from interp.recovery.sites import (
     PARAMETER_SITES,
     SITES,
     Restoration,
+    SiteName,
     check_positions,
-    parse_sites,
     windows,
 )
 
@@ -63,25 +63,73 @@ def test_windows_that_cannot_be(window):
 
 
 def test_sites_joined_stand_in_one_order():
-    assert parse_sites("coef") == ("coef",)
-    assert parse_sites("attn+coef") == parse_sites("coef+attn") == ("coef", "attn")
-    assert parse_sites("unembed+value+resid") == ("resid", "value", "unembed")
+    assert SiteName.parse("coef") == SiteName(sites=("coef",))
+    assert (
+        SiteName.parse("attn+coef").sites
+        == SiteName.parse("coef+attn").sites
+        == (
+            "coef",
+            "attn",
+        )
+    )
+    assert SiteName.parse("unembed+value+resid").sites == ("resid", "value", "unembed")
     assert windows("attn+coef", num_layers=3, window=1)[0].site == "coef+attn"
 
 
 @pytest.mark.parametrize("name", ["", "mlp", "coef+", "coef+mlp", "Coef", "coef attn"])
 def test_what_is_no_site(name):
     with pytest.raises(ValueError, match=r"unknown site .*valid sites are coef, attn, .*unembed"):
-        parse_sites(name)
+        SiteName.parse(name)
 
 
 def test_a_site_twice():
     with pytest.raises(ValueError, match=r"'coef\+attn\+coef' names a part twice"):
-        parse_sites("coef+attn+coef")
+        SiteName.parse("coef+attn+coef")
+
+
+def test_single_layers_and_units():
+    assert SiteName.parse("coef@3") == SiteName(sites=("coef",), layer=3)
+    assert SiteName.parse("head[2,0]") == SiteName(sites=("head",), units=(0, 2))
+    assert SiteName.parse("coef@12[17]") == SiteName(sites=("coef",), layer=12, units=(17,))
+    assert SiteName.parse("attn@2+coef@2") == SiteName(sites=("coef", "attn"), layer=2)
+    for name in ("coef@3[0,17]", "head[5]", "coef@2+attn@2", "resid"):
+        assert str(SiteName.parse(name)) == name
+    # One layer, whatever the window; a window of units has the same in each of its layers.
+    (alone,) = windows("coef@3+attn@3", num_layers=6, window=5)
+    assert (alone.layers, alone.centre, alone.site) == ((3,), 3, "coef+attn")
+    first = windows("head[1,3]", num_layers=6, window=3)[0]
+    assert (first.layers, first.units, first.site) == ((0, 1), ((1, 3), (1, 3)), "head[1,3]")
+    assert (first.units_of(1), NOTHING.units) == ((1, 3), None)
+    apart = Restoration(sites=("coef",), layers=(2, 5), units=((17, 203), (4,)))
+    assert apart.site == "coef[2:17,203;5:4]"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("value[3]", "of the sites coef and head, each alone, not of value"),
+        ("coef[3]+attn", r"each alone, not of coef\+attn"),
+        ("coef@3+attn", "must be of the same layer"),
+        ("coef@3+attn@4", "must be of the same layer"),
+        ("coef@", "unknown site 'coef@'"),
+        ("head[]", "unknown site"),
+        ("head[-1]", "unknown site"),
+    ],
+)
+def test_what_is_no_layer_or_unit(name, message):
+    with pytest.raises(ValueError, match=message):
+        SiteName.parse(name)
+
+
+def test_layers_and_units_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"'coef@6' names a layer that there is not: .* 0 to 5"):
+        windows("coef@6", num_layers=6)
+    with pytest.raises(ValueError, match="for each of the 2 layers, not for 1"):
+        Restoration(sites=("coef",), layers=(1, 2), units=((1,),))
 
 
 def test_the_sites_of_the_definitions():
-    assert set(ACTIVATION_SITES) == {"coef", "attn", "mlp_out", "resid"}
+    assert set(ACTIVATION_SITES) == {"coef", "attn", "head", "mlp_out", "resid"}
     assert set(PARAMETER_SITES) == {"value", "key", "attn_weights", "norms", "unembed"}
     assert set(SITES) == set(ACTIVATION_SITES) | set(PARAMETER_SITES)
 

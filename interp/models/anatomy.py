@@ -11,6 +11,7 @@ Paths are relative to the decoder layer unless said otherwise. To add a family, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,8 +130,9 @@ class Anatomy:
     """The parts of one loaded model.
 
     `body` maps token ids to final hidden states (after `final`), without the unembedding.
-    `logit_cap` is c in z := c·tanh(z / c), None where logits are not capped. `additive` says that
-    a layer only adds to the residual stream, never normalises it (OPT-350M does).
+    `num_heads` is the number of attention heads. `logit_cap` is c in z := c·tanh(z / c), None where
+    logits are not capped. `additive` says that a layer only adds to the residual stream, never
+    normalises it (OPT-350M does).
     """
 
     family: Family
@@ -138,6 +140,7 @@ class Anatomy:
     layers: tuple[LayerParts, ...]
     final: tuple[nn.Module, ...]
     unembed: nn.Linear
+    num_heads: int
     logit_cap: float | None
     additive: bool
 
@@ -145,6 +148,17 @@ class Anatomy:
     def num_layers(self) -> int:
         """L, the number of decoder layers."""
         return len(self.layers)
+
+    def num_units(self, site: str) -> int:
+        """How many units the site `coef` (coefficients) or `head` (heads) has in a layer."""
+        return self.num_heads if site == "head" else _num_inputs(self.layers[0].values)
+
+    def channels(self, site: str, units: Sequence[int]) -> list[int]:
+        """Where units stand in a site's last axis: a coefficient in one place, a head in d_head."""
+        width = 1
+        if site == "head":
+            width = _num_inputs(self.layers[0].attn_out) // self.num_heads
+        return [unit * width + place for unit in units for place in range(width)]
 
     @property
     def final_norms(self) -> tuple[nn.Module, ...]:
@@ -192,6 +206,7 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         layers=tuple(_layer_parts(layer, family) for layer in layers),
         final=tuple(module for path in family.final if (module := _optional(model, path))),
         unembed=unembed,
+        num_heads=model.config.num_attention_heads,
         logit_cap=getattr(model.config, "final_logit_softcapping", None),
         additive=getattr(model.config, "do_layer_norm_before", True)
         and not getattr(model.config, "apply_residual_connection_post_layernorm", False),
@@ -275,6 +290,12 @@ def _layer_parts(layer: nn.Module, family: Family) -> LayerParts:
         ),
         norms=tuple(module for module in layer.modules() if _is_norm(module)),
     )
+
+
+def _num_inputs(projection: nn.Module) -> int:
+    """The width of a projection's input; GPT-2's Conv1D holds its weight transposed."""
+    found = getattr(projection, "in_features", None)
+    return projection.get_parameter("weight").shape[0] if found is None else found
 
 
 def _is_norm(module: nn.Module) -> bool:

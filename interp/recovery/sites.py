@@ -3,10 +3,15 @@
 A site is a part of the network (DEFINITIONS: `coef`, `attn`, `value` and the controls); several
 joined by "+" are restored together. A `Restoration` says which sites, in which layers, at which
 positions. `windows` lists the restorations of a layer sweep.
+
+A site's name may say more: `coef@3` is layer 3 alone, `head[0,2]` two heads, `coef@3[17]` one
+coefficient of one layer.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,6 +20,7 @@ Positions = Literal["all", "prompt", "answer"]
 ACTIVATION_SITES: dict[str, str] = {
     "coef": "MLP coefficients: the input of the down projection",
     "attn": "attention state: the output of the attention block's output projection",
+    "head": "attention state by head: the input of the output projection",
     "mlp_out": "control: the output of the down projection",
     "resid": "control: the residual stream after the layer",
 }
@@ -26,6 +32,10 @@ PARAMETER_SITES: dict[str, str] = {
     "unembed": "control: the unembedding",
 }
 SITES: dict[str, str] = ACTIVATION_SITES | PARAMETER_SITES
+UNIT_SITES = {"coef": "coefficient", "head": "head"}
+"""Sites of which single units can be restored, and what a unit is called."""
+
+_NAME = re.compile(r"(?P<site>\w+)(@(?P<layer>\d+))?(\[(?P<units>\d+(,\d+)*)\])?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +49,15 @@ class Restoration:
         positions: for activation sites, "all" real positions, those of the "prompt" or those of
             the "answer". Parameter sites act at every position.
         centre: the layer that names the window in tables; None for a restoration outside a sweep.
+        units: which units of the site are restored, a tuple for each layer: heads of `head`,
+            coefficients of `coef`. None for all.
     """
 
     sites: tuple[str, ...]
     layers: tuple[int, ...]
     positions: Positions = "all"
     centre: int | None = None
+    units: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         check_positions(self.positions)
@@ -52,11 +65,28 @@ class Restoration:
             _check_site(site)
         if list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers must be ascending and distinct, not {self.layers}")
+        if self.units is not None:
+            _check_units(self.sites)
+            if len(self.units) != len(self.layers):
+                raise ValueError(
+                    f"units must be given for each of the {len(self.layers)} layers, "
+                    f"not for {len(self.units)}"
+                )
 
     @property
     def site(self) -> str:
-        """The sites' joint name, such as "coef+attn"."""
-        return "+".join(self.sites)
+        """The sites' joint name, such as "coef+attn" or "head[0,2]"."""
+        name = "+".join(self.sites)
+        if self.units is None:
+            return name
+        if len(set(self.units)) == 1:
+            return f"{name}[{_listed(self.units[0])}]"
+        by_layer = zip(self.layers, self.units, strict=True)
+        return f"{name}[{';'.join(f'{layer}:{_listed(units)}' for layer, units in by_layer)}]"
+
+    def units_of(self, layer: int) -> tuple[int, ...] | None:
+        """The units restored in a layer, None for all."""
+        return None if self.units is None else self.units[self.layers.index(layer)]
 
     @property
     def layer_sites(self) -> frozenset[str]:
@@ -64,18 +94,52 @@ class Restoration:
         return frozenset(self.sites) - {"unembed"}
 
 
-def parse_sites(name: str) -> tuple[str, ...]:
-    """ "coef+attn" → ("coef", "attn"), in canonical order.
+@dataclass(frozen=True, kw_only=True)
+class SiteName:
+    """What a site's name says.
 
-    Raises:
-        ValueError: a part is no site, or stands twice.
+    Attributes:
+        sites: names out of `SITES`, in their order there.
+        layer: the only layer meant, None for every window of a sweep.
+        units: the only units meant, ascending, None for all.
     """
-    parts = name.split("+")
-    for part in parts:
-        _check_site(part)
-    if len(set(parts)) != len(parts):
-        raise ValueError(f"the site {name!r} names a part twice")
-    return tuple(site for site in SITES if site in parts)
+
+    sites: tuple[str, ...]
+    layer: int | None = None
+    units: tuple[int, ...] | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> SiteName:
+        """ "attn+coef" → coef and attn, "coef@3[17]" → coefficient 17 of layer 3.
+
+        Raises:
+            ValueError: a part is no site or stands twice, parts are of different layers, or
+                units are named where a site has none or where several are joined.
+        """
+        parts = [_NAME.fullmatch(part) for part in name.split("+")]
+        for part, text in zip(parts, name.split("+"), strict=True):
+            _check_site(text if part is None else part["site"])
+        found = [part for part in parts if part is not None]
+        sites = [part["site"] for part in found]
+        if len(set(sites)) != len(sites):
+            raise ValueError(f"the site {name!r} names a part twice")
+        layers = {part["layer"] for part in found}
+        if len(layers) > 1:
+            raise ValueError(f"the parts of the site {name!r} must be of the same layer")
+        units = next((part["units"] for part in found if part["units"]), None)
+        if units is not None:
+            _check_units(sites)
+        layer = layers.pop()
+        return cls(
+            sites=tuple(site for site in SITES if site in sites),
+            layer=None if layer is None else int(layer),
+            units=None if units is None else tuple(sorted({int(u) for u in units.split(",")})),
+        )
+
+    def __str__(self) -> str:
+        place = "" if self.layer is None else f"@{self.layer}"
+        units = "" if self.units is None else f"[{_listed(self.units)}]"
+        return "+".join(f"{site}{place}{units}" for site in self.sites)
 
 
 def check_positions(positions: str) -> None:
@@ -100,39 +164,63 @@ def windows(
 ) -> list[Restoration]:
     """One restoration per layer l: {l - w//2, …, l + w//2} ∩ [0, L). Edge windows are shorter.
 
-    The unembedding alone has one restoration, centred on L, the place above the last layer.
+    The unembedding alone has one restoration, centred on L, the place above the last layer; a site
+    of one layer has that layer, whatever the window.
 
     Args:
-        site: a site or several joined by "+".
+        site: a site or several joined by "+", see `SiteName.parse`.
         num_layers: L.
         window: w, odd, at most L.
         positions: where activation sites are restored.
 
     Raises:
-        ValueError: unknown site or positions; a window that is even, 0 or larger than L.
+        ValueError: unknown site or positions; a window that is even, 0 or larger than L; a layer
+            that there is not.
     """
-    sites = parse_sites(site)
+    name = SiteName.parse(site)
     check_window(window, num_layers)
-    if sites == ("unembed",):
-        return [Restoration(sites=sites, layers=(), positions=positions, centre=num_layers)]
-    reach = window // 2
-    return [
-        Restoration(
-            sites=sites,
-            layers=tuple(range(max(0, centre - reach), min(num_layers, centre + reach + 1))),
-            positions=positions,
-            centre=centre,
+    if name.sites == ("unembed",):
+        return [Restoration(sites=name.sites, layers=(), positions=positions, centre=num_layers)]
+    if name.layer is not None and name.layer >= num_layers:
+        raise ValueError(
+            f"the site {site!r} names a layer that there is not: "
+            f"this model has the layers 0 to {num_layers - 1}"
         )
-        for centre in range(num_layers)
-    ]
+    reach = window // 2 if name.layer is None else 0
+    found = []
+    for centre in range(num_layers) if name.layer is None else [name.layer]:
+        layers = tuple(range(max(0, centre - reach), min(num_layers, centre + reach + 1)))
+        found.append(
+            Restoration(
+                sites=name.sites,
+                layers=layers,
+                positions=positions,
+                centre=centre,
+                units=None if name.units is None else (name.units,) * len(layers),
+            )
+        )
+    return found
 
 
 def _check_site(name: str) -> None:
     if name not in SITES:
         raise ValueError(
             f"unknown site {name!r}; valid sites are {', '.join(SITES)}, "
-            "and several joined by '+', such as coef+attn"
+            "several joined by '+' (coef+attn), one layer's (coef@3) and single heads or "
+            "coefficients (head[0,2], coef@3[17])"
         )
+
+
+def _check_units(sites: Sequence[str]) -> None:
+    if len(sites) != 1 or sites[0] not in UNIT_SITES:
+        raise ValueError(
+            f"single units can be restored of the sites {' and '.join(UNIT_SITES)}, each alone, "
+            f"not of {'+'.join(sites)}"
+        )
+
+
+def _listed(units: Sequence[int]) -> str:
+    return ",".join(map(str, units))
 
 
 NOTHING = Restoration(sites=(), layers=())

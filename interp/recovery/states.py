@@ -5,7 +5,7 @@ Every change is undone on any exit, so that a model is bit-identical afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -28,6 +28,7 @@ class LayerStates:
     resid_in: Float[Tensor, "batch pos d_model"] | None = None
     attn: Float[Tensor, "batch pos d_model"] | None = None
     coef: Float[Tensor, "batch pos d_mlp"] | None = None
+    head: Float[Tensor, "batch pos head_d_head"] | None = None
     mlp_out: Float[Tensor, "batch pos d_model"] | None = None
     resid: Float[Tensor, "batch pos d_model"] | None = None
     call: tuple[tuple, dict] = field(default=((), {}))
@@ -78,6 +79,10 @@ def _recording_hooks(
         yield removing(
             parts.values.register_forward_pre_hook(lambda _m, args: keep("coef", args[0]))
         )
+    if "head" in names:
+        yield removing(
+            parts.attn_out.register_forward_pre_hook(lambda _m, args: keep("head", args[0]))
+        )
     if "mlp_out" in names:
         yield removing(parts.values.register_forward_hook(lambda *run: keep("mlp_out", run[-1])))
     if "resid" in names:
@@ -110,12 +115,15 @@ def removing(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
 
 @contextmanager
 def input_replaced(
-    module: nn.Module, value: Tensor, where: Bool[Tensor, "batch pos"]
+    module: nn.Module,
+    value: Tensor,
+    where: Bool[Tensor, "batch pos"],
+    channels: Sequence[int] | None = None,
 ) -> Iterator[None]:
-    """Replace a module's first argument by `value` at the positions `where`."""
+    """Replace a module's first argument by `value` at the positions `where`, in some channels."""
 
     def hook(_module: nn.Module, args: tuple) -> tuple:
-        return (_blend(args[0], value, where), *args[1:])
+        return (blend(args[0], value, where, channels), *args[1:])
 
     with removing(module.register_forward_pre_hook(hook)):
         yield
@@ -129,17 +137,29 @@ def output_replaced(
 
     def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> Tensor | tuple:
         if isinstance(output, tuple):
-            return (_blend(output[0], value, where), *output[1:])
-        return _blend(output, value, where)
+            return (blend(output[0], value, where), *output[1:])
+        return blend(output, value, where)
 
     with removing(module.register_forward_hook(hook)):
         yield
 
 
-def _blend(old: Tensor, new: Tensor, where: Bool[Tensor, "batch pos"]) -> Tensor:
-    """`new` where told, `old` elsewhere; `old` may have its first two axes merged or repeated."""
+def blend(
+    old: Tensor,
+    new: Tensor,
+    where: Bool[Tensor, "batch pos"],
+    channels: Sequence[int] | None = None,
+) -> Tensor:
+    """`new` where told (in all channels or some), `old` elsewhere.
+
+    `old` may have its first two axes merged or repeated.
+    """
     repeats = old.numel() // old.shape[-1] // where.numel()
     mask = where.repeat(repeats, 1)[..., None]
+    if channels is not None:
+        chosen = torch.zeros(old.shape[-1], dtype=torch.bool, device=old.device)
+        chosen[list(channels)] = True
+        mask = mask & chosen
     new = new.repeat(repeats, 1, 1)
     return torch.where(mask, new, old.view(new.shape)).view(old.shape)
 
@@ -176,8 +196,12 @@ def restored(
     donor_states: LayerStates,
     sites: Collection[str],
     where: Bool[Tensor, "batch pos"],
+    channels: Sequence[int] | None = None,
 ) -> Iterator[None]:
-    """Put a donor's sites into one layer: its states at the positions `where`, its weights."""
+    """Put a donor's sites into one layer: its states at the positions `where`, its weights.
+
+    `channels` are those of `coef` or `head` that are meant, None for all.
+    """
     with ExitStack() as stack:
         put = stack.enter_context
         if "value" in sites:
@@ -192,7 +216,9 @@ def restored(
             for module, other in zip(parts.norms, donor_parts.norms, strict=True):
                 put(parameters_swapped(module, other))
         if "coef" in sites:
-            put(input_replaced(parts.values, known(donor_states.coef), where))
+            put(input_replaced(parts.values, known(donor_states.coef), where, channels))
+        if "head" in sites:
+            put(input_replaced(parts.attn_out, known(donor_states.head), where, channels))
         if "mlp_out" in sites:
             put(output_replaced(parts.values, known(donor_states.mlp_out), where))
         if "attn" in sites:

@@ -17,10 +17,11 @@ from interp.recovery.scoring import Distance, check_distance
 from interp.recovery.sites import (
     NOTHING,
     PARAMETER_SITES,
+    UNIT_SITES,
     Positions,
     Restoration,
+    SiteName,
     check_positions,
-    parse_sites,
     windows,
 )
 
@@ -60,7 +61,7 @@ class SweepConfig:
     """What a sweep measures.
 
     Attributes:
-        sites: sites or several joined by "+"; `sites.SITES` lists them.
+        sites: sites or several joined by "+", see `SiteName.parse`; `sites.SITES` lists them.
         window: w, the number of layers restored together, odd.
         engine: `layered` (fast) or `full` (the reference).
         variant: `paper`, or `hong2024` for the positions and tokens of the released notebooks.
@@ -80,7 +81,7 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if not self.sites:
             raise ValueError("no sites: give at least one, such as coef")
-        names = ["+".join(parse_sites(site)) for site in self.sites]
+        names = [str(SiteName.parse(site)) for site in self.sites]
         if len(set(names)) != len(names):
             raise ValueError(f"a site stands twice in {', '.join(self.sites)}")
         object.__setattr__(self, "sites", tuple(names))
@@ -108,19 +109,37 @@ class SweepConfig:
         """Every window of every site.
 
         Raises:
-            ValueError: the window does not suit the number of layers.
+            ValueError: the window or a site's layer does not suit the number of layers, or two
+                sites are the same part of a layer.
         """
-        return [
-            restoration
-            for site in self.sites
+        found = {}
+        for site in self.sites:
             for restoration in windows(
                 site, num_layers=num_layers, window=self.window, positions=self.positions
-            )
-        ]
+            ):
+                cell = (restoration.site, restoration.centre)
+                if cell in found:
+                    raise ValueError(
+                        f"{site} is measured already: layer {restoration.centre} of "
+                        f"{restoration.site} stands twice"
+                    )
+                found[cell] = restoration
+        return list(found.values())
 
-    def check_weights(self, *models: LanguageModel) -> None:
-        """Raise ValueError where a parameter site would move packed (quantised) weights."""
-        parameters = [s for site in self.sites for s in site.split("+") if s in PARAMETER_SITES]
+    def check_models(self, *models: LanguageModel) -> None:
+        """Raise ValueError where a site does not suit the models.
+
+        It names a unit that there is not, or is a parameter site of packed (quantised) weights.
+        """
+        names = [SiteName.parse(site) for site in self.sites]
+        for name in names:
+            for unit in name.units or ():
+                if unit >= (count := models[0].anatomy.num_units(name.sites[0])):
+                    raise ValueError(
+                        f"the site {str(name)!r} names a {UNIT_SITES[name.sites[0]]} that there is "
+                        f"not: this model has 0 to {count - 1} in each layer"
+                    )
+        parameters = [site for name in names for site in name.sites if site in PARAMETER_SITES]
         packed = [model.name for model in models if model.has_packed_weights]
         if parameters and packed:
             raise ValueError(
@@ -207,7 +226,7 @@ def _losses(
     }
     if not scored:
         empty = torch.empty(len(restorations), 0)
-        return empty, empty, dict.fromkeys(config.sites, empty)
+        return empty, empty, {item.site: empty for item in restorations}
     if config.direction == "restore":
         found = engine(pair, scored, [NOTHING, *restorations], advance=advance, **options)
         unlearned_losses, restored_losses = found[:1], found[1:]
@@ -218,11 +237,10 @@ def _losses(
     for losses in (unlearned_losses, restored_losses):
         _check_finite(losses, scored, pair)
     # Each site's middle window, V into V.
-    middle = [
-        restoration
-        for restoration in restorations
-        if restoration.centre in (pair.vanilla.num_layers // 2, pair.vanilla.num_layers)
-    ]
+    by_site: dict[str, list[Restoration]] = {}
+    for restoration in restorations:
+        by_site.setdefault(restoration.site, []).append(restoration)
+    middle = [found[len(found) // 2] for found in by_site.values()]
     alone = engine(pair.with_itself(), scored[:NUM_SELF_PATCHED], middle, **options)
     return (
         unlearned_losses,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.data.trajectories import Trajectory
-from interp.recovery.batches import PaddingSide, make_batch
+from interp.recovery.batches import Batch
+from interp.recovery.engines.forwards import Score, losses_by_forwards
 from interp.recovery.pair import Pair
-from interp.recovery.scoring import Distance, distance_of
 from interp.recovery.sites import Restoration
 from interp.recovery.states import LayerStates, parameters_swapped, record, restored
 
@@ -21,50 +21,25 @@ def losses(
     pair: Pair,
     trajectories: Sequence[Trajectory],
     restorations: Sequence[Restoration],
-    *,
-    distance: Distance = "logit_mse",
-    own_precision: bool = False,
-    padding_side: PaddingSide = "right",
-    batch_size: int = 8,
-    advance: Callable[[float], object] = lambda _questions: None,
+    **options: Any,
 ) -> Float[Tensor, "restoration query"]:
     """Losses of every restoration on every question, by one forward each.
 
-    Args:
-        pair: the base model that runs, the donor, and V.
-        trajectories: the questions with V's answers, each with at least one scored position.
-        restorations: what to put back; the empty one gives the base model's own loss.
-        distance: `logit_mse`, `kl` or `answer_logprob`.
-        own_precision: compute the distance in the models' own precision.
-        padding_side: where shorter questions are padded.
-        batch_size: questions per forward.
-        advance: told after each forward how many questions' worth of work is done.
-
-    Returns:
-        float64 on the CPU.
+    Args and result are those of `forwards.losses_by_forwards`.
     """
-    base, donor, vanilla = pair.base, pair.donor, pair.vanilla
-    wanted = {site for restoration in restorations for site in restoration.sites}
-    found = torch.empty(len(restorations), len(trajectories), dtype=torch.float64)
-    with torch.inference_mode():
-        for start in range(0, len(trajectories), batch_size):
-            here = slice(start, start + batch_size)
-            batch = make_batch(trajectories[here], device=base.device, padding_side=padding_side)
-            inputs = batch.inputs(base.anatomy.body)
-            next_ids = batch.next_ids[batch.scored]
-            donor_run = record(donor.anatomy, batch, wanted)
-            target = vanilla.model(**inputs).logits[batch.scored]
-            for row, restoration in enumerate(restorations):
-                where = batch.restored(restoration.positions)
-                with whole_model_restored(pair, restoration, donor_run.layers, where):
-                    logits = base.model(**inputs).logits[batch.scored]
-                if own_precision:
-                    scored = distance_of(distance, target, logits, next_ids)
-                else:
-                    scored = distance_of(distance, target.float(), logits.float(), next_ids)
-                found[row, here] = batch.mean_per_question(scored.double()).cpu()
-                advance(len(trajectories[here]) / len(restorations))
-    return found
+
+    def runs(batch: Batch, restorations: Sequence[Restoration], score: Score) -> Iterator[Tensor]:
+        inputs = batch.inputs(pair.base.anatomy.body)
+        wanted = {site for restoration in restorations for site in restoration.sites}
+        donor_run = record(pair.donor.anatomy, batch, wanted)
+        target = pair.vanilla.model(**inputs).logits[batch.scored]
+        for restoration in restorations:
+            where = batch.restored(restoration.positions)
+            with whole_model_restored(pair, restoration, donor_run.layers, where):
+                logits = pair.base.model(**inputs).logits[batch.scored]
+            yield score(target, logits)
+
+    return losses_by_forwards(runs, pair, trajectories, restorations, **options)
 
 
 @contextmanager
@@ -78,6 +53,8 @@ def whole_model_restored(
     base, donor = pair.base.anatomy, pair.donor.anatomy
     with ExitStack() as stack:
         for layer in restoration.layers:
+            units = restoration.units_of(layer)
+            channels = None if units is None else base.channels(restoration.sites[0], units)
             stack.enter_context(
                 restored(
                     base.layers[layer],
@@ -85,6 +62,7 @@ def whole_model_restored(
                     donor_states[layer],
                     restoration.sites,
                     where,
+                    channels,
                 )
             )
         if "norms" in restoration.sites and base.num_layers - 1 in restoration.layers:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,8 +36,9 @@ from interp.models.anatomy import LayerParts
 from interp.recovery.batches import Batch, PaddingSide, make_batch
 from interp.recovery.pair import Pair
 from interp.recovery.scoring import Distance, Scorer
-from interp.recovery.sites import Positions, Restoration
+from interp.recovery.sites import ACTIVATION_SITES, Positions, Restoration
 from interp.recovery.states import (
+    blend,
     forward_replaced,
     known,
     parameters_swapped,
@@ -186,6 +187,13 @@ class _History:
     sites: frozenset[str]
     positions: Positions
     layers: tuple[int, ...]
+    units: tuple[tuple[int, ...], ...] | None
+
+    @property
+    def below(self) -> _History:
+        """The history without its last layer."""
+        units = None if self.units is None else self.units[:-1]
+        return replace(self, layers=self.layers[:-1], units=units)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +203,7 @@ class _Treatment:
     sites: frozenset[str] = frozenset()
     positions: Positions = "all"
     fresh: bool = False
+    units: tuple[int, ...] | None = None
 
 
 class _Pass:
@@ -209,7 +218,10 @@ class _Pass:
         self.restorations = restorations
         self.rows_at_once = max(1, budget.chunk_tokens // batch.num_tokens)
         wanted = {site for item in restorations for site in item.layer_sites}
-        self.base_run = record(self.base, batch, {"resid_in", "call", "attn", "coef"})
+        own = {"resid_in", "call", "attn", "coef"}
+        if any(item.units is not None for item in restorations):
+            own.add("head")
+        self.base_run = record(self.base, batch, own)
         self.donor_run = record(self.donor, batch, wanted)
         self.scored = batch.scored.flatten().nonzero()[:, 0]
 
@@ -228,7 +240,10 @@ class _Pass:
         if not layers or not restoration.layer_sites:
             return None
         return _History(
-            sites=restoration.layer_sites, positions=restoration.positions, layers=layers
+            sites=restoration.layer_sites,
+            positions=restoration.positions,
+            layers=layers,
+            units=None if restoration.units is None else restoration.units[: len(layers)],
         )
 
     def _up(self, layer: int, rows: dict[_History, Tensor]) -> dict[_History, Tensor]:
@@ -238,18 +253,17 @@ class _Pass:
             if history is None:
                 continue
             inside = history.layers[-1] == layer
-            below = history.layers[:-1] if inside else history.layers
-            if below:
-                before = rows[
-                    _History(sites=history.sites, positions=history.positions, layers=below)
-                ]
-            else:
-                before = known(self.base_run.layers[layer].resid_in)
-            treatment = (
-                _Treatment(sites=history.sites, positions=history.positions, fresh=not below)
-                if inside
-                else _Treatment()
-            )
+            below = history.below if inside else history
+            resid_in = known(self.base_run.layers[layer].resid_in)
+            before = rows[below] if below.layers else resid_in
+            treatment = _Treatment()
+            if inside:
+                treatment = _Treatment(
+                    sites=history.sites,
+                    positions=history.positions,
+                    fresh=not below.layers,
+                    units=None if history.units is None else history.units[-1],
+                )
             work.setdefault(treatment, []).append((history, before))
         after: dict[_History, Tensor] = {}
         for treatment, jobs in work.items():
@@ -270,10 +284,10 @@ class _Pass:
         if "resid" in sites and everywhere:
             return [known(donor_states.resid)] * len(rows)
         attn, mlp_out = None, None
-        if everywhere or not sites & {"attn", "coef", "mlp_out"}:
+        if everywhere or not sites & set(ACTIVATION_SITES):
             attn, mlp_out = self._known_outputs(layer, treatment)
         if attn is not None:
-            sites = sites - {"attn"}
+            sites = sites - {"attn", "head"}
         if mlp_out is not None:
             sites = sites - {"coef", "mlp_out", "value"}
         with ExitStack() as stack:
@@ -281,7 +295,8 @@ class _Pass:
             if layer == self.base.num_layers - 1:
                 for module in _position_wise(parts):
                     put(_only_at(module, self.scored, self.batch.num_tokens))
-            put(restored(parts, donor_parts, donor_states, sites, where))
+            channels = self._channels(treatment)
+            put(restored(parts, donor_parts, donor_states, sites, where, channels))
             if attn is not None:
                 put(_attn_known(parts, attn, adds_residual=self.base.family.adds_residual))
             if mlp_out is not None:
@@ -300,19 +315,43 @@ class _Pass:
         parts, donor_parts = self.base.layers[layer], self.donor.layers[layer]
         states, donor_states = self.base_run.layers[layer], self.donor_run.layers[layer]
         attn, mlp_out = None, None
+        channels = self._channels(treatment)
+        # Some units are the donor's, the others what the row itself computes.
+        own_too = channels is not None and not fresh
         if "attn" in sites:
             attn = donor_states.attn
-        elif fresh and not sites & {"attn_weights", "norms"}:
+        elif "head" in sites and not own_too:
+            with ExitStack() as stack:
+                if "attn_weights" in sites:
+                    stack.enter_context(parameters_swapped(parts.attn_out, donor_parts.attn_out))
+                attn = parts.attn_out(self._restored_state(layer, "head", channels))
+        elif fresh and not sites & {"head", "attn_weights", "norms"}:
             attn = states.attn
         if "mlp_out" in sites:
             mlp_out = donor_states.mlp_out
-        elif "coef" in sites or (fresh and sites == {"value"}):
-            coef = known(donor_states.coef if "coef" in sites else states.coef)
+        elif ("coef" in sites and not own_too) or (fresh and sites == {"value"}):
+            coef = known(states.coef)
+            if "coef" in sites:
+                coef = self._restored_state(layer, "coef", channels)
             with ExitStack() as stack:
                 if "value" in sites:
                     stack.enter_context(parameters_swapped(parts.values, donor_parts.values))
                 mlp_out = parts.values(coef)
         return attn, mlp_out
+
+    def _channels(self, treatment: _Treatment) -> list[int] | None:
+        if treatment.units is None:
+            return None
+        (site,) = treatment.sites
+        return self.base.channels(site, treatment.units)
+
+    def _restored_state(self, layer: int, site: str, channels: list[int] | None) -> Tensor:
+        """A site's state with the donor's channels in it; all are the donor's where None."""
+        donor = known(getattr(self.donor_run.layers[layer], site))
+        if channels is None:
+            return donor
+        own = known(getattr(self.base_run.layers[layer], site))
+        return blend(own, donor, self.batch.real, channels)
 
     def _call(
         self, layer: int, hidden: Float[Tensor, "row_batch pos d_model"], *, num_rows: int

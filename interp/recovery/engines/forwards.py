@@ -1,0 +1,78 @@
+"""What engines share that run a whole forward per restoration and read the model's own logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.data.trajectories import Trajectory
+from interp.recovery.batches import Batch, PaddingSide, make_batch
+from interp.recovery.pair import Pair
+from interp.recovery.scoring import Distance, distance_of
+from interp.recovery.sites import Restoration
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""V's logits and a run's [scored, vocab] → distances [scored]."""
+
+
+@runtime_checkable
+class Runs(Protocol):
+    """How an engine runs one batch under every restoration."""
+
+    def __call__(
+        self, batch: Batch, restorations: Sequence[Restoration], score: Score
+    ) -> Iterator[Float[Tensor, " scored"]]:
+        """Yield the distances of each restoration's logits from V's, in order."""
+        ...
+
+
+def losses_by_forwards(
+    runs: Runs,
+    pair: Pair,
+    trajectories: Sequence[Trajectory],
+    restorations: Sequence[Restoration],
+    *,
+    distance: Distance = "logit_mse",
+    own_precision: bool = False,
+    padding_side: PaddingSide = "right",
+    batch_size: int = 8,
+    advance: Callable[[float], object] = lambda _questions: None,
+) -> Float[Tensor, "restoration query"]:
+    """Losses of every restoration on every question, batch by batch.
+
+    Args:
+        runs: the engine's way to run a batch.
+        pair: the base model that runs, the donor, and V.
+        trajectories: the questions with V's answers, each with at least one scored position.
+        restorations: what to put back; the empty one gives the base model's own loss.
+        distance: `logit_mse`, `kl` or `answer_logprob`.
+        own_precision: compute the distance in the models' own precision.
+        padding_side: where shorter questions are padded.
+        batch_size: questions per forward.
+        advance: told after each forward how many questions' worth of work is done.
+
+    Returns:
+        float64 on the CPU.
+    """
+    found = torch.empty(len(restorations), len(trajectories), dtype=torch.float64)
+    with torch.inference_mode():
+        for start in range(0, len(trajectories), batch_size):
+            here = slice(start, start + batch_size)
+            batch = make_batch(
+                trajectories[here], device=pair.base.device, padding_side=padding_side
+            )
+            next_ids = batch.next_ids[batch.scored]
+
+            def score(target: Tensor, logits: Tensor, next_ids: Tensor = next_ids) -> Tensor:
+                if not own_precision:
+                    target, logits = target.float(), logits.float()
+                return distance_of(distance, target, logits, next_ids)
+
+            for row, scored in enumerate(runs(batch, restorations, score)):
+                found[row, here] = batch.mean_per_question(scored.double()).cpu()
+                advance(len(trajectories[here]) / len(restorations))
+    return found
