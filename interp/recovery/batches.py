@@ -5,6 +5,9 @@ batch, in row-major order.
 
 Padding stands on the right by default. Then no mask is needed: under causal attention no real
 position sees what follows it. On the left a mask and explicit position ids go with the tokens.
+
+Questions that begin with the same tokens (a template, few-shot examples, a chat preamble) can be
+split into what they share, `prefix_batch`, and the rest, `make_batch(…, start=…)`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from interp.data.trajectories import Trajectory
 from interp.recovery.sites import Positions
@@ -67,6 +71,10 @@ class Batch:
                 inputs["position_ids"] = (self.real.long().cumsum(1) - 1).clamp(min=0)
         return inputs
 
+    def after(self, past: Cache | None) -> dict[str, Cache | bool]:
+        """The keyword arguments that put earlier tokens' keys and values before this batch."""
+        return {} if past is None else {"past_key_values": past, "use_cache": True}
+
     def mean_per_question(
         self, losses: Float[Tensor, "*rows scored"]
     ) -> Float[Tensor, "*rows batch"]:
@@ -83,25 +91,27 @@ def make_batch(
     *,
     device: torch.device | str = "cpu",
     padding_side: PaddingSide = "right",
+    start: int = 0,
 ) -> Batch:
-    """Pad trajectories that each score at least one position."""
+    """Pad trajectories that each score at least one position, from token `start` on."""
     assert all(item.scored for item in trajectories)
-    lengths = [item.scored.stop for item in trajectories]
+    assert start <= shared_prefix(trajectories)
+    lengths = [item.scored.stop - start for item in trajectories]
     width = max(lengths)
     shape = (len(trajectories), width)
     input_ids = torch.zeros(shape, dtype=torch.long)
     next_ids = torch.full(shape, -1)
     real, in_prompt, scored = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
     for row, (item, length) in enumerate(zip(trajectories, lengths, strict=True)):
-        start = 0 if padding_side == "right" else width - length
-        tokens = torch.tensor(item.token_ids)
+        first = 0 if padding_side == "right" else width - length
+        tokens = torch.tensor(item.token_ids[start:])
         input_ids[row] = tokens[0]
-        input_ids[row, start : start + length] = tokens[:length]
-        real[row, start : start + length] = True
-        in_prompt[row, start : start + min(length, len(item.prompt_ids))] = True
-        here = slice(start + item.scored.start, start + item.scored.stop)
+        input_ids[row, first : first + length] = tokens[:length]
+        real[row, first : first + length] = True
+        in_prompt[row, first : first + min(length, len(item.prompt_ids) - start)] = True
+        here = slice(first + item.scored.start - start, first + item.scored.stop - start)
         scored[row, here] = True
-        following = tokens[item.scored.start + 1 : item.scored.stop + 1]
+        following = tokens[item.scored.start + 1 - start : item.scored.stop + 1 - start]
         next_ids[row, here.start : here.start + len(following)] = following
     return Batch(
         input_ids=input_ids.to(device),
@@ -111,3 +121,69 @@ def make_batch(
         next_ids=next_ids.to(device),
         padding_side=padding_side,
     )
+
+
+def shared_prefix(trajectories: Sequence[Trajectory]) -> int:
+    """How many tokens the trajectories begin with in common, before anything is scored."""
+    first, last = (
+        min(item.token_ids for item in trajectories),
+        max(item.token_ids for item in trajectories),
+    )
+    shared = next(
+        (index for index, pair in enumerate(zip(first, last, strict=False)) if len({*pair}) > 1),
+        min(len(first), len(last)),
+    )
+    return min(shared, *(_end_of_prefix(item) for item in trajectories))
+
+
+def _end_of_prefix(item: Trajectory) -> int:
+    return min(item.scored.start, len(item.prompt_ids))
+
+
+def prefix_batch(
+    trajectories: Sequence[Trajectory], length: int, *, device: torch.device | str = "cpu"
+) -> Batch:
+    """The first tokens, which all trajectories share, as one row."""
+    assert length <= shared_prefix(trajectories)
+    input_ids = torch.tensor([trajectories[0].token_ids[:length]], device=device)
+    everywhere = torch.ones_like(input_ids, dtype=torch.bool)
+    return Batch(
+        input_ids=input_ids,
+        real=everywhere,
+        in_prompt=everywhere,
+        scored=~everywhere,
+        next_ids=torch.full_like(input_ids, -1),
+        padding_side="right",
+    )
+
+
+def grouped_by_prefix(trajectories: Sequence[Trajectory], *, overhead: int) -> list[list[int]]:
+    """Split questions into groups that share a prefix, so that the fewest tokens are run.
+
+    A group costs its prefix once, the rest of each question, and `overhead` tokens for being
+    one more group. The best split of the questions in the order of their tokens is found by
+    dynamic programming.
+    """
+    order = sorted(range(len(trajectories)), key=lambda index: trajectories[index].token_ids)
+    # best[n]: the least cost of the first n questions, and where their last group begins.
+    best: list[tuple[int, int]] = [(0, 0)]
+    for stop in range(1, len(order) + 1):
+        found = []
+        prefix, rest = 0, 0
+        for start in range(stop - 1, -1, -1):
+            item = trajectories[order[start]]
+            if start == stop - 1:
+                prefix = _end_of_prefix(item)
+            else:
+                prefix = min(prefix, shared_prefix([item, trajectories[order[start + 1]]]))
+            rest += item.scored.stop
+            cost = best[start][0] + rest - (stop - start - 1) * prefix + overhead
+            found.append((cost, start))
+        best.append(min(found))
+    groups = []
+    stop = len(order)
+    while stop:
+        start = best[stop][1]
+        groups.append(order[start:stop])
+        stop = start
+    return groups[::-1]

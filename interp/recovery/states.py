@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from interp.models.anatomy import Anatomy, LayerParts
 from interp.recovery.batches import Batch
@@ -42,13 +43,16 @@ class Run:
     final: Float[Tensor, "batch pos d"]
 
 
-def record(anatomy: Anatomy, batch: Batch, names: Collection[str]) -> Run:
+def record(
+    anatomy: Anatomy, batch: Batch, names: Collection[str], *, past: Cache | None = None
+) -> Run:
     """Run a model's body on a batch and keep the named states of every layer.
 
     Args:
         anatomy: of the model to run.
         batch: the questions.
         names: out of the fields of `LayerStates`.
+        past: keys and values of the tokens before the batch; those of the batch are added to it.
     """
     layers = [LayerStates() for _ in anatomy.layers]
     shape = batch.input_ids.shape
@@ -56,7 +60,8 @@ def record(anatomy: Anatomy, batch: Batch, names: Collection[str]) -> Run:
         for parts, states in zip(anatomy.layers, layers, strict=True):
             for hook in _recording_hooks(parts, states, names, shape):
                 stack.enter_context(hook)
-        final = anatomy.body(**batch.inputs(anatomy.body)).last_hidden_state
+        inputs = batch.inputs(anatomy.body) | batch.after(past)
+        final = anatomy.body(**inputs).last_hidden_state
     return Run(layers=layers, final=final)
 
 

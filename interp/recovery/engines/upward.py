@@ -1,0 +1,422 @@
+"""The layered engine's pass: a batch of questions under all restorations, up the layers once.
+
+Questions that begin with the same tokens are two segments: the prefix, one row for all of them, and
+the rest, whose attention reads the prefix's keys and values. Under a restoration the prefix has one
+course too, whatever follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+
+from interp.data.trajectories import Trajectory
+from interp.models.anatomy import Anatomy, LayerParts
+from interp.recovery.batches import Batch, PaddingSide, make_batch, prefix_batch
+from interp.recovery.pair import Pair
+from interp.recovery.scoring import Scorer
+from interp.recovery.sites import ACTIVATION_SITES, Positions, Restoration
+from interp.recovery.states import (
+    Run,
+    blend,
+    forward_replaced,
+    known,
+    parameters_swapped,
+    record,
+    residual_of,
+    restored,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _History:
+    """What has been restored in a row so far; equal histories are one row."""
+
+    sites: frozenset[str]
+    positions: Positions
+    layers: tuple[int, ...]
+    units: tuple[tuple[int, ...], ...] | None
+
+    @property
+    def below(self) -> _History:
+        """The history without its last layer."""
+        units = None if self.units is None else self.units[:-1]
+        return replace(self, layers=self.layers[:-1], units=units)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Treatment:
+    """How a layer is run for a row; `fresh` rows come straight from the base model's run."""
+
+    sites: frozenset[str] = frozenset()
+    positions: Positions = "all"
+    fresh: bool = False
+    units: tuple[int, ...] | None = None
+
+
+Rows = tuple[Tensor, ...]
+"""A row's residual stream in every segment, [batch, pos, d_model] each."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Segment:
+    """A stretch of the questions' tokens, and what the two models computed there."""
+
+    batch: Batch
+    base_run: Run
+    donor_run: Run
+
+    @property
+    def scored(self) -> Tensor:
+        """The scored positions, the batch's axes merged."""
+        return self.batch.scored.flatten().nonzero()[:, 0]
+
+
+class _KeysAndValues(DynamicCache):
+    """One layer's keys and values: those of the prefix are kept and put before the others."""
+
+    def __init__(self, num_questions: int) -> None:
+        super().__init__()
+        self._num_questions = num_questions
+        self._prefix: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        if self._prefix is None:
+            self._prefix = key_states, value_states
+            return self._prefix
+        keys, values = (
+            torch.cat([before.repeat_interleave(self._num_questions, dim=0), new], dim=-2)
+            for before, new in zip(self._prefix, (key_states, value_states), strict=True)
+        )
+        return keys, values
+
+
+class UpwardPass:
+    """One upward pass of one batch of questions."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        trajectories: Sequence[Trajectory],
+        restorations: Sequence[Restoration],
+        *,
+        chunk_tokens: int,
+        padding_side: PaddingSide,
+        prefix: int,
+    ) -> None:
+        """Run both models once.
+
+        Args:
+            pair: the base model and the donor.
+            trajectories: the questions.
+            restorations: what to put back.
+            chunk_tokens: tokens per call of a layer.
+            padding_side: where shorter questions are padded.
+            prefix: how many tokens that all questions begin with are run once for all.
+        """
+        self.pair = pair
+        self.base, self.donor = pair.base.anatomy, pair.donor.anatomy
+        self.restorations = restorations
+        device = pair.base.device
+        batches = [make_batch(trajectories, device=device, padding_side=padding_side, start=prefix)]
+        if prefix:
+            batches.insert(0, prefix_batch(trajectories, prefix, device=device))
+        self.num_questions = len(trajectories)
+        self.rows_at_once = max(1, chunk_tokens // sum(batch.num_tokens for batch in batches))
+        wanted = {site for item in restorations for site in item.layer_sites}
+        own = {"resid_in", "call", "attn", "coef"}
+        if any(item.units is not None for item in restorations):
+            own.add("head")
+        runs = zip(
+            batches,
+            self._run_through(self.base, batches, own),
+            self._run_through(self.donor, batches, wanted),
+            strict=True,
+        )
+        self.segments = [
+            _Segment(batch=batch, base_run=base, donor_run=donor) for batch, base, donor in runs
+        ]
+
+    def _run_through(self, anatomy: Anatomy, batches: list[Batch], names: set[str]) -> list[Run]:
+        """A model's run of the segments, one after the other."""
+        if len(batches) == 1:
+            return [record(anatomy, batches[0], names)]
+        past = DynamicCache()
+        prefix = record(anatomy, batches[0], names, past=past)
+        past.batch_repeat_interleave(self.num_questions)
+        rest = record(anatomy, batches[1], names, past=past)
+        # The recorded calls name the cache, whose contents nobody reads again.
+        past.layers.clear()
+        return [prefix, rest]
+
+    def losses(
+        self, scorer: Scorer, layer_done: Callable[[], object]
+    ) -> Float[Tensor, "restoration batch"]:
+        """Go up, and score every restoration.
+
+        Args:
+            scorer: the distance from V's logits.
+            layer_done: called after each layer.
+        """
+        rows: dict[_History, Rows] = {}
+        for layer in range(self.base.num_layers):
+            rows = self._up(layer, rows)
+            layer_done()
+        return self._score(scorer, rows).cpu()
+
+    def _history(self, restoration: Restoration, layer: int) -> _History | None:
+        """The row of a restoration after a layer, None while it is the base model's own."""
+        layers = tuple(index for index in restoration.layers if index <= layer)
+        if not layers or not restoration.layer_sites:
+            return None
+        return _History(
+            sites=restoration.layer_sites,
+            positions=restoration.positions,
+            layers=layers,
+            units=None if restoration.units is None else restoration.units[: len(layers)],
+        )
+
+    def _up(self, layer: int, rows: dict[_History, Rows]) -> dict[_History, Rows]:
+        """The rows after a layer, from the rows before it."""
+        resid_in = tuple(known(item.base_run.layers[layer].resid_in) for item in self.segments)
+        work: dict[_Treatment, list[tuple[_History, Rows]]] = {}
+        for history in dict.fromkeys(self._history(item, layer) for item in self.restorations):
+            if history is None:
+                continue
+            inside = history.layers[-1] == layer
+            below = history.below if inside else history
+            before = rows[below] if below.layers else resid_in
+            treatment = _Treatment()
+            if inside:
+                treatment = _Treatment(
+                    sites=history.sites,
+                    positions=history.positions,
+                    fresh=not below.layers,
+                    units=None if history.units is None else history.units[-1],
+                )
+            work.setdefault(treatment, []).append((history, before))
+        after: dict[_History, Rows] = {}
+        for treatment, jobs in work.items():
+            for start in range(0, len(jobs), self.rows_at_once):
+                chunk = jobs[start : start + self.rows_at_once]
+                cache = _KeysAndValues(self.num_questions)
+                hidden = [
+                    self._run_layer(
+                        layer, treatment, place, [row[place] for _, row in chunk], cache
+                    )
+                    for place in range(len(self.segments))
+                ]
+                for (history, _), row in zip(chunk, zip(*hidden, strict=True), strict=True):
+                    after[history] = row
+        return after
+
+    def _run_layer(
+        self,
+        layer: int,
+        treatment: _Treatment,
+        place: int,
+        rows: Sequence[Tensor],
+        cache: _KeysAndValues,
+    ) -> Sequence[Float[Tensor, "batch pos d_model"]]:
+        """Run a layer on some rows of the segment in a place, all treated alike."""
+        segment = self.segments[place]
+        parts, donor_parts = self.base.layers[layer], self.donor.layers[layer]
+        donor_states = segment.donor_run.layers[layer]
+        batch = segment.batch
+        sites, where = treatment.sites, batch.restored(treatment.positions)
+        everywhere = treatment.positions == "all"
+        if "resid" in sites and everywhere:
+            return [known(donor_states.resid)] * len(rows)
+        attn, mlp_out = None, None
+        if everywhere or not sites & set(ACTIVATION_SITES):
+            attn, mlp_out = self._known_outputs(layer, treatment, segment)
+        if attn is not None:
+            sites = sites - {"attn", "head"}
+        if mlp_out is not None:
+            sites = sites - {"coef", "mlp_out", "value"}
+        with ExitStack() as stack:
+            put = stack.enter_context
+            if layer == self.base.num_layers - 1:
+                for module in _position_wise(parts):
+                    put(_only_at(module, segment.scored, batch.num_tokens))
+            channels = self._channels(treatment)
+            put(restored(parts, donor_parts, donor_states, sites, where, channels))
+            if attn is not None:
+                put(_attn_known(parts, attn, adds_residual=self.base.family.adds_residual))
+            if mlp_out is not None:
+                put(_mlp_known(parts, mlp_out, adds_residual=self.base.family.adds_residual))
+            if attn is not None and mlp_out is not None and self.base.additive:
+                added = self._call(layer, segment, torch.zeros_like(rows[0]), cache)
+                return [row + added for row in rows]
+            hidden = rows[0] if len(rows) == 1 else torch.cat(list(rows))
+            return self._call(layer, segment, hidden, cache).split(rows[0].shape[0])
+
+    def _known_outputs(
+        self, layer: int, treatment: _Treatment, segment: _Segment
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The attention state and the MLP's output, where they are the same for every row."""
+        sites, fresh = treatment.sites, treatment.fresh
+        parts, donor_parts = self.base.layers[layer], self.donor.layers[layer]
+        states, donor_states = segment.base_run.layers[layer], segment.donor_run.layers[layer]
+        real = segment.batch.real
+        attn, mlp_out = None, None
+        channels = self._channels(treatment)
+        # Some units are the donor's, the others what the row itself computes.
+        own_too = channels is not None and not fresh
+        if "attn" in sites:
+            attn = donor_states.attn
+        elif "head" in sites and not own_too:
+            with ExitStack() as stack:
+                if "attn_weights" in sites:
+                    stack.enter_context(parameters_swapped(parts.attn_out, donor_parts.attn_out))
+                heads = _restored_state(known(donor_states.head), states.head, real, channels)
+                attn = parts.attn_out(heads)
+        elif fresh and not sites & {"head", "attn_weights", "norms"}:
+            attn = states.attn
+        if "mlp_out" in sites:
+            mlp_out = donor_states.mlp_out
+        elif ("coef" in sites and not own_too) or (fresh and sites == {"value"}):
+            coef = known(states.coef)
+            if "coef" in sites:
+                coef = _restored_state(known(donor_states.coef), coef, real, channels)
+            with ExitStack() as stack:
+                if "value" in sites:
+                    stack.enter_context(parameters_swapped(parts.values, donor_parts.values))
+                mlp_out = parts.values(coef)
+        return attn, mlp_out
+
+    def _channels(self, treatment: _Treatment) -> list[int] | None:
+        if treatment.units is None:
+            return None
+        (site,) = treatment.sites
+        return self.base.channels(site, treatment.units)
+
+    def _call(
+        self,
+        layer: int,
+        segment: _Segment,
+        hidden: Float[Tensor, "row_batch pos d_model"],
+        cache: _KeysAndValues,
+    ) -> Float[Tensor, "row_batch pos d_model"]:
+        """The library's own layer, on the base model's arguments repeated for every row."""
+        args, kwargs = segment.base_run.layers[layer].call
+        batch_size = segment.batch.input_ids.shape[0]
+        num_rows = hidden.shape[0] // batch_size
+
+        def repeat(value: object) -> object:
+            """Tensors that belong to the questions, once per row: masks, positions, biases."""
+            if isinstance(value, tuple):
+                return tuple(repeat(item) for item in value)
+            if isinstance(value, Cache):
+                return cache
+            if num_rows == 1 or not isinstance(value, Tensor) or value.ndim < 2:
+                return value
+            # One for all questions broadcasts, but for a mask of one question: XGLM wants it whole.
+            shared = value.shape[0] == 1 and not (batch_size == 1 and value.ndim == 4)
+            if shared or value.shape[0] % batch_size:
+                return value
+            return value.repeat(num_rows, *[1] * (value.ndim - 1))
+
+        kwargs = {key: repeat(value) for key, value in kwargs.items()}
+        return residual_of(
+            self.base.layers[layer].layer(hidden, *(repeat(arg) for arg in args), **kwargs)
+        )
+
+    def _score(self, scorer: Scorer, rows: dict[_History, Rows]) -> Tensor:
+        """Mean losses of the rows above the last layer."""
+        segment, last = self.segments[-1], self.base.num_layers - 1
+        batch, scored = segment.batch, segment.scored
+        base_final = segment.base_run.final.flatten(0, 1)[scored]
+        donor_final = segment.donor_run.final.flatten(0, 1)[scored]
+        target = donor_final if self.pair.direction == "restore" else base_final
+        next_ids = batch.next_ids[batch.scored]
+        own, other = "vanilla", "unlearned"
+        if self.pair.direction == "restore":
+            own, other = other, own
+        found = []
+        for item in self.restorations:
+            history = self._history(item, last)
+            with ExitStack() as stack:
+                if "norms" in item.sites and last in item.layers:
+                    for module, donor in zip(
+                        self.base.final_norms, self.donor.final_norms, strict=True
+                    ):
+                        stack.enter_context(parameters_swapped(module, donor))
+                if history is None:
+                    state = base_final
+                else:
+                    state = self.base.readout_state(rows[history][-1].flatten(0, 1)[scored])
+            readout = other if "unembed" in item.sites else own
+            found.append(scorer.losses(target, state[None], next_ids, readout=readout)[0])
+        return batch.mean_per_question(torch.stack(found))
+
+
+def _restored_state(
+    donor: Tensor, own: Tensor | None, where: Tensor, channels: list[int] | None
+) -> Tensor:
+    """A site's state with the donor's channels in it; all are the donor's where None."""
+    return donor if channels is None else blend(known(own), donor, where, channels)
+
+
+def _position_wise(parts: LayerParts) -> Iterator[nn.Module]:
+    """The modules of a layer that treat every position alone, past the mixing of positions."""
+    yield parts.attn_out
+    yield from parts.keys
+    yield parts.values
+
+
+@contextmanager
+def _only_at(module: nn.Module, positions: Tensor, num_tokens: int) -> Iterator[None]:
+    """Compute a position-wise module at some positions of every row; elsewhere it gives zeros."""
+    forward = module.forward
+
+    def at_positions(values: Tensor) -> Tensor:
+        flat = values.reshape(-1, num_tokens, values.shape[-1])
+        computed = forward(flat[:, positions])
+        output = computed.new_zeros(*flat.shape[:2], computed.shape[-1])
+        output[:, positions] = computed
+        return output.view(*values.shape[:-1], -1)
+
+    with forward_replaced(module, at_positions):
+        yield
+
+
+@contextmanager
+def _attn_known(parts: LayerParts, attn: Tensor, *, adds_residual: bool) -> Iterator[None]:
+    """Let the attention block give a known state without running."""
+
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        output = attn.repeat(hidden.shape[0] // attn.shape[0], 1, 1)
+        return (output + args[1] if adds_residual else output), None
+
+    with forward_replaced(parts.attn, forward):
+        yield
+
+
+@contextmanager
+def _mlp_known(parts: LayerParts, mlp_out: Tensor, *, adds_residual: bool) -> Iterator[None]:
+    """Let the MLP give a known output without running."""
+
+    def known(hidden: Tensor, *residual: Tensor) -> Tensor:
+        repeats = hidden.numel() // hidden.shape[-1] // (mlp_out.shape[0] * mlp_out.shape[1])
+        output = mlp_out.repeat(repeats, 1, 1).view(*hidden.shape[:-1], -1)
+        return output + residual[0] if adds_residual else output
+
+    with ExitStack() as stack:
+        if parts.mlp is not None:
+            stack.enter_context(forward_replaced(parts.mlp, known))
+        else:
+            for key in parts.keys:
+                stack.enter_context(forward_replaced(key, lambda hidden: hidden))
+            stack.enter_context(forward_replaced(parts.values, known))
+        yield
