@@ -202,6 +202,23 @@ def trajectory(
     )
 
 
+def trajectories_after(prefix: Sequence[int], num: int = 4, *, seed: int = 0) -> list[Trajectory]:
+    """Prompts that begin alike and go on for 1 to 5 tokens, with answers of 1 to 6."""
+    rng = random.Random(seed)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [rng.randrange(3, VOCAB_SIZE) for _ in range(rng.randint(low, high))]
+
+    return [
+        trajectory(
+            [*prefix, *tokens(1, 5)],
+            tokens(1, 6),
+            query=Query(id=f"q{index}", language="en", prompt="w3"),
+        )
+        for index in range(num)
+    ]
+
+
 def mixed_trajectories(num: int = 5, *, seed: int = 0) -> list[Trajectory]:
     """Random prompts of 2 to 8 tokens with answers of 1 to 6, longer than the sliding windows."""
     rng = random.Random(seed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from models_for_tests import ARCHITECTURES, mixed_trajectories, tiny, trajectory
 
-from interp.recovery.batches import make_batch
+from interp.recovery.batches import grouped_by_prefix, make_batch, prefix_batch, shared_prefix
 
 # Three prompt tokens and two answer tokens; one prompt token and three answer tokens. The last
 # answer token is only predicted, so it is not run.
@@ -78,3 +78,36 @@ def test_padding_is_not_seen(architecture, side):
         for row, item in enumerate(items):
             alone = vanilla.model(torch.tensor([item.token_ids[:-1]])).logits[0]
             torch.testing.assert_close(logits[row][batch.real[row]], alone, rtol=1e-4, atol=1e-5)
+
+
+# What questions begin with
+
+
+def test_the_shared_prefix_ends_before_what_is_scored():
+    items = [trajectory([5, 6, 7, 8, 9], [3, 4]), trajectory([5, 6, 7, 9], [8])]
+    assert shared_prefix(items) == 3
+    # The last prompt token predicts the first of the answer: it is scored.
+    assert shared_prefix([trajectory([5, 6, 7], [8, 9])] * 2) == 2
+    assert shared_prefix(items[:1]) == 4
+    assert shared_prefix([items[0], trajectory([6, 5], [3])]) == 0
+
+
+def test_a_batch_behind_its_prefix():
+    items = [trajectory([5, 6, 7, 8, 9], [3, 4]), trajectory([5, 6, 7, 9], [8])]
+    whole, prefix, rest = make_batch(items), prefix_batch(items, 3), make_batch(items, start=3)
+    assert prefix.input_ids.tolist() == [[5, 6, 7]]
+    assert (prefix.real.all(), prefix.in_prompt.all(), prefix.scored.any()) == (True, True, False)
+    for name in ("real", "in_prompt", "scored", "next_ids"):
+        assert torch.equal(getattr(rest, name), getattr(whole, name)[:, 3:]), name
+    assert rest.input_ids.tolist() == [[8, 9, 3], [9, 9, 9]]
+
+
+def test_groups_that_run_the_fewest_tokens():
+    """Two preambles of 21 tokens: one group runs 4 · 22 = 88 tokens, two run 2 · (21 + 2) = 46."""
+    items = [
+        trajectory([first] * 20 + [30 + first, last], [9]) for last in (3, 4) for first in (7, 8)
+    ]
+    assert grouped_by_prefix(items, overhead=41) == [[0, 2], [1, 3]]
+    assert grouped_by_prefix(items, overhead=43) == [[0, 2, 1, 3]]
+    # Nothing is gained by being alone.
+    assert grouped_by_prefix(items[:1], overhead=0) == [[0]]

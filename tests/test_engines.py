@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_for_tests import ARCHITECTURES, mixed_trajectories, tiny_pair
+from models_for_tests import ARCHITECTURES, mixed_trajectories, tiny_pair, trajectories_after
 
-from interp.recovery.engines import ENGINES, full, layered
+from interp.recovery.engines import ENGINES, full, layered, upward
 from interp.recovery.engines.layered import RowBudget
 from interp.recovery.pair import Pair
 from interp.recovery.sites import (
@@ -248,6 +248,96 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
     ):
         layered.losses(pair, TRAJECTORIES, some_restorations())
     assert len(refused) == 1
+
+
+# What questions begin with is run once
+
+FEW_SHOT = (7, 21, 40, 9, 33, 12, 5)
+"""Longer than the sliding windows."""
+
+
+@contextmanager
+def prefixes_run(monkeypatch, *, saved: int = 1) -> Iterator[list[tuple[int, int]]]:
+    """Share prefixes that save `saved` tokens; collects (questions, length of the prefix)."""
+    found = []
+    run_through = upward.UpwardPass.__init__
+
+    def spy(self, pair, trajectories, *args, prefix, **kwargs):
+        found.append((len(trajectories), prefix))
+        run_through(self, pair, trajectories, *args, prefix=prefix, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layered, "SAVED_TOKENS", saved)
+        patch.setattr(upward.UpwardPass, "__init__", spy)
+        yield found
+
+
+@pytest.mark.parametrize("direction", ["restore", "corrupt"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_shared_prefix_changes_nothing(monkeypatch, architecture, direction):
+    pair = tiny_pair(architecture, direction=direction)
+    items = trajectories_after(FEW_SHOT)
+    restorations = some_restorations()
+    expected = full.losses(pair, items, restorations)
+    scale = full.losses(tiny_pair(architecture), items, [NOTHING])[0]
+    with prefixes_run(monkeypatch) as found:
+        actual = layered.losses(pair, items, restorations)
+    assert found == [(4, len(FEW_SHOT))]
+    assert_same(actual, expected, scale, restorations)
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "bloom"])
+def test_every_restoration_behind_a_shared_prefix(monkeypatch, architecture):
+    pair, items, restorations = (
+        tiny_pair(architecture),
+        trajectories_after(FEW_SHOT, 3),
+        every_restoration(),
+    )
+    expected = full.losses(pair, items, restorations)
+    with prefixes_run(monkeypatch) as found:
+        actual = layered.losses(pair, items, restorations)
+    assert found == [(3, len(FEW_SHOT))]
+    assert_same(actual, expected, expected[0], restorations)
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_budgets_change_nothing_behind_a_shared_prefix(monkeypatch, budget):
+    pair, restorations = tiny_pair("gemma3"), some_restorations()
+    items = trajectories_after(FEW_SHOT, 6)
+    expected = full.losses(pair, items, restorations)
+    progress: list[float] = []
+    with prefixes_run(monkeypatch):
+        actual = layered.losses(pair, items, restorations, budget=budget, advance=progress.append)
+    assert_same(actual, expected, expected[0], restorations)
+    assert sum(progress) == pytest.approx(len(items))
+
+
+def test_each_group_of_questions_has_its_own_prefix(monkeypatch):
+    """Two preambles of 40 tokens, mixed up, and a question that shares nothing."""
+    one, other = [5] * 40, [6] * 40
+    items = [
+        *trajectories_after(one, 9),
+        *trajectories_after(other, 9, seed=1),
+        *trajectories_after([8], 1, seed=2),
+    ]
+    items = items[::2] + items[1::2]
+    pair, restorations = tiny_pair(), some_restorations()
+    expected = full.losses(pair, items, restorations)
+    with prefixes_run(monkeypatch, saved=64) as found:
+        actual = layered.losses(pair, items, restorations)
+    assert sorted(found) == [(1, 0), (9, 40), (9, 40)]
+    assert_same(actual, expected, expected[0], restorations)
+
+
+def test_where_prefixes_are_not_shared(monkeypatch):
+    pair, items = tiny_pair(), trajectories_after(FEW_SHOT)
+    for saved, options in ((22, {}), (1, {"padding_side": "left"})):
+        with prefixes_run(monkeypatch, saved=saved) as found:
+            layered.losses(pair, items, [NOTHING], **options)
+        assert found == [(4, 0)]
+    with prefixes_run(monkeypatch, saved=21) as found:
+        layered.losses(pair, items, [NOTHING])
+    assert found == [(4, 7)]
 
 
 # The reference, against the definition written out for three architectures
