@@ -1,0 +1,1 @@
+"""What `experiments/benchmark.py` measures, one file per subject."""
