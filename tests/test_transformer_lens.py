@@ -104,7 +104,7 @@ def fingerprint(pair: Pair) -> list[object]:
     return found
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "opt"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_models_are_as_before_and_bridges_too(architecture):
     pair = tiny_pair(architecture)
     before = fingerprint(pair)
@@ -214,7 +214,7 @@ def test_on_gemma():
     pair = Pair(vanilla=vanilla, unlearned=interp.LanguageModel(other.model, other.tokenizer))
     restorations = [
         NOTHING,
-        *(item for site in (*SITES, "coef+attn") for item in windows(site, num_layers=18)[4::10]),
+        *(item for site in (*SITES, "coef+attn") for item in windows(site, num_layers=18)[-6:][:1]),
     ]
     expected = full.losses(pair, answers, restorations, padding_side="left").mean(1)
     before = vanilla.content_hash()
