@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from interp.data.trajectories import Trajectory, trajectories
     from interp.evaluation import evaluate
     from interp.launch import Recovery, sweep
+    from interp.models.bridges import from_model, to_nnsight, to_transformer_lens
     from interp.models.language_model import LanguageModel
     from interp.models.loading import load
     from interp.recovery.sites import Restoration
@@ -32,9 +33,12 @@ _HOME = {
     "Trajectory": "interp.data.trajectories",
     "contaminate": "interp.runs",
     "evaluate": "interp.evaluation",
+    "from_model": "interp.models.bridges",
     "load": "interp.models.loading",
     "queries": "interp.data.queries",
     "sweep": "interp.launch",
+    "to_nnsight": "interp.models.bridges",
+    "to_transformer_lens": "interp.models.bridges",
     "trajectories": "interp.data.trajectories",
     "unlearn": "interp.runs",
 }
@@ -47,9 +51,12 @@ __all__ = [
     "Trajectory",
     "contaminate",
     "evaluate",
+    "from_model",
     "load",
     "queries",
     "sweep",
+    "to_nnsight",
+    "to_transformer_lens",
     "trajectories",
     "unlearn",
 ]

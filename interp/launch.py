@@ -22,6 +22,7 @@ from interp.data.trajectories import Trajectory, trajectories
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair, identical
 from interp.recovery.krs import krs_table
+from interp.recovery.names import site_name
 from interp.recovery.pair import Direction, Pair
 from interp.recovery.scoring import Distance
 from interp.recovery.sites import Positions
@@ -104,10 +105,11 @@ def sweep(
         unlearned: U, of the same architecture and tokenizer.
         answers: V's trajectories on the questions; or the queries, trajectories are then made.
         sites: sites or several joined by "+": coef, attn, value and the controls key,
-            attn_weights, norms, unembed, mlp_out, resid.
+            attn_weights, norms, unembed, mlp_out, resid; or TransformerLens' hook names and module
+            paths, see `recovery.names.site_name`.
         window: number of layers restored together, odd.
         num_tokens: T, tokens per answer; used where queries are given.
-        engine: `layered`, or `full` for the reference.
+        engine: `layered`, `full` for the reference, or `transformer_lens`.
         variant: `paper` or `hong2024`.
         positions: where activation sites are restored: `all`, `prompt`, `answer`.
         direction: `restore` puts V's parts into U, `corrupt` U's parts into V.
@@ -125,7 +127,7 @@ def sweep(
             not finite, or `out` holds a run of another configuration.
     """
     config = SweepConfig(
-        sites=tuple(sites),
+        sites=tuple(site_name(site, vanilla) for site in sites),
         window=window,
         engine=engine,
         variant=variant,

@@ -63,7 +63,7 @@ class SweepConfig:
     Attributes:
         sites: sites or several joined by "+", see `SiteName.parse`; `sites.SITES` lists them.
         window: w, the number of layers restored together, odd.
-        engine: `layered` (fast) or `full` (the reference).
+        engine: `layered` (fast), `full` (the reference) or `transformer_lens`.
         variant: `paper`, or `hong2024` for the positions and tokens of the released notebooks.
         positions: where activation sites are restored: `all`, `prompt` or `answer`.
         direction: `restore` (V's parts into U) or `corrupt` (U's parts into V).

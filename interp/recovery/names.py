@@ -1,0 +1,103 @@
+"""Sites by the names that other libraries have for them.
+
+TransformerLens' hook points (`blocks.3.mlp.hook_post`), parameters (`blocks.3.mlp.W_out`) and
+dotted module paths (`model.layers.3.mlp.down_proj.input`, as in transformers and nnsight) become
+names of sites (`coef@3`). A name is known only where it is that very tensor: `hook_attn_out` is the
+site `attn` in Llama, and in Gemma-2, whose attention is followed by a norm, it is none.
+"""
+
+from __future__ import annotations
+
+from interp.models.language_model import LanguageModel
+
+HOOK_POINTS: dict[str, tuple[str, ...]] = {
+    "coef": ("mlp.out.hook_in", "mlp.hook_post"),
+    "attn": ("attn.o.hook_out", "attn.hook_out", "hook_attn_out"),
+    "head": ("attn.o.hook_in", "attn.hook_z"),
+    "mlp_out": ("mlp.out.hook_out", "mlp.hook_out", "hook_mlp_out"),
+    "resid": ("hook_out", "hook_resid_post"),
+}
+"""TransformerLens' hook points in a block; the first is that tensor in every architecture."""
+
+AFTER_RESIDUAL = ("attn.hook_out", "mlp.hook_out")
+"""Blocks' outputs, which hold the residual stream where the block adds it itself (BLOOM)."""
+
+AFTER_NORM = ("hook_attn_out", "hook_mlp_out")
+"""What is added to the residual stream: normalised before that in Gemma-2 and -3 and OLMo-2."""
+
+
+def site_name(name: str, model: LanguageModel) -> str:
+    """ "blocks.3.mlp.hook_post[17]" → "coef@3[17]"; names of sites stay as they are.
+
+    Args:
+        name: one name, or several joined by "+".
+        model: the model whose parts are named.
+
+    Raises:
+        ValueError: a hook point or module path that is no site of this model.
+    """
+    known = _known(model)
+    parts = []
+    for part in name.split("+"):
+        path, bracket, units = part.partition("[")
+        if path not in known and "." in path:
+            raise ValueError(
+                f"{path!r} is no site of this {type(model.model).__name__}; valid are "
+                f"{', '.join(_patterns(model))} for a layer L from 0 to {model.num_layers - 1}, "
+                f"{_unembed(model)} and the names of sites (coef, coef@3)"
+            )
+        parts.append(known.get(path, path) + bracket + units)
+    return "+".join(parts)
+
+
+def _known(model: LanguageModel) -> dict[str, str]:
+    """Every name of every layer."""
+    unembed = _unembed(model)
+    known = dict.fromkeys((unembed, f"{unembed}.weight", "unembed.W_U"), "unembed")
+    for layer in range(model.num_layers):
+        for pattern, site in _patterns(model).items():
+            known[pattern.replace(".L", f".{layer}", 1)] = f"{site}@{layer}"
+        if layer:
+            known |= dict.fromkeys(
+                (
+                    f"blocks.{layer}.hook_in",
+                    f"blocks.{layer}.hook_resid_pre",
+                    f"{model.anatomy.family.layers}.{layer}.input",
+                ),
+                f"resid@{layer - 1}",
+            )
+    root = f"{model.model.base_model_prefix}."
+    return known | {path.removeprefix(root): site for path, site in known.items()}
+
+
+def _patterns(model: LanguageModel) -> dict[str, str]:
+    """The names of a layer's sites, the layer being L."""
+    family, layer = model.anatomy.family, model.anatomy.layers[0].layer
+    elsewhere: tuple[str, ...] = ()
+    if family.adds_residual:
+        elsewhere = AFTER_RESIDUAL
+    elif hasattr(layer, "post_feedforward_layernorm"):
+        elsewhere = AFTER_NORM
+    found = {
+        f"blocks.L.{hook}": site
+        for site, hooks in HOOK_POINTS.items()
+        for hook in hooks
+        if hook not in elsewhere
+    } | {"blocks.L.mlp.W_out": "value"}
+    outputs = {"": "resid", f".{family.attn_out}": "attn", f".{family.values}": "mlp_out"}
+    if not family.adds_residual:
+        outputs |= {f".{family.attn}": "attn"}
+        outputs |= {} if family.mlp is None else {f".{family.mlp}": "mlp_out"}
+    path = f"{family.layers}.L"
+    for module, site in outputs.items():
+        found |= {f"{path}{module}": site, f"{path}{module}.output": site}
+    return found | {
+        f"{path}.{family.values}.input": "coef",
+        f"{path}.{family.values}.weight": "value",
+        f"{path}.{family.attn_out}.input": "head",
+    }
+
+
+def _unembed(model: LanguageModel) -> str:
+    unembed = model.anatomy.unembed
+    return next(path for path, module in model.model.named_modules() if module is unembed)
