@@ -231,11 +231,21 @@ def test_a_sweep_and_its_run_directory_are_explored(tmp_path, capsys):
 
 
 def click_cell(page, inside, facet, row, column):
-    """Press the mouse at the middle of a cell; a facet has three languages and three layers."""
+    """Press the mouse at the middle of a cell, and say where that is.
+
+    A facet has three languages and three layers.
+    """
     box = inside.locator(f".draglayer .{facet} .nsewdrag").bounding_box()
     x = box["x"] + box["width"] * (column + 0.5) / 3
     y = box["y"] + box["height"] * (row + 0.5) / 3
     page.mouse.click(x, y)
+    return x, y
+
+
+def outlined(inside):
+    """The middle of the outline around the chosen cell."""
+    box = inside.locator(".shapelayer path").last.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
 def rows(inside):
@@ -281,8 +291,9 @@ def shown(browser, exported):
 
 
 def test_a_click_shows_the_questions_behind_a_cell(shown):
-    click_cell(shown, shown, "xy", row=0, column=0)
+    clicked = click_cell(shown, shown, "xy", row=0, column=0)
     assert text(shown, "cell") == "Arabic (ar), coef, layers 0–1"
+    assert outlined(shown) == pytest.approx(clicked, abs=1)
     # Resamples of two questions: 1 - 1/2 at best, 1 - 3.8/4 at worst.
     assert text(shown, "score") == (
         "KRS 0.200 · bootstrap interval 0.050 to 0.500 · 2 questions · noise floor 2.0e−7"
@@ -327,8 +338,6 @@ def test_undefined_cells_say_why_and_unmeasured_ones_do_nothing(shown):
 def test_the_highest_score_is_chosen_first_and_arrows_move_it(shown):
     # Japanese, coef, layer 2: 1 - 0.0625.
     assert text(shown, "cell") == "Japanese (ja), coef, layers 1–2"
-    outline = "[...document.querySelectorAll('.shapelayer path')].at(-1).getBoundingClientRect().x"
-    before = shown.evaluate(outline)
     shown.locator("#figure").focus()
     for key, cell in [
         ("ArrowUp", "Arabic (ar), coef, layers 1–2"),
@@ -340,7 +349,8 @@ def test_the_highest_score_is_chosen_first_and_arrows_move_it(shown):
     ]:
         shown.keyboard.press(key)
         assert text(shown, "cell") == cell
-    assert shown.evaluate(outline) > before
+    by_keys = outlined(shown)
+    assert click_cell(shown, shown, "x2y2", row=1, column=2) == pytest.approx(by_keys, abs=1)
 
 
 def test_columns_sort_the_questions(shown):
