@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ from interp.results import RunDirectory, read_losses, read_table
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+    from interp.figures import Explorer
 
 BLOCK = 32
 """Questions per cell."""
@@ -70,6 +72,47 @@ class Recovery:
         from interp import figures
 
         return figures.lines(self.krs(), title=title)
+
+    def explore(
+        self,
+        answers: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+        trajectories: Sequence[Trajectory] | None = None,
+        *,
+        title: str | None = None,
+    ) -> Explorer:
+        """The heatmap to click through, with the questions behind each cell; Jupyter shows it.
+
+        `.write("explore.html")` makes one file that opens without a network.
+
+        Args:
+            answers: what V, U and R answer, for the cells where R answered: the columns language,
+                query_id, concept, prompt, vanilla, unlearned, restored, site and layer. Where there
+                are several unlearned models: a table each, by the model's name.
+            trajectories: V's answers on which the losses were measured, with their questions.
+            title: above all of it.
+
+        Raises:
+            ValueError: `answers` do not fit the losses; see `figures.explore`.
+        """
+        from interp import figures
+
+        questions = None
+        if trajectories:
+            questions = pd.DataFrame(
+                [
+                    {
+                        "language": item.query.language,
+                        "concept": item.query.concept,
+                        "query_id": item.query.id,
+                        "prompt": item.query.prompt,
+                        "answer": item.answer,
+                    }
+                    for item in trajectories
+                ],
+            )
+        return figures.explore(
+            self.losses, self.krs(), questions=questions, answers=answers, title=title
+        )
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Recovery:

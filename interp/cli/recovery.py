@@ -164,6 +164,8 @@ def figures(
 ) -> None:
     """Draw a run: a heatmap (language by layer, a facet per site) and lines with intervals.
 
+    explore.html is the heatmap to click through: the questions and losses behind each cell.
+
     Args:
         directory: The run directory.
         formats: Figure formats; all but html need the extra `export` and a Chrome.
@@ -171,9 +173,14 @@ def figures(
     """
     from interp.figures import export
     from interp.launch import Recovery
+    from interp.results import RunDirectory, read_manifest
 
     recovery = Recovery.read(directory)
+    store = RunDirectory(directory, read_manifest(directory)["config"])
+    languages = recovery.losses["language"].unique()
+    asked = [item for code in languages for item in store.read_trajectories(code) or []]
     target = directory / "figures" if out is None else out
     drawn = {target / "heatmap": recovery.heatmap(), target / "lines": recovery.lines()}
-    for path in export(drawn, formats=formats):
+    explorer = recovery.explore(trajectories=asked)
+    for path in (explorer.write(target / "explore.html"), *export(drawn, formats=formats)):
         print(path)

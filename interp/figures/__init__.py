@@ -2,6 +2,7 @@
 
 from interp.figures.depth import drift, lens
 from interp.figures.evaluation import measures, spread, target_unrelated
+from interp.figures.explorer import Explorer, explore
 from interp.figures.export import FORMATS, export
 from interp.figures.probing import accuracy
 from interp.figures.recovery import heatmap, lines
@@ -10,8 +11,10 @@ from interp.figures.transfer import transfer
 
 __all__ = [
     "FORMATS",
+    "Explorer",
     "accuracy",
     "drift",
+    "explore",
     "export",
     "heatmap",
     "lens",
