@@ -18,7 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from interp.data.query import Query
 from interp.data.trajectories import Trajectory
 from interp.models.language_model import LanguageModel
+from interp.recovery.engines import full, layered
 from interp.recovery.pair import Direction, Pair
+
+OWN_ENGINES = {"layered": layered.losses, "full": full.losses}
+"""The engines over plain transformers models; those over other libraries have tests of their own."""
 
 VOCAB_SIZE = 50
 NUM_LAYERS = 5

@@ -11,9 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_for_tests import ARCHITECTURES, mixed_trajectories, tiny_pair, trajectories_after
+from models_for_tests import (
+    ARCHITECTURES,
+    OWN_ENGINES,
+    mixed_trajectories,
+    tiny_pair,
+    trajectories_after,
+)
 
-from interp.recovery.engines import ENGINES, full, layered, upward
+from interp.recovery.engines import full, layered, upward
 from interp.recovery.engines.layered import RowBudget
 from interp.recovery.pair import Pair
 from interp.recovery.sites import (
@@ -153,7 +159,7 @@ def test_bfloat16(own_precision):
     for model in (pair.vanilla.model, pair.unlearned.model):
         model.to(torch.bfloat16)
     assert pair.base.dtype == torch.bfloat16
-    for engine in ENGINES.values():
+    for engine in OWN_ENGINES.values():
         coarse = engine(pair, TRAJECTORIES, restorations, own_precision=own_precision)
         # bfloat16 keeps 8 bits, so that rounded states move a loss by some percent of the scale.
         assert_same(coarse, exact, exact[0], restorations, tolerance=0.1)
@@ -184,10 +190,10 @@ def test_budgets_change_nothing(architecture, budget):
     assert sum(progress) == pytest.approx(len(TRAJECTORIES))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OWN_ENGINES)
 def test_progress_adds_up_to_the_questions(engine):
     progress: list[float] = []
-    ENGINES[engine](tiny_pair(), TRAJECTORIES, some_restorations(), advance=progress.append)
+    OWN_ENGINES[engine](tiny_pair(), TRAJECTORIES, some_restorations(), advance=progress.append)
     assert sum(progress) == pytest.approx(len(TRAJECTORIES))
     assert len(progress) >= 5
 
@@ -529,11 +535,10 @@ def test_shapes_are_as_annotated():
 import jaxtyping, torch
 torch.set_num_threads(1)
 jaxtyping.install_import_hook(["interp.recovery", "interp.data"], "beartype.beartype")
-from interp.recovery.engines import ENGINES
-from models_for_tests import tiny_pair, mixed_trajectories
+from models_for_tests import OWN_ENGINES, tiny_pair, mixed_trajectories
 from test_engines import some_restorations
 for name, direction in [("gemma3", "restore"), ("opt", "corrupt")]:
-    for engine in ENGINES.values():
+    for engine in OWN_ENGINES.values():
         pair = tiny_pair(name, direction=direction)
         engine(pair, mixed_trajectories(2), some_restorations(), padding_side="left")
 print("checked")

@@ -10,6 +10,7 @@ import torch
 from models_for_tests import (
     ARCHITECTURES,
     NUM_LAYERS,
+    OWN_ENGINES,
     mixed_trajectories,
     tiny,
     tiny_pair,
@@ -18,7 +19,7 @@ from models_for_tests import (
 )
 
 from interp.models.language_model import LanguageModel
-from interp.recovery.engines import ENGINES, full, layered
+from interp.recovery.engines import full, layered
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, SITES, Restoration, windows
 
@@ -90,7 +91,7 @@ def test_v_onto_itself_is_v(architecture):
         for layers in ((1, 2), ALL_LAYERS)
         for positions in ("all", "prompt")
     ]
-    for engine in ENGINES.values():
+    for engine in OWN_ENGINES.values():
         assert engine(pair, TRAJECTORIES, restorations).max() <= ROUNDING * scale_of(vanilla)
 
 
@@ -106,7 +107,7 @@ def test_a_site_put_back_undoes_a_change_in_that_site(architecture, site):
     whole = Restoration(sites=(site,), layers=ALL_LAYERS)
     part = Restoration(sites=(site,), layers=ALL_LAYERS[:2])
     small = ROUNDING * scale_of(vanilla)
-    for engine in ENGINES.values():
+    for engine in OWN_ENGINES.values():
         before, after, partly = engine(pair, TRAJECTORIES, [NOTHING, whole, part])
         assert before.min() > 1e4 * small
         assert after.max() <= small
@@ -133,7 +134,7 @@ def test_everything_put_back_is_v(architecture):
         Restoration(sites=("attn", "mlp_out", "norms", "unembed"), layers=ALL_LAYERS),
         Restoration(sites=("attn", "coef", "value", "norms", "unembed"), layers=ALL_LAYERS),
     ]
-    for engine in ENGINES.values():
+    for engine in OWN_ENGINES.values():
         losses = engine(pair, TRAJECTORIES, [NOTHING, *whole])
         assert losses[0].min() > 1e4 * small
         for restoration, loss in zip(whole, losses[1:], strict=True):
@@ -159,7 +160,7 @@ def test_resid_of_the_last_layer_leaves_only_the_readout(architecture):
             read = logits_of(pair.unlearned, item)
             handle.remove()
         expected.append((target - read).square().mean().item())
-    for engine in ENGINES.values():
+    for engine in OWN_ENGINES.values():
         found = engine(pair, TRAJECTORIES, [last])[0].tolist()
         assert found == pytest.approx(expected, rel=1e-5)
 
@@ -172,11 +173,11 @@ def test_nothing_put_back_is_u(architecture):
         for item in TRAJECTORIES
     ]
     empty = Restoration(sites=("coef", "attn"), layers=())
-    for engine in ENGINES.values():
+    for engine in OWN_ENGINES.values():
         for row in engine(pair, TRAJECTORIES, [NOTHING, empty]).tolist():
             assert row == pytest.approx(expected, rel=1e-5)
     corrupted = Pair(vanilla=pair.vanilla, unlearned=pair.unlearned, direction="corrupt")
-    for engine in ENGINES.values():
+    for engine in OWN_ENGINES.values():
         assert engine(corrupted, TRAJECTORIES, [NOTHING]).max() == 0
 
 
@@ -189,7 +190,7 @@ def test_mlp_out_is_coefficients_times_value_vectors(architecture, positions):
         windows(site, num_layers=NUM_LAYERS, window=3, positions=positions)
         for site in (joined, "mlp_out")
     )
-    for engine in ENGINES.values():
+    for engine in OWN_ENGINES.values():
         both = engine(pair, TRAJECTORIES, [*together, *output])
         whole = engine(pair, TRAJECTORIES, [NOTHING])[0]
         difference = (both[: len(together)] - both[len(together) :]).abs() / whole

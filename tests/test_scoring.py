@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models_for_tests import mixed_trajectories, tiny, tiny_model, tiny_pair, wrap
+from models_for_tests import OWN_ENGINES, mixed_trajectories, tiny, tiny_model, tiny_pair, wrap
 from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
 from interp.models.anatomy import Anatomy
-from interp.recovery.engines import ENGINES
 from interp.recovery.pair import Pair
 from interp.recovery.scoring import Scorer, distance_of, gram_matrices
 from interp.recovery.sites import NOTHING, Restoration
@@ -241,7 +240,7 @@ def test_what_is_no_distance():
 def test_mean_over_tokens_then_per_question(architecture):
     pair = tiny_pair(architecture)
     items = mixed_trajectories(3)
-    for engine in ENGINES.values():
+    for engine in OWN_ENGINES.values():
         found = engine(pair, items, [NOTHING])[0].tolist()
         for item, loss in zip(items, found, strict=True):
             ids = torch.tensor([item.token_ids])
@@ -263,7 +262,7 @@ def test_v_with_itself_where_only_the_unembeddings_bias_differs(distance):
     model.lm_head.bias.add_(1.0 + torch.arange(50) / 50)
     pair = Pair(vanilla=vanilla, unlearned=wrap(model))
     middle = Restoration(sites=("coef",), layers=(1, 2, 3))
-    for engine in ENGINES.values():
+    for engine in OWN_ENGINES.values():
         losses = engine(pair, mixed_trajectories(2), [NOTHING], distance=distance)
         assert losses.min() > 1e-3
         alone = engine(pair.with_itself(), mixed_trajectories(2), [middle], distance=distance)

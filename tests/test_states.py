@@ -8,12 +8,11 @@ import random
 import psutil
 import pytest
 import torch
-from models_for_tests import mixed_trajectories, tiny_pair
+from models_for_tests import OWN_ENGINES, mixed_trajectories, tiny_pair
 from torch import nn
 
 from interp.launch import sweep
 from interp.recovery.batches import make_batch
-from interp.recovery.engines import ENGINES
 from interp.recovery.pair import Pair
 from interp.recovery.sites import SITES, Restoration, windows
 from interp.recovery.states import forward_replaced, parameters_swapped, record
@@ -52,12 +51,12 @@ def assert_no_hooks(pair: Pair) -> None:
 
 @pytest.mark.parametrize("direction", ["restore", "corrupt"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "bloom", "opt", "phi"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OWN_ENGINES)
 def test_models_are_as_before(engine, architecture, direction):
     pair = tiny_pair(architecture, direction=direction)
     before = fingerprint(pair)
     assert_no_hooks(pair)
-    ENGINES[engine](pair, TRAJECTORIES, everything())
+    OWN_ENGINES[engine](pair, TRAJECTORIES, everything())
     assert fingerprint(pair) == before
     assert_no_hooks(pair)
 
@@ -75,7 +74,7 @@ class Interruption(Exception):
         ("bloom", torch.OutOfMemoryError),
     ],
 )
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OWN_ENGINES)
 def test_models_are_as_before_after_an_exception(monkeypatch, engine, architecture, error):
     """The n-th matrix product of a run fails, for n in every phase of it."""
     pair, restorations = tiny_pair(architecture), everything()
@@ -93,21 +92,21 @@ def test_models_are_as_before_after_an_exception(monkeypatch, engine, architectu
         return forward(self, *args)
 
     monkeypatch.setattr(matrix, "forward", failing)
-    ENGINES[engine](pair, TRAJECTORIES, restorations)
+    OWN_ENGINES[engine](pair, TRAJECTORIES, restorations)
     total = calls
     assert total > 100
     rng = random.Random(f"{engine} {architecture}")
     for fail_at in [1, total, *rng.sample(range(2, total), 6)]:  # noqa: B007
         calls = 0
         with pytest.raises(error):
-            ENGINES[engine](pair, TRAJECTORIES, restorations)
+            OWN_ENGINES[engine](pair, TRAJECTORIES, restorations)
         assert fingerprint(pair) == before
         assert_no_hooks(pair)
 
 
 def test_an_interrupted_run_does_not_change_the_next(monkeypatch):
     pair, restorations = tiny_pair(), everything()
-    expected = ENGINES["layered"](pair, TRAJECTORIES, restorations)
+    expected = OWN_ENGINES["layered"](pair, TRAJECTORIES, restorations)
     forward = nn.Linear.forward
     calls = 0
 
@@ -121,8 +120,8 @@ def test_an_interrupted_run_does_not_change_the_next(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(nn.Linear, "forward", failing)
         with pytest.raises(KeyboardInterrupt):
-            ENGINES["layered"](pair, TRAJECTORIES, restorations)
-    assert torch.equal(ENGINES["layered"](pair, TRAJECTORIES, restorations), expected)
+            OWN_ENGINES["layered"](pair, TRAJECTORIES, restorations)
+    assert torch.equal(OWN_ENGINES["layered"](pair, TRAJECTORIES, restorations), expected)
 
 
 def test_replacements_nest_and_are_undone_in_order():
