@@ -4,7 +4,7 @@ An engine is a function `losses(pair, trajectories, restorations, *, distance, o
 advance)` that returns the losses as [restoration, query], float64. `full` is the reference.
 """
 
-from interp.recovery.engines import full, layered
+from interp.recovery.engines import full, layered, nnsight
 
-ENGINES = {"layered": layered.losses, "full": full.losses}
+ENGINES = {"layered": layered.losses, "full": full.losses, "nnsight": nnsight.losses}
 """Engines by name, the default first."""
