@@ -26,7 +26,7 @@ from interp.recovery.names import site_name
 from interp.recovery.pair import Direction, Pair
 from interp.recovery.scoring import Distance
 from interp.recovery.sites import Positions
-from interp.recovery.sweep import DEFAULT_SITES, SweepConfig, Variant, measure
+from interp.recovery.sweep import DEFAULT_SITES, Remote, SweepConfig, Variant, measure
 from interp.results import RunDirectory, read_losses, read_table
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def sweep(
     positions: Positions = "all",
     direction: Direction = "restore",
     distance: Distance = "logit_mse",
+    remote: Remote = False,
     out: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] = (1, 1),
     progress: bool = True,
@@ -152,11 +153,13 @@ def sweep(
             paths, see `recovery.names.site_name`.
         window: number of layers restored together, odd.
         num_tokens: T, tokens per answer; used where queries are given.
-        engine: `layered`, `full` for the reference, or `transformer_lens`.
+        engine: `layered`, `full` for the reference, `transformer_lens` or `nnsight`.
         variant: `paper` or `hong2024`.
         positions: where activation sites are restored: `all`, `prompt`, `answer`.
         direction: `restore` puts V's parts into U, `corrupt` U's parts into V.
         distance: `logit_mse`, `kl` or `answer_logprob`.
+        remote: with the engine `nnsight`, True runs the forwards on NDIF, where V is hosted, and
+            needs a key of it and a U that is a LoRA adapter on V; "local" simulates that here.
         out: a run directory. What it holds already is not measured again. It may take several
             unlearned models, one call each.
         shard: (i, n): only every n-th cell, starting with the i-th (from 1).
@@ -177,6 +180,7 @@ def sweep(
         positions=positions,
         direction=direction,
         distance=distance,
+        remote=remote,
     )
     config.restorations(vanilla.num_layers)
     check_shard(shard)
@@ -260,6 +264,9 @@ def _open(
             fields | ({"answer_ids": item.answer_ids} if given else {"num_tokens": num_tokens})
         )
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    settings = asdict(config)
+    if not config.remote:
+        del settings["remote"]
     store = RunDirectory(
         out,
         {
@@ -267,7 +274,7 @@ def _open(
             "dtype": str(pair.base.dtype).removeprefix("torch."),
             "num_queries": len(answers),
             "queries": digest,
-            **asdict(config),
+            **settings,
         },
     )
     store.add_model("vanilla", pair.vanilla.name, pair.vanilla.content_hash())

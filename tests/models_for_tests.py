@@ -22,7 +22,7 @@ from interp.recovery.engines import full, layered
 from interp.recovery.pair import Direction, Pair
 
 OWN_ENGINES = {"layered": layered.losses, "full": full.losses}
-"""The engines over plain transformers models; those over other libraries have tests of their own."""
+"""The engines over plain transformers; those over other libraries have tests of their own."""
 
 VOCAB_SIZE = 50
 NUM_LAYERS = 5

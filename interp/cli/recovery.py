@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -81,10 +81,11 @@ def sweep(
         languages: BCP-47 codes of the query languages; all that the queries have by default.
         limit: At most this many queries per language; all by default.
         sites: What to restore, joined by + where together: coef, attn, value, and the controls
-            key, attn_weights, norms, unembed, mlp_out, resid.
+            key, attn_weights, norms, unembed, mlp_out, resid; one layer's (coef@3), single heads
+            (head[0,2]) or coefficients (coef@3[17]); or TransformerLens' hook names.
         window: Number of consecutive layers restored together, odd.
         num_tokens: Longest answer of the vanilla model, in tokens.
-        engine: layered (fast), or full (the plain reference).
+        engine: layered (fast), full (the plain reference), transformer_lens or nnsight.
         variant: paper, or hong2024 for the released notebooks' positions and averaging.
         positions: Where states are restored: all, prompt or answer.
         direction: restore (vanilla parts into the unlearned model), or corrupt (the reverse).
@@ -99,7 +100,7 @@ def sweep(
 
     part = shard_of(shard)
     check_shard(part)
-    settings = {
+    settings: dict[str, Any] = {
         "sites": sites,
         "window": window,
         "engine": engine,
@@ -108,7 +109,9 @@ def sweep(
         "direction": direction,
         "distance": distance,
     }
-    SweepConfig(**settings)
+    # Names of other libraries are read with the model, in `sweep`.
+    own = tuple(site for site in sites if "." not in site)
+    SweepConfig(**{**settings, "sites": own or ("coef",)})
     asked = interp.queries(queries, languages=languages, limit=limit)
     loaded = interp.load(vanilla, device=device, dtype=dtype)
     for spec in unlearned:

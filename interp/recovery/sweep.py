@@ -26,6 +26,7 @@ from interp.recovery.sites import (
 )
 
 Variant = Literal["paper", "hong2024"]
+Remote = Literal[False, True, "local"]
 
 DEFAULT_SITES = ("coef", "attn", "coef+attn", "value")
 
@@ -63,11 +64,12 @@ class SweepConfig:
     Attributes:
         sites: sites or several joined by "+", see `SiteName.parse`; `sites.SITES` lists them.
         window: w, the number of layers restored together, odd.
-        engine: `layered` (fast), `full` (the reference) or `transformer_lens`.
+        engine: `layered` (fast), `full` (the reference), `transformer_lens` or `nnsight`.
         variant: `paper`, or `hong2024` for the positions and tokens of the released notebooks.
         positions: where activation sites are restored: `all`, `prompt` or `answer`.
         direction: `restore` (V's parts into U) or `corrupt` (U's parts into V).
         distance: `logit_mse`, `kl` or `answer_logprob`.
+        remote: True runs the forwards of the engine `nnsight` on NDIF, "local" simulates that.
     """
 
     sites: tuple[str, ...] = DEFAULT_SITES
@@ -77,6 +79,7 @@ class SweepConfig:
     positions: Positions = "all"
     direction: Direction = "restore"
     distance: Distance = "logit_mse"
+    remote: Remote = False
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -97,6 +100,10 @@ class SweepConfig:
                 f"unknown direction {self.direction!r}; valid are {', '.join(get_args(Direction))}"
             )
         check_distance(self.distance)
+        if self.remote not in get_args(Remote):
+            raise ValueError(f"unknown remote {self.remote!r}; valid are False, True and 'local'")
+        if self.remote and self.engine != "nnsight":
+            raise ValueError(f"remote= needs engine='nnsight', not {self.engine!r}")
         if self.variant == "hong2024" and self.positions != "all":
             raise ValueError("the variant hong2024 restores all positions; use positions='all'")
         if self.variant == "hong2024" and self.distance == "answer_logprob":
@@ -223,6 +230,7 @@ def _losses(
     options = {
         "distance": config.distance,
         "own_precision": config.variant == "hong2024",
+        **({"remote": config.remote} if config.remote else {}),
     }
     if not scored:
         empty = torch.empty(len(restorations), 0)

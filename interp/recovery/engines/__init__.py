@@ -4,11 +4,12 @@ An engine is a function `losses(pair, trajectories, restorations, *, distance, o
 advance)` that returns the losses as [restoration, query], float64. `full` is the reference.
 """
 
-from interp.recovery.engines import full, layered, transformer_lens
+from interp.recovery.engines import full, layered, nnsight, transformer_lens
 
 ENGINES = {
     "layered": layered.losses,
     "full": full.losses,
     "transformer_lens": transformer_lens.losses,
+    "nnsight": nnsight.losses,
 }
 """Engines by name, the default first."""
