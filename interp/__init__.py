@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from interp.launch import Recovery, sweep
     from interp.models.language_model import LanguageModel
     from interp.models.loading import load
+    from interp.recovery.answers import restored_answers
+    from interp.recovery.attribution import coefficients
+    from interp.recovery.exploring import heads
     from interp.recovery.sites import Restoration
     from interp.runs import contaminate, unlearn
 
@@ -30,10 +33,13 @@ _HOME = {
     "Recovery": "interp.launch",
     "Restoration": "interp.recovery.sites",
     "Trajectory": "interp.data.trajectories",
+    "coefficients": "interp.recovery.attribution",
     "contaminate": "interp.runs",
     "evaluate": "interp.evaluation",
+    "heads": "interp.recovery.exploring",
     "load": "interp.models.loading",
     "queries": "interp.data.queries",
+    "restored_answers": "interp.recovery.answers",
     "sweep": "interp.launch",
     "trajectories": "interp.data.trajectories",
     "unlearn": "interp.runs",
@@ -45,10 +51,13 @@ __all__ = [
     "Recovery",
     "Restoration",
     "Trajectory",
+    "coefficients",
     "contaminate",
     "evaluate",
+    "heads",
     "load",
     "queries",
+    "restored_answers",
     "sweep",
     "trajectories",
     "unlearn",
