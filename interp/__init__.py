@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from interp.models.loading import load
     from interp.recovery.answers import restored_answers
     from interp.recovery.attribution import coefficients
-    from interp.recovery.exploring import heads
+    from interp.recovery.places import heads
     from interp.recovery.sites import Restoration
     from interp.runs import contaminate, unlearn
 
@@ -36,7 +36,7 @@ _HOME = {
     "coefficients": "interp.recovery.attribution",
     "contaminate": "interp.runs",
     "evaluate": "interp.evaluation",
-    "heads": "interp.recovery.exploring",
+    "heads": "interp.recovery.places",
     "load": "interp.models.loading",
     "queries": "interp.data.queries",
     "restored_answers": "interp.recovery.answers",

@@ -1,14 +1,12 @@
 """The recovery of single heads as a figure."""
 
-import re
-
 import pandas as pd
 import plotly.graph_objects as go
 
 from interp.figures.facets import check_table, language_label
 from interp.figures.recovery import heatmap
 
-_HEAD = re.compile(r"head\[(\d+)\]")
+_HEAD = r"^head\[(\d+)\]$"
 
 
 def heads(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
@@ -23,7 +21,7 @@ def heads(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         ValueError: the table lacks columns, holds no single head, or holds a cell twice.
     """
     check_table(table, ("language", "site"), "scores")
-    numbers = table["site"].astype(str).str.extract(f"^{_HEAD.pattern}$")[0]
+    numbers = table["site"].astype(str).str.extract(_HEAD)[0]
     drawn = table[numbers.notna()]
     if drawn.empty:
         raise ValueError(

@@ -17,8 +17,8 @@ from interp.models.decoding import continuations
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
 from interp.recovery.beside import restoring
-from interp.recovery.exploring import site_name
 from interp.recovery.pair import Direction, Pair
+from interp.recovery.places import site_name
 from interp.recovery.sites import Positions
 from interp.recovery.sweep import SweepConfig
 

@@ -1,15 +1,15 @@
 """The few coefficients that carry the recovery: attribution first, then checked by restoring.
 
-Every coefficient of every layer gets a gate g in U's run: m := m + g (m_V − m), m as this run
-computes it. All gates at 0 are U, all at 1 are U with the site `coef` restored in every layer.
-A coefficient's attribution is the fall of loss(V, R) that its gate's gradient promises, as a share
-of loss(V, U), so in units of KRS:
+Every coefficient of every layer gets a gate g in U's run, the same at every position and question:
+m := m + g (m_V − m). At g = 0 that is U, at g = 1 the coefficient is restored. A coefficient's
+attribution is the KRS that the gradient at U promises (attribution patching, Nanda 2023):
 
     a = −∂ loss(V, R) / ∂g / loss(V, U)
 
-At g = 0 this is attribution patching (Nanda 2023). With several steps it is the mean over points
-between g = 0 and g = 1, all gates together: integrated gradients (Sundararajan et al. 2017), whose
-sum over all coefficients is the KRS of restoring them all.
+Each is a slope, so that together they may promise more than there is: what the first of them bring
+back is then measured. (Integrated gradients, from U's coefficients to V's, found worse ones: with
+64 of them restored in Gemma-3-270M, KRS 0.64 and 0.36 on two unlearned models against 0.66 and
+0.58 here.)
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
 from interp.recovery.batches import Batch, make_batch
 from interp.recovery.engines import layered
-from interp.recovery.exploring import passing
 from interp.recovery.pair import Pair
+from interp.recovery.places import passing
 from interp.recovery.sites import NOTHING, Restoration
-from interp.recovery.states import Run, known, record
+from interp.recovery.states import known, record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,6 @@ def coefficients(
     answers: Sequence[Trajectory],
     *,
     num: int = 64,
-    steps: int = 1,
     seed: int = 0,
     progress: bool = True,
 ) -> Coefficients:
@@ -91,14 +90,11 @@ def coefficients(
         unlearned: U, of the same architecture and tokenizer.
         answers: V's trajectories on the questions.
         num: how many to check; `recovery` goes up to it in powers of two.
-        steps: points at which gradients are taken: 1 is attribution patching, at U's own run;
-            more are integrated gradients, at the middles of as many steps from U's to V's
-            coefficients.
         seed: of the random choices.
         progress: show a progress bar on standard error, if it takes over two seconds.
 
     Raises:
-        ValueError: `num` or `steps` is out of range, the models do not match, no answer scores
+        ValueError: `num` is out of range, the models do not match, no answer scores
             anything, or loss(V, U) is 0.
     """
     import pandas as pd
@@ -109,8 +105,6 @@ def coefficients(
         raise ValueError(
             f"num must be between 1 and {total}, the coefficients there are, not {num}"
         )
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
     scored = [item for item in answers if item.scored]
     if not scored:
         raise ValueError("no answer scores anything: give at least one trajectory with an answer")
@@ -124,9 +118,9 @@ def coefficients(
     num_restored = 1 + num + len(counts) * (1 + NUM_RANDOM)
     bar = tqdm(total=1.0, desc="coefficients", delay=2, disable=not progress, bar_format=_BAR)
     # A gradient costs about three forwards.
-    share = 3 * steps / (3 * steps + num_restored)
+    share = 3 / (3 + num_restored)
     with bar:
-        falls = _falls(pair, scored, steps, lambda part: bar.update(part * share))
+        falls = _falls(pair, scored, lambda part: bar.update(part * share))
         order = falls.flatten().argsort(descending=True, stable=True)[:num].tolist()
         best = [divmod(place, falls.shape[1]) for place in order]
         choices = [[unit] for unit in best] + [best[:count] for count in counts]
@@ -169,32 +163,28 @@ _BAR = "{desc}: {percentage:3.0f}% {bar} [{elapsed}<{remaining}]"
 
 
 def _falls(
-    pair: Pair, scored: Sequence[Trajectory], steps: int, advance: Callable[[float], object]
+    pair: Pair, scored: Sequence[Trajectory], advance: Callable[[float], object]
 ) -> Float[Tensor, "layer d_mlp"]:
-    """By how much the mean loss falls per gate, to first order, float64 on the CPU."""
-    base = pair.base.anatomy
-    scorer = pair.scorer("logit_mse")
+    """The slope at which each gate lowers the mean loss, float64 on the CPU."""
+    anatomy = pair.base.anatomy
+    total = torch.zeros(anatomy.num_layers, anatomy.num_units("coef"), dtype=torch.float64)
     with torch.no_grad():
-        scorer.prepare("unlearned")
-    total = torch.zeros(base.num_layers, base.num_units("coef"), dtype=torch.float64)
-    points = [0.0] if steps == 1 else [(step + 0.5) / steps for step in range(steps)]
+        pair.scorer("logit_mse").prepare("unlearned")
     for start in range(0, len(scored), BATCH_SIZE):
         batch = make_batch(scored[start : start + BATCH_SIZE], device=pair.base.device)
-        with torch.no_grad():
-            donor = record(pair.donor.anatomy, batch, {"coef"})
-        for point in points:
-            total -= _gate_gradients(pair, batch, donor, point).double().cpu() / steps
-            advance(len(batch.input_ids) / len(scored) / steps)
+        total -= _gate_gradients(pair, batch).double().cpu()
+        advance(len(batch.input_ids) / len(scored))
     return total / len(scored)
 
 
-def _gate_gradients(
-    pair: Pair, batch: Batch, donor: Run, point: float
-) -> Float[Tensor, "layer d_mlp"]:
-    """The gradient of the summed losses of a batch's questions, where every gate is at `point`."""
+def _gate_gradients(pair: Pair, batch: Batch) -> Float[Tensor, "layer d_mlp"]:
+    """The gradient of the sum of a batch's losses, one per question, where all gates are 0."""
     base = pair.base.anatomy
-    shape = (base.num_layers, base.num_units("coef"))
-    gates = torch.full(shape, point, device=pair.base.device, requires_grad=True)
+    with torch.no_grad():
+        donor = record(pair.donor.anatomy, batch, {"coef"})
+    gates = torch.zeros(
+        base.num_layers, base.num_units("coef"), device=pair.base.device, requires_grad=True
+    )
 
     def gated(layer: int, value: Tensor) -> Tensor:
         change = known(donor.layers[layer].coef).view_as(value) - value

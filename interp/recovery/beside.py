@@ -25,8 +25,8 @@ from transformers import DynamicCache
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
 from interp.recovery.engines.full import whole_model_restored
-from interp.recovery.exploring import decoder, passing, site_name
 from interp.recovery.pair import Pair
+from interp.recovery.places import decoder, passing, site_name
 from interp.recovery.sites import (
     ACTIVATION_SITES,
     UNIT_SITES,
@@ -58,10 +58,12 @@ def restore(
             raise ValueError(f"the site {str(name)!r} names its layer: leave `layers` out")
         layers = [name.layer]
     if isinstance(units, Mapping):
-        by_layer = {layer: tuple(units[layer]) for layer in layers or units}
+        if layers is not None:
+            raise ValueError("units given by layer name the layers: leave `layers` out")
+        by_layer = {layer: tuple(of) for layer, of in units.items()}
     else:
         shared = name.units if units is None else tuple(units)
-        by_layer = dict.fromkeys(layers or range(unlearned.num_layers), shared)
+        by_layer = dict.fromkeys(range(unlearned.num_layers) if layers is None else layers, shared)
     chosen = [by_layer[layer] for layer in sorted(by_layer)]
     restoration = Restoration(
         sites=name.sites,
