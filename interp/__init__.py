@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from interp.models.bridges import from_model, to_nnsight, to_transformer_lens
     from interp.models.language_model import LanguageModel
     from interp.models.loading import load
+    from interp.recovery.answers import restored_answers
+    from interp.recovery.attribution import coefficients
+    from interp.recovery.places import heads
     from interp.recovery.sites import Restoration
     from interp.runs import contaminate, unlearn
 
@@ -31,11 +34,14 @@ _HOME = {
     "Recovery": "interp.launch",
     "Restoration": "interp.recovery.sites",
     "Trajectory": "interp.data.trajectories",
+    "coefficients": "interp.recovery.attribution",
     "contaminate": "interp.runs",
     "evaluate": "interp.evaluation",
     "from_model": "interp.models.bridges",
+    "heads": "interp.recovery.places",
     "load": "interp.models.loading",
     "queries": "interp.data.queries",
+    "restored_answers": "interp.recovery.answers",
     "sweep": "interp.launch",
     "to_nnsight": "interp.models.bridges",
     "to_transformer_lens": "interp.models.bridges",
@@ -49,11 +55,14 @@ __all__ = [
     "Recovery",
     "Restoration",
     "Trajectory",
+    "coefficients",
     "contaminate",
     "evaluate",
     "from_model",
+    "heads",
     "load",
     "queries",
+    "restored_answers",
     "sweep",
     "to_nnsight",
     "to_transformer_lens",

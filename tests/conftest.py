@@ -13,7 +13,21 @@ CHECKED = [
     "interp.data",
     *(
         f"interp.recovery.{name}"
-        for name in ("batches", "engines.full", "krs", "pair", "scoring", "sites", "sweep")
+        for name in (
+            "answers",
+            "attribution",
+            "batches",
+            "beside",
+            "engines.full",
+            "exploring",
+            "krs",
+            "names",
+            "pair",
+            "places",
+            "scoring",
+            "sites",
+            "sweep",
+        )
     ),
     "interp.unlearning",
     "interp.behaviour",

@@ -27,6 +27,8 @@ ROOMS = [
     "demo",
     "cli",
 ]
+# A model's methods for exploring are a face of the heart: they only call what stands there.
+FACES = {"models/language_model.py": {"recovery"}}
 HOME = Path(interp.__file__).parent
 MODULES = sorted(
     str(path.relative_to(HOME)) for path in HOME.rglob("*.py") if path != HOME / "__init__.py"
@@ -62,7 +64,7 @@ def rooms_of(path: Path) -> set[str]:
 def test_imports_go_upwards(module):
     room = Path(module).parts[0].removesuffix(".py")
     assert room in ROOMS, f"the room {room!r} has no place in the order"
-    allowed = {*ROOMS[: ROOMS.index(room) + 1]}
+    allowed = {*ROOMS[: ROOMS.index(room) + 1]} | FACES.get(module, set())
     assert rooms_of(HOME / module) <= allowed
 
 

@@ -4,6 +4,7 @@ from interp.figures.depth import drift, lens
 from interp.figures.evaluation import measures, spread, target_unrelated
 from interp.figures.explorer import Explorer, explore
 from interp.figures.export import FORMATS, export
+from interp.figures.heads import heads
 from interp.figures.probing import accuracy
 from interp.figures.recovery import heatmap, lines
 from interp.figures.training import training
@@ -16,6 +17,7 @@ __all__ = [
     "drift",
     "explore",
     "export",
+    "heads",
     "heatmap",
     "lens",
     "lines",

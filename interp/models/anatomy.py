@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -46,6 +47,15 @@ class Family:
     values: str = "mlp.down_proj"
     adds_residual: bool = False
 
+
+PASSES: dict[str, tuple[str, Literal["input", "output"]]] = {
+    "coef": ("values", "input"),
+    "attn": ("attn_out", "output"),
+    "head": ("attn_out", "input"),
+    "mlp_out": ("values", "output"),
+    "resid": ("layer", "output"),
+}
+"""The module that a layer's state passes, by its role (`LayerParts`), and on which side of it."""
 
 GATED = Family()
 

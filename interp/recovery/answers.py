@@ -1,60 +1,132 @@
-"""What R says: greedy answers of the base model with a restoration in place.
+"""What R says, beside V and U: the answers that make a heatmap believable.
 
-At every step the donor runs on the same tokens, so that its states are those of R's own text.
+All three answer greedily, as V does for its trajectories. R writes its own text: at every token the
+donor runs on the same tokens, so that its states are those of R's text.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
 
 from interp.data.query import Query
-from interp.data.trajectories import Trajectory
-from interp.models.decoding import stop_token_ids
-from interp.recovery.batches import make_batch
-from interp.recovery.engines.full import whole_model_restored
-from interp.recovery.pair import Pair
-from interp.recovery.sites import Restoration
-from interp.recovery.states import record
+from interp.data.trajectories import Trajectory, prompt_ids
+from interp.models.decoding import continuations
+from interp.models.language_model import LanguageModel
+from interp.models.pairs import check_pair
+from interp.recovery.beside import restoring
+from interp.recovery.names import site_name
+from interp.recovery.pair import Direction, Pair
+from interp.recovery.sites import Positions
+from interp.recovery.sweep import SweepConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def restored_answer(
-    pair: Pair, query: Query, restoration: Restoration, *, num_tokens: int = 12
-) -> str:
-    """The greedy answer to a question under a restoration.
-
-    Every step runs the whole text through both models: meant for looking at a few answers.
+def restored_answers(
+    vanilla: LanguageModel,
+    unlearned: LanguageModel,
+    queries: Sequence[Query] | Sequence[Trajectory],
+    *,
+    site: str | Sequence[str] = "coef+attn",
+    layer: int | Sequence[int] | None = None,
+    window: int = 5,
+    num_tokens: int = 30,
+    positions: Positions = "all",
+    direction: Direction = "restore",
+    batch_size: int = 32,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The answers of V, U and R to every question, beside each other.
 
     Args:
-        pair: the base model that answers and the donor.
-        query: the question.
-        restoration: what to put back; the empty one gives the base model's own answer.
-        num_tokens: longest answer, in tokens.
+        vanilla: V.
+        unlearned: U, of the same architecture and tokenizer.
+        queries: the questions (of trajectories, their questions).
+        site: a site or several joined by "+"; or several such, a row each.
+        layer: the window's centre, or several, a row each; every layer if None.
+        window: number of layers restored together, odd.
+        num_tokens: the longest answer, in tokens.
+        positions: where activation sites are restored: `all`, `prompt` or `answer`.
+        direction: `restore` puts V's parts into U, `corrupt` U's parts into V.
+        batch_size: questions answered at once.
+        progress: show a progress bar on standard error, if it takes over two seconds.
+
+    Returns:
+        A table with the columns language, query_id, concept, prompt, vanilla, unlearned, restored
+        (the three answers), site, layer, first_layer and last_layer (the window), with a row per
+        site, window and question, questions in their order.
 
     Raises:
-        ValueError: `num_tokens` is below 1.
+        ValueError: no queries; a setting is not valid; the models do not match; or a prompt does
+            not fit the model's context with its answer.
     """
+    import pandas as pd
+
+    if not queries:
+        raise ValueError("no queries: give at least one")
     if num_tokens < 1:
         raise ValueError(f"num_tokens must be at least 1, not {num_tokens}")
-    base, donor = pair.base, pair.donor
-    prompt_ids = base.encode(query.prompt)
-    answer_ids: tuple[int, ...] = ()
-    with torch.inference_mode():
-        for _ in range(num_tokens):
-            length = len(prompt_ids) + len(answer_ids)
-            text = Trajectory(
-                query=query,
-                prompt_ids=prompt_ids,
-                answer_ids=answer_ids,
-                answer="",
-                scored=range(length - 1, length),
+    check_pair(vanilla, unlearned)
+    sites = [site] if isinstance(site, str) else site
+    config = SweepConfig(
+        sites=tuple(site_name(name, unlearned) for name in sites),
+        window=window,
+        positions=positions,
+        direction=direction,
+    )
+    config.check_models(vanilla, unlearned)
+    restorations = config.restorations(vanilla.num_layers)
+    if layer is not None:
+        centres = {layer} if isinstance(layer, int) else set(layer)
+        if missing := centres - {item.centre for item in restorations}:
+            raise ValueError(
+                f"{', '.join(config.sites)} of layer {min(missing)} is not there: "
+                f"this model has the layers 0 to {vanilla.num_layers - 1}"
             )
-            batch = make_batch([text], device=base.device)
-            states = record(donor.anatomy, batch, restoration.sites).layers
-            where = batch.restored(restoration.positions)
-            with whole_model_restored(pair, restoration, states, where):
-                state = base.anatomy.body(**batch.inputs(base.anatomy.body)).last_hidden_state
-                token = int(base.anatomy.logits(state[0, -1]).argmax())
-            if token in stop_token_ids(base):
-                break
-            answer_ids += (token,)
-    return base.decode(answer_ids)
+        restorations = [item for item in restorations if item.centre in centres]
+    asked = [item.query if isinstance(item, Trajectory) else item for item in queries]
+    prompts = [prompt_ids(vanilla, query, num_tokens) for query in asked]
+    bar = tqdm(
+        total=len(prompts) * (2 + len(restorations)),
+        desc="answers",
+        unit="answer",
+        delay=2,
+        disable=not progress,
+    )
+
+    def answers(model: LanguageModel) -> list[str]:
+        said = {}
+        for number, answer in continuations(
+            model, prompts, num_tokens=num_tokens, batch_size=batch_size
+        ):
+            said[number] = model.decode(answer)
+            bar.update()
+        return [said[number] for number in range(len(prompts))]
+
+    pair = Pair(vanilla=vanilla, unlearned=unlearned, direction=direction)
+    rows = []
+    with bar:
+        of_vanilla, of_unlearned = answers(vanilla), answers(unlearned)
+        for item in restorations:
+            with restoring(pair, item):
+                of_restored = answers(pair.base)
+            layers = item.layers or (item.centre,)
+            for query, *said in zip(asked, of_vanilla, of_unlearned, of_restored, strict=True):
+                rows.append(
+                    {
+                        "language": query.language,
+                        "query_id": query.id,
+                        "concept": query.concept,
+                        "prompt": query.prompt,
+                        **dict(zip(("vanilla", "unlearned", "restored"), said, strict=True)),
+                        "site": item.site,
+                        "layer": item.centre,
+                        "first_layer": layers[0],
+                        "last_layer": layers[-1],
+                    }
+                )
+    return pd.DataFrame(rows)

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.data.trajectories import Trajectory
+from interp.models.anatomy import PASSES
 from interp.models.bridges import check_installed, view
 from interp.models.language_model import LanguageModel
 from interp.recovery.batches import Batch
@@ -31,15 +32,6 @@ from interp.recovery.states import residual_of
 
 INVOKES = 1
 """Windows per forward."""
-
-ACTIVATIONS = {
-    "coef": ("values", "inputs"),
-    "head": ("attn_out", "inputs"),
-    "mlp_out": ("values", "outputs"),
-    "attn": ("attn_out", "outputs"),
-    "resid": ("layer", "outputs"),
-}
-"""The module that holds an activation site, by its role in the layer, and on which side."""
 
 
 @dataclass(kw_only=True)
@@ -130,8 +122,9 @@ def places(
                     chosen = where.new_zeros(len(every))
                     chosen[anatomy.channels(site, units)] = True
                     where = where & chosen
-                role, side = ACTIVATIONS[site]
-                getattr(found[paths[getattr(parts, role)]], side)[window] = where
+                role, side = PASSES[site]
+                place = found[paths[getattr(parts, role)]]
+                (place.inputs if side == "input" else place.outputs)[window] = where
         if "norms" in restoration.sites and anatomy.num_layers - 1 in restoration.layers:
             modules += anatomy.final_norms
         if "unembed" in restoration.sites:
