@@ -209,9 +209,8 @@ def test_a_model_that_a_person_traces_with_nnsight():
 
 def adapter(directory: Path, base, **settings) -> str:
     """A random LoRA adapter on disk."""
-    from peft import LoraConfig, get_peft_model
-
-    adapted = get_peft_model(base, LoraConfig(r=2, lora_alpha=6, **settings))
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=6, **settings))
     torch.manual_seed(5)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:

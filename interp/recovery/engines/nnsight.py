@@ -30,8 +30,8 @@ from interp.recovery.pair import Pair
 from interp.recovery.sites import Restoration
 from interp.recovery.states import residual_of
 
-INVOKES = 1
-"""Windows per forward."""
+INVOKES = 4
+"""Windows per forward: more are faster on a CPU, but each needs memory for all its logits."""
 
 
 @dataclass(kw_only=True)
