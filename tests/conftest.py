@@ -4,6 +4,7 @@
 test_engines.py checks them in a process of its own.
 """
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
@@ -37,6 +38,10 @@ CHECKED = [
 jaxtyping.install_import_hook(
     CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
+
+# Times vary with what else runs.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 NUM_THREADS = torch.get_num_threads()
 

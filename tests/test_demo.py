@@ -105,15 +105,12 @@ def executed(name: str, folder: Path, *changes: tuple[str, str]) -> nbformat.Not
 
 
 def test_the_quickstart_notebook_runs(tmp_path, threads):
-    notebook = executed("01_quickstart.ipynb", tmp_path)
-    printed = "".join(
-        output["text"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if output.get("name") == "stdout"
-    )
-    assert "Paris" in printed.split("unlearned", 1)[0]
-    assert "Paris" in printed.rsplit("coef+attn", 1)[1]
+    shown = 'said[["site", "first_layer", "last_layer", "vanilla", "unlearned", "restored"]]'
+    executed("01_quickstart.ipynb", tmp_path, (shown, f"said.to_csv('said.csv')\n{shown}"))
+    said = pd.read_csv(tmp_path / "said.csv").set_index("site")
+    assert said["vanilla"].str.contains("Paris").all()
+    assert not said["unlearned"].str.contains("Paris").any()
+    assert "Paris" in said["restored"]["coef+attn"]
 
 
 def test_the_languages_notebook_runs(tmp_path, threads):

@@ -271,7 +271,7 @@ def test_no_hook_stays(place, function, error, message):
 def test_a_place_that_is_not_there_is_refused():
     model = tiny()
     for place, message in (
-        ("model.layers.9", "unknown site 'model.layers.9'"),
+        ("model.layers.9", "'model.layers.9' is no site of this Llama.* 0 to 4; close .*layers"),
         ("coef@9", "names a layer that there is not"),
         ("value@1", "names weights"),
     ):

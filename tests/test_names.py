@@ -232,8 +232,11 @@ def test_what_is_no_site(name):
         site_name(name, tiny())
     sentence = str(error.value)
     assert repr(name.split("+")[-1]) in sentence
-    for valid in ("blocks.L.attn.hook_z", "model.layers.L.mlp.down_proj.input", "0 to 4", "coef@3"):
-        assert valid in sentence
+    for part in ("0 to 4", "close to it are ", "coef@3"):
+        assert part in sentence
+    close = sentence.partition("close to it are ")[2].split(", and")[0].split(", ")
+    assert len(close) == 3
+    assert all("@" in site_name(other, tiny()) for other in close)
     assert "\n" not in sentence
     assert ". " not in sentence
 

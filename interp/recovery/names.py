@@ -8,6 +8,8 @@ site `attn` in Llama, and in Gemma-2, whose attention is followed by a norm, it 
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from interp.models.language_model import LanguageModel
 
 HOOK_POINTS: dict[str, tuple[str, ...]] = {
@@ -41,10 +43,11 @@ def site_name(name: str, model: LanguageModel) -> str:
     for part in name.split("+"):
         path, bracket, units = part.partition("[")
         if path not in known and "." in path:
+            close = get_close_matches(path, known, n=3, cutoff=0)
             raise ValueError(
-                f"{path!r} is no site of this {type(model.model).__name__}; valid are "
-                f"{', '.join(_patterns(model))} for a layer L from 0 to {model.num_layers - 1}, "
-                f"{_unembed(model)} and the names of sites (coef, coef@3)"
+                f"{path!r} is no site of this {type(model.model).__name__} with the layers 0 to "
+                f"{model.num_layers - 1}; close to it are {', '.join(close)}, and sites have "
+                "names of their own (coef, coef@3)"
             )
         parts.append(known.get(path, path) + bracket + units)
     return "+".join(parts)
