@@ -9,7 +9,8 @@ demo: .venv/demo.installed
 	$(BIN)/interp demo --out runs/demo
 
 test: .venv/all.installed lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gemma"
+	$(BIN)/python -m pytest -m "not slow and gemma"
 
 test-slow: .venv/all.installed
 	$(BIN)/python -m pytest -m slow
