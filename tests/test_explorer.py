@@ -428,8 +428,11 @@ def luminance(colour):
 def test_text_is_readable_in_light_and_in_dark(shown):
     click_cell(shown, shown, "x2y2", row=1, column=2)
     style = "(name, kind) => getComputedStyle(document.querySelector(name))[kind]"
-    for scheme in ("light", "dark", "light"):
+    for scheme, tick in [("light", "(32"), ("dark", "(230"), ("light", "(32")]:
         shown.emulate_media(color_scheme=scheme)
+        # The figure is drawn again once the browser has told the page of the scheme.
+        redrawn = f"tick => ({style})('.xtick text', 'fill').includes(tick)"
+        shown.wait_for_function(redrawn, arg=tick)
         ground = luminance(shown.evaluate(f"({style})('body', 'backgroundColor')"))
         assert (ground < 0.1) == (scheme == "dark")
         for name, kind in [
