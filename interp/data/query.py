@@ -9,13 +9,14 @@ prompt goes to the tokenizer as it is, with the model's usual special tokens.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from interp.data.sources import required, rows_of, text
+from interp.data.sources import required, rows_of, text, texts
 from interp.files import write_atomically
 
 REQUIRED = ("id", "language", "prompt")
@@ -59,8 +60,9 @@ def read_queries(path: str | PathLike[str]) -> list[Query]:
         first, same = found.setdefault((query.id, query.language), (where, query))
         if same is not query:
             raise ValueError(
-                f"{where}: the id {query.id!r} in language {query.language!r} stands already in "
-                f"{first}; ids must be unique within a language"
+                f"{where}: the id {reprlib.repr(query.id)} in language "
+                f"{reprlib.repr(query.language)} stands already in {first}; ids must be unique "
+                "within a language"
             )
     return [query for _, query in found.values()]
 
@@ -84,14 +86,12 @@ def _parsed(row: dict[str, Any], where: str) -> Query:
     for key in OPTIONAL:
         if row.get(key) not in (None, ""):
             text(row[key], where, key)
-    aliases = row.get("aliases") or []
-    if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
-        raise ValueError(f"{where}: 'aliases' must be a list of texts")
+    aliases = () if row.get("aliases") in (None, []) else texts(row["aliases"], where, "aliases")
     return Query(
         id=row["id"],
         language=row["language"],
         prompt=row["prompt"],
         answer=row.get("answer"),
-        aliases=tuple(aliases),
+        aliases=aliases,
         concept=row.get("concept") or "",
     )
