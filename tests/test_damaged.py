@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from damage_for_tests import damage, refusal
-from models_for_tests import question, save, tiny
+from models_for_tests import question, tiny
 
 import interp
 from interp.behaviour import metrics
@@ -373,18 +373,3 @@ def test_older_cards_and_cached_answers_have_no_digests(tmp_path):
     path = tmp_path / "old.jsonl"
     path.write_text('{"key": "a", "text": "b"}\n')
     assert AnswerCache(path).get("a") == "b"
-
-
-# Models
-
-
-def test_models_whose_files_are_damaged(tmp_path):
-    save(tiny(), tmp_path)
-    rng = random.Random(0)
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
-        path = tmp_path / name
-        content = path.read_bytes()
-        for _ in range(12):
-            damage(path, rng)
-            refusal(lambda: interp.load(tmp_path, like=vanilla()))
-            path.write_bytes(content)

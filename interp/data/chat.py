@@ -141,7 +141,9 @@ class Connection:
         request = urllib.request.Request(self.url, json.dumps(body).encode("ascii"), headers)
         try:
             with self._opener.open(request, timeout=self._timeout) as response:
-                return self._read(response.read(LONGEST_REPLY))
+                raw = response.read(LONGEST_REPLY)
+                # Of a reply that broke off this raises the error.
+                return self._read(raw if len(raw) == LONGEST_REPLY else raw + response.read())
         except HTTPError as error:
             with error:
                 return self._refusal(error)

@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from interp.data.sources import required, rows_of, text, texts
+from interp.data.sources import required, rows_of, text
 from interp.files import write_atomically
 
 REQUIRED = ("id", "language", "prompt")
@@ -86,12 +86,14 @@ def _parsed(row: dict[str, Any], where: str) -> Query:
     for key in OPTIONAL:
         if row.get(key) not in (None, ""):
             text(row[key], where, key)
-    aliases = () if row.get("aliases") in (None, []) else texts(row["aliases"], where, "aliases")
+    aliases = [] if row.get("aliases") is None else row["aliases"]
+    if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
+        raise ValueError(f"{where}: 'aliases' must be a list of texts")
     return Query(
         id=row["id"],
         language=row["language"],
         prompt=row["prompt"],
         answer=row.get("answer"),
-        aliases=aliases,
+        aliases=tuple(text(alias, where, "aliases") for alias in aliases),
         concept=row.get("concept") or "",
     )
