@@ -173,27 +173,6 @@ def _check_answers(metrics: Sequence[str], queries: Sequence[Query]) -> None:
             )
 
 
-def read_measures(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """A table of measures from a CSV file.
-
-    Raises:
-        ValueError: it is damaged or no such table.
-    """
-    texts = ("model", "language", "concept", "metric", "reason")
-    numbers = ("layer", "value", "ci_low", "ci_high")
-    try:
-        return pd.read_csv(
-            path,
-            usecols=list(COLUMNS),
-            dtype=dict.fromkeys(texts, str) | dict.fromkeys(numbers, float) | {"n": int},
-            keep_default_na=False,
-            na_values={name: [""] for name in numbers},
-        )[list(COLUMNS)]
-    except (ValueError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no table of measures, or damaged: {reason}") from None
-
-
 def _judged(subject: Subject) -> list[dict[str, object]]:
     """Every verdict beside what was asked and said."""
     asked = {(query.id, query.language): query for query in subject.queries}

@@ -26,7 +26,6 @@ from interp.data.cache import AnswerCache, key_of
 from interp.data.news import NewsFields, read_articles, read_news_truthful
 from interp.data.query import Query
 from interp.data.texts import read_texts
-from interp.evaluation import COLUMNS, read_measures
 from interp.results import RunDirectory, read_losses, read_manifest, read_table, write_table
 from interp.unlearning.store import Store, Trained
 
@@ -177,13 +176,6 @@ def part(folder: Path) -> Path:
     return folder / "accuracy-0a.parquet"
 
 
-def table_of_measures(folder: Path) -> Path:
-    measures().assign(model="U").reindex(columns=list(COLUMNS)).to_csv(
-        folder / "measures.csv", index=False
-    )
-    return folder / "measures.csv"
-
-
 READERS = {
     "queries": of_lines(interp.queries, QUERY, QUERY | {"id": "r"}),
     "texts": of_lines(read_texts, TEXT, TEXT | {"id": "u"}),
@@ -212,7 +204,6 @@ READERS = {
     "part of an evaluation": Reader(
         part, lambda path: read_table(path, of="0a").to_dict("records"), digest=True
     ),
-    "measures": Reader(table_of_measures, lambda path: read_measures(path).to_dict("records")),
     "cached answers": Reader(cached, lambda path: AnswerCache(path)._texts, digest=True),
     "card": Reader(made, finished, digest=True),
 }

@@ -87,7 +87,7 @@ def _entry(line: bytes, where: str) -> tuple[str, str]:
         row = json.loads(line)
         key, text = row["key"], row["text"]
         # Half of a surrogate pair is no text.
-        str.encode(key), str.encode(text)
+        str.encode(key + text)
         # Earlier lines have no digest.
         whole = row.get("digest") in (None, digest_of([key, text]))
         whole = whole and row.keys() <= {"key", "text", "digest"}

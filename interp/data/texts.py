@@ -96,7 +96,7 @@ def _parsed(row: dict[str, Any], where: str, number: int) -> Text:
             kind = "a whole number" if wanted is int else "text"
             raise ValueError(f"{where}: {key!r} must be {kind}, not {type(value).__name__}")
         # What is between texts may be blank, a name may not.
-        if wanted is str and (key not in ("prompt", "answer") or value.strip()):
+        if wanted is str and (key not in ("prompt", "answer") or str(value).strip()):
             checked_text(value, where, key)
     if not given.get("answer", "").strip():
         raise ValueError(f"{where}: the field 'answer' is missing or empty")
