@@ -27,6 +27,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -167,10 +168,11 @@ def _convert_once(name: str, *, digest: str, source: Callable[[Path], Path]) -> 
 
 def _convert(file: Path, directory: Path, *, name: str) -> None:
     try:
-        _check_header(file)
+        config = _checked_config(file)
         model: PreTrainedModel
         model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
             str(file.parent),
+            config=config,
             gguf_file=str(file),
             # Else weights stay packed where a kernel for them exists, and none can be saved.
             quantization_config=GgufConfig(dequantize=True),
@@ -196,8 +198,8 @@ def _convert(file: Path, directory: Path, *, name: str) -> None:
     ).save_pretrained(directory)
 
 
-def _check_header(file: Path) -> None:
-    """Refuse a header that announces more than there is, which nothing should try to read.
+def _checked_config(file: Path) -> PretrainedConfig:
+    """The configuration in a header that announces no more than there is.
 
     The library that reads it goes on over the end of the file for as long as a damaged length
     says, and makes room for a model of any size.
@@ -209,13 +211,14 @@ def _check_header(file: Path) -> None:
     num_tensors, num_weights = _announced(file)
     config = AutoConfig.from_pretrained(
         str(file.parent), gguf_file=str(file), local_files_only=True
-    ).get_text_config()
+    )
     if config.num_hidden_layers > num_tensors:
         raise ValueError(f"it has {num_tensors} tensors for {config.num_hidden_layers} layers")
     with torch.device("meta"):
         num_parameters = AutoModelForCausalLM.from_config(config).num_parameters()
     if num_parameters > num_weights:
         raise ValueError(f"it has {num_weights} weights for {num_parameters} parameters")
+    return config
 
 
 def _announced(file: Path) -> tuple[int, int]:
