@@ -24,6 +24,7 @@ from interp.data.endpoints import Endpoint
 from interp.data.query import Query
 from interp.files import write_atomically
 from interp.models.language_model import LanguageModel
+from interp.results import read_table, write_table
 
 COLUMNS = ("model", *registry.COLUMNS)
 """Columns of the table. `concept` is that of the queries, such as `fake` and `real`; of `drift` the
@@ -119,14 +120,14 @@ def evaluate(
             )
             part = None
             if folder is not None and metric.is_kept:
-                part = folder / "measures" / f"{name}-{key[:16]}.csv"
+                part = folder / "measures" / f"{name}-{key[:16]}.parquet"
             if part is not None and part.is_file():
-                table = read_measures(part)
+                table = read_table(part, of=key)
             else:
                 table = metric.measure(subject).reindex(columns=registry.COLUMNS)
                 table = table.fillna({"reason": ""})
                 if part is not None:
-                    write_atomically(part, lambda at, rows=table: rows.to_csv(at, index=False))
+                    write_table(part, table, of=key)
             tables[model.name].append(table.assign(model=model.name))
         judged += _judged(subject)
     if not tables:
@@ -170,17 +171,6 @@ def _check_answers(metrics: Sequence[str], queries: Sequence[Query]) -> None:
             raise ValueError(
                 f"the metric {needing[0]} needs answers: {query.id} in {query.language!r} has none"
             )
-
-
-def read_measures(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """A table of measures from a CSV file."""
-    texts = ("model", "language", "concept", "metric", "reason")
-    return pd.read_csv(
-        path,
-        dtype=dict.fromkeys(texts, str),
-        keep_default_na=False,
-        na_values={name: [""] for name in ("layer", "value", "ci_low", "ci_high")},
-    )
 
 
 def _judged(subject: Subject) -> list[dict[str, object]]:

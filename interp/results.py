@@ -7,6 +7,8 @@
 A cell is (unlearned model, language, block of questions). Nothing is written before the first
 result. Every file is written under a temporary name and moved into place, so a run that is killed
 loses at most the cells in work, and a second run of the same command does only what is missing.
+Every file holds a digest of its contents, a table also of the run and the name that it was written
+under: one that is damaged, or copied from elsewhere, is refused.
 """
 
 from __future__ import annotations
@@ -21,14 +23,31 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from interp.data.query import Query
 from interp.data.trajectories import Trajectory
-from interp.files import write_atomically
+from interp.files import digest_of, write_atomically
 
 PACKAGES = ("interp", "torch", "transformers", "numpy", "pandas", "plotly")
+
+# What pandas and pyarrow raise on damaged files, beside what each documents.
+UNREADABLE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
+)
+
+_PLAIN = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)$)[a-z0-9][a-z0-9-]{0,59}")
+"""Names that are file names on every system, also where case does not count."""
 
 
 class RunDirectory:
@@ -43,9 +62,11 @@ class RunDirectory:
 
         Raises:
             ValueError: the directory holds a run of another configuration (the first difference
-                is named) or a damaged manifest.
+                is named) or a damaged manifest, or it is a file.
         """
         self.path = Path(path)
+        if self.path.is_file():
+            raise ValueError(f"{str(path)!r} is a file, and a run needs a directory")
         self._manifest: dict[str, Any] = {
             "config": json.loads(json.dumps(config)),
             "models": {},
@@ -91,14 +112,14 @@ class RunDirectory:
     def write_losses(self, path: Path, losses: pd.DataFrame) -> None:
         """Write one cell's rows."""
         self._write_manifest()
-        write_atomically(path, lambda scratch: losses.to_parquet(scratch, index=False))
+        write_table(path, losses, of=self._manifest["config"])
 
     def read_trajectories(self, language: str) -> list[Trajectory] | None:
         """The trajectories of a language, None where they are not made yet."""
         path = self._trajectories_path(language)
         if not path.exists():
             return None
-        table = read_table(path)
+        table = read_table(path, of=self._manifest["config"])
         return [
             Trajectory(
                 query=Query(
@@ -106,7 +127,7 @@ class RunDirectory:
                     language=row["language"],
                     prompt=row["prompt"],
                     answer=row["right_answer"],
-                    aliases=tuple(row.get("aliases", ())),
+                    aliases=tuple(row["aliases"]),
                     concept=row["concept"],
                 ),
                 prompt_ids=tuple(map(int, row["prompt_ids"])),
@@ -140,10 +161,7 @@ class RunDirectory:
                 for item in trajectories
             ]
         )
-        write_atomically(
-            self._trajectories_path(language),
-            lambda scratch: table.to_parquet(scratch, index=False),
-        )
+        write_table(self._trajectories_path(language), table, of=self._manifest["config"])
 
     def _trajectories_path(self, language: str) -> Path:
         return self.path / "trajectories" / f"{_slug(language)}.parquet"
@@ -158,7 +176,8 @@ class RunDirectory:
                 return
             # Another process may have added models of its own.
             self._manifest["models"] = written["models"] | self._manifest["models"]
-        text = json.dumps(self._manifest, indent=2, ensure_ascii=False) + "\n"
+        whole = {**self._manifest, "digest": digest_of(self._manifest)}
+        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
         write_atomically(file, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
     def _check_config(self, known: dict[str, Any], config: dict[str, Any]) -> None:
@@ -181,11 +200,13 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is no run directory: it has no run.json")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        manifest = None
-    if not isinstance(manifest, dict) or not {"config", "models"} <= set(manifest):
-        raise ValueError(f"{file} is damaged: delete the directory and run again")
-    return manifest
+        if manifest.pop("digest") == digest_of(manifest):
+            return manifest
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass
+    raise ValueError(
+        f"{file} is damaged, or of an earlier version: delete the directory and run again"
+    )
 
 
 def read_losses(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -194,23 +215,48 @@ def read_losses(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         ValueError: it is no run directory, a shard is damaged, or nothing is measured yet.
     """
-    read_manifest(path)
+    config = read_manifest(path)["config"]
     shards = sorted((Path(path) / "losses").glob("*.parquet"))
     if not shards:
         raise ValueError(f"{str(path)!r} holds no losses yet: run the sweep first")
-    return pd.concat([read_table(shard) for shard in shards], ignore_index=True)
+    return pd.concat([read_table(shard, of=config) for shard in shards], ignore_index=True)
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A parquet file.
+def write_table(path: Path, table: pd.DataFrame, *, of: object) -> None:
+    """Write a table as parquet, with a digest of it, its file's name and what it is of."""
+    marked = table.copy(deep=False)
+    marked.attrs = {"digest": _digest(table, path, of)}
+    write_atomically(path, lambda scratch: marked.to_parquet(scratch, index=False))
+
+
+def read_table(path: Path, *, of: object = None) -> pd.DataFrame:
+    """What `write_table` wrote.
+
+    Args:
+        path: the file.
+        of: what the table must be of; the configuration of the run directory it lies in if None.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, of something else, or was written under another name.
     """
+    if of is None:
+        of = read_manifest(path.parent.parent)["config"]
     try:
-        return pd.read_parquet(path)
-    except (pa.ArrowException, OSError, ValueError):
-        raise ValueError(f"{path} is damaged: delete it and run the sweep again") from None
+        table = pd.read_parquet(path)
+        if table.attrs.pop("digest") == _digest(table, path, of):
+            return table
+    except UNREADABLE:
+        pass
+    raise ValueError(f"{path} is damaged, or not of this run: delete it and run again")
+
+
+def _digest(table: pd.DataFrame, path: Path, of: object) -> str:
+    def plain(value: object) -> object:
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    # Strings and lacking values have several forms in pandas, of which a file keeps one.
+    columns = table.astype(object).where(table.notna(), None).items()
+    return digest_of([of, path.name, [[name, *map(plain, column)] for name, column in columns]])
 
 
 def _versions() -> dict[str, str]:
@@ -224,11 +270,11 @@ def _versions() -> dict[str, str]:
 
 
 def _slug(name: str) -> str:
-    """A file name for a name; different names have different ones."""
+    """A file name for any name; different names have different ones."""
+    if _PLAIN.fullmatch(name):
+        return name
     slug = re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[-60:]
-    if slug == name:
-        return slug
-    return f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{slug}_{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def _brief(value: object) -> str:

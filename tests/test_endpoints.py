@@ -548,10 +548,8 @@ def test_a_long_broken_line_is_cut_off_whole(cache):
     with cache.open("ab") as file:
         file.write(b'{"key": "b", "text": "' + b"x" * 200_000)
     AnswerCache(cache).put("c", "third")
-    assert cache.read_text().splitlines() == [
-        '{"key": "a", "text": "first"}',
-        '{"key": "c", "text": "third"}',
-    ]
+    rows = [json.loads(line) for line in cache.read_text().splitlines()]
+    assert [(row["key"], row["text"]) for row in rows] == [("a", "first"), ("c", "third")]
 
 
 def test_a_killed_process_leaves_a_cache_that_goes_on(cache):

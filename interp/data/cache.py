@@ -1,6 +1,7 @@
 """Answers that cost time or money, kept on disk: one JSON object a line, only ever appended.
 
-    {"key": "<SHA-256 of everything that determines the answer>", "text": "<the answer>"}
+    {"key": "<SHA-256 of everything that determines the answer>", "digest": "<SHA-256 of the key
+     and the text>", "text": "<the answer>"}
 
 A line counts once its line break is written, so a killed run loses at most the answer in work: the
 broken end that it leaves is passed over when read and overwritten when written. Of two processes
@@ -15,6 +16,8 @@ import os
 from pathlib import Path
 
 from filelock import FileLock
+
+from interp.files import digest_of
 
 _START = b'{"key": "'
 _TAIL_BYTES = 2**16
@@ -64,7 +67,8 @@ class AnswerCache:
         Raises:
             ValueError: the file cannot be written, or no longer ends as a cache does.
         """
-        line = json.dumps({"key": key, "text": text}, ensure_ascii=False).encode() + b"\n"
+        row = {"key": key, "digest": digest_of([key, text]), "text": text}
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"), self.path.open("a+b") as file:
@@ -81,13 +85,15 @@ class AnswerCache:
 def _entry(line: bytes, where: str) -> tuple[str, str]:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if (
-        not isinstance(row, dict)
-        or not isinstance(key := row.get("key"), str)
-        or not isinstance(text := row.get("text"), str)
-    ):
+        key, text = row["key"], row["text"]
+        # Half of a surrogate pair is no text.
+        str.encode(key + text)
+        # Earlier lines have no digest.
+        whole = row.get("digest") in (None, digest_of([key, text]))
+        whole = whole and row.keys() <= {"key", "text", "digest"}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
         raise ValueError(
             f"{where}: not a cached answer; delete the line if it is damaged, or give another file"
         )

@@ -21,6 +21,12 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.error import HTTPError, URLError
 
+LONGEST_REPLY = 16 * 2**20
+"""Bytes; what comes after them is not read, and the reply is no JSON then."""
+
+LEAST_SECRET = 8
+"""Characters; a shorter API key is a placeholder for a server that asks for any, and no secret."""
+
 FIRST_WAIT = 1.0
 """Seconds before the first repetition; each further wait is twice as long."""
 
@@ -135,7 +141,9 @@ class Connection:
         request = urllib.request.Request(self.url, json.dumps(body).encode("ascii"), headers)
         try:
             with self._opener.open(request, timeout=self._timeout) as response:
-                return self._read(response.read())
+                raw = response.read(LONGEST_REPLY)
+                # Of a reply that broke off this raises the error.
+                return self._read(raw if len(raw) == LONGEST_REPLY else raw + response.read())
         except HTTPError as error:
             with error:
                 return self._refusal(error)
@@ -151,7 +159,7 @@ class Connection:
 
     def _refusal(self, error: HTTPError) -> Reply:
         try:
-            said = self._message(error.read())
+            said = self._message(error.read(LONGEST_REPLY))
         except (OSError, http.client.HTTPException):
             said = ""
         return Reply(
@@ -190,6 +198,9 @@ class Connection:
             text.encode("utf-8")
         except UnicodeEncodeError:
             return failed("the answer holds half of a surrogate pair")
+        # An answer is kept on disk.
+        if len(self._api_key or "") >= LEAST_SECRET and str(self._api_key) in text:
+            return failed("the answer repeats the API key")
         return Reply(text=text, status=200)
 
     def _message(self, raw: bytes) -> str:

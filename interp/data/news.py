@@ -6,6 +6,7 @@ answers may be missing; instructions, of real articles only, teach a model to an
 required.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,10 +73,10 @@ def read_articles(source: Source) -> list[Article]:
     for where, row in rows_of(source):
         key = text(required(row, "id", where), where, "id")
         if key in found:
-            raise ValueError(f"{where}: the id {key!r} stands twice")
+            raise ValueError(f"{where}: the id {reprlib.repr(key)} stands twice")
         kind = text(required(row, "kind", where), where, "kind")
         if kind not in KINDS:
-            raise ValueError(f"{where}: 'kind' must be real or fake, not {kind!r}")
+            raise ValueError(f"{where}: 'kind' must be real or fake, not {reprlib.repr(kind)}")
         if kind == "fake" and row.get("instructions"):
             raise ValueError(f"{where}: 'instructions' are for real articles, this one is fake")
         found[key] = Article(
@@ -111,7 +112,8 @@ def read_news_truthful(source: Source, fields: NewsFields) -> list[Article]:
         for role in ("real", "fake", "keyword", "instructions", "real_question", "fake_question"):
             name = getattr(fields, role)
             if name not in row:
-                raise ValueError(f"{where}: no field {name!r} ({role}); there are {', '.join(row)}")
+                there = " ".join(", ".join(row).split())[:200]
+                raise ValueError(f"{where}: no field {name!r} ({role}); there are {there}")
 
         def value(role: str, row: Mapping[str, Any] = row, where: str = where) -> str:
             name = getattr(fields, role)

@@ -9,6 +9,7 @@ prompt goes to the tokenizer as it is, with the model's usual special tokens.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -59,8 +60,9 @@ def read_queries(path: str | PathLike[str]) -> list[Query]:
         first, same = found.setdefault((query.id, query.language), (where, query))
         if same is not query:
             raise ValueError(
-                f"{where}: the id {query.id!r} in language {query.language!r} stands already in "
-                f"{first}; ids must be unique within a language"
+                f"{where}: the id {reprlib.repr(query.id)} in language "
+                f"{reprlib.repr(query.language)} stands already in {first}; ids must be unique "
+                "within a language"
             )
     return [query for _, query in found.values()]
 
@@ -84,7 +86,7 @@ def _parsed(row: dict[str, Any], where: str) -> Query:
     for key in OPTIONAL:
         if row.get(key) not in (None, ""):
             text(row[key], where, key)
-    aliases = row.get("aliases") or []
+    aliases = [] if row.get("aliases") is None else row["aliases"]
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
         raise ValueError(f"{where}: 'aliases' must be a list of texts")
     return Query(
@@ -92,6 +94,6 @@ def _parsed(row: dict[str, Any], where: str) -> Query:
         language=row["language"],
         prompt=row["prompt"],
         answer=row.get("answer"),
-        aliases=tuple(aliases),
+        aliases=tuple(text(alias, where, "aliases") for alias in aliases),
         concept=row.get("concept") or "",
     )

@@ -182,6 +182,9 @@ def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{source} could not be loaded from the Hub: {reason}") from error
+    except datasets.exceptions.DatasetsError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{source} cannot be read: {reason}") from error
     for number, row in enumerate(table, start=1):
         yield f"{source}, record {number}", row
 
@@ -195,11 +198,11 @@ def _decoded(raw: bytes, where: str) -> str:
 
 def _parsed(written: str, where: str, *, lines: bool = False) -> Any:
     def no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        row = dict(pairs)
-        if len(row) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the field {reprlib.repr(twice)} stands twice")
+        row: dict[str, object] = {}
+        for key, value in pairs:
+            if key in row:
+                raise ValueError(f"the field {reprlib.repr(key)} stands twice")
+            row[key] = value
         return row
 
     try:

@@ -19,6 +19,7 @@ from interp.data.queries import BUILT_IN, READERS, queries
 from interp.data.query import Query
 from interp.data.selection import in_languages, limited
 from interp.data.sources import rows_of
+from interp.data.sources import text as checked_text
 from interp.data.templates import joined
 
 _FIELDS = {field.name: field.type for field in fields(Text)}
@@ -88,12 +89,15 @@ def read_texts(path: str | PathLike[str]) -> list[Text]:
 
 
 def _parsed(row: dict[str, Any], where: str, number: int) -> Text:
-    given = {key: value for key, value in row.items() if key in _FIELDS and value is not None}
+    given = {key: value for key, value in row.items() if key in _FIELDS and value not in (None, "")}
     for key, value in given.items():
         wanted = int if key == "wording" else str
         if not isinstance(value, wanted) or isinstance(value, bool):
             kind = "a whole number" if wanted is int else "text"
             raise ValueError(f"{where}: {key!r} must be {kind}, not {type(value).__name__}")
+        # What is between texts may be blank, a name may not.
+        if wanted is str and (key not in ("prompt", "answer") or str(value).strip()):
+            checked_text(value, where, key)
     if not given.get("answer", "").strip():
         raise ValueError(f"{where}: the field 'answer' is missing or empty")
     defaults = {"id": f"line-{number}", "language": "", "kind": "", "prompt": ""}

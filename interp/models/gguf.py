@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -22,9 +23,11 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -34,7 +37,22 @@ EMBEDDED_NAMES = ("gemma-3-270m",)
 """Models that come as Python packages (extra `demo`) and need no network."""
 
 # What a truncated or damaged file, or one of an unknown architecture, makes its readers raise.
-UNREADABLE = (ValueError, LookupError, TypeError, RuntimeError, OSError, struct.error)
+UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    OSError,
+    struct.error,
+)
+
+# The types of values in a header, by the numbers that the format gives them.
+_NUM_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY = 8, 9
 
 # Raise this when a change here makes earlier conversions wrong.
 FORMAT = "gguf-1"
@@ -150,21 +168,25 @@ def _convert_once(name: str, *, digest: str, source: Callable[[Path], Path]) -> 
 
 def _convert(file: Path, directory: Path, *, name: str) -> None:
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        config = _checked_config(file)
+        model: PreTrainedModel
+        model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
             str(file.parent),
+            config=config,
             gguf_file=str(file),
             # Else weights stay packed where a kernel for them exists, and none can be saved.
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
             local_files_only=True,
+            output_loading_info=True,
         )
+        if report["missing_keys"]:
+            raise ValueError(f"it lacks weights, the first {min(report['missing_keys'])}")
         tokenizer = AutoTokenizer.from_pretrained(
             str(file.parent), gguf_file=str(file), local_files_only=True
         )
     except UNREADABLE as error:
-        raise ValueError(
-            f"{name!r} could not be converted: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ValueError(f"{name!r} could not be converted: {_first_line(error)}") from error
     model.save_pretrained(directory)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
@@ -174,3 +196,74 @@ def _convert(file: Path, directory: Path, *, name: str) -> None:
         chat_template=tokenizer.chat_template,
         **tokenizer.special_tokens_map,
     ).save_pretrained(directory)
+
+
+def _checked_config(file: Path) -> PretrainedConfig:
+    """The configuration in a header that announces no more than there is.
+
+    The library that reads it goes on over the end of the file for as long as a damaged length
+    says, and makes room for a model of any size.
+
+    Raises:
+        ValueError, struct.error: a value lies beyond the end of the file, or there are fewer
+            weights in the file than in the model that the header describes.
+    """
+    num_tensors, num_weights = _announced(file)
+    config = AutoConfig.from_pretrained(
+        str(file.parent), gguf_file=str(file), local_files_only=True
+    )
+    if config.num_hidden_layers > num_tensors:
+        raise ValueError(f"it has {num_tensors} tensors for {config.num_hidden_layers} layers")
+    with torch.device("meta"):
+        num_parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+    if num_parameters > num_weights:
+        raise ValueError(f"it has {num_weights} weights for {num_parameters} parameters")
+    return config
+
+
+def _announced(file: Path) -> tuple[int, int]:
+    """How many tensors and weights a header announces."""
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        _, version = struct.unpack("<II", opened.read(8))
+        # As the reader tells the byte order.
+        order = "<" if version & 0xFFFF else ">"
+
+        def number(form: str) -> int:
+            form = order + form
+            return struct.unpack(form, opened.read(struct.calcsize(form)))[0]
+
+        def skip(num_bytes: int) -> None:
+            if opened.tell() + num_bytes > size:
+                raise ValueError("the file ends within its header")
+            opened.seek(num_bytes, os.SEEK_CUR)
+
+        def skip_value(kind: int) -> None:
+            if kind == _STRING:
+                skip(number("Q"))
+            elif kind == _ARRAY:
+                kind, count = number("I"), number("Q")
+                if kind in _NUM_BYTES:
+                    skip(count * _NUM_BYTES[kind])
+                else:
+                    for _ in range(count):
+                        skip_value(kind)
+            elif kind in _NUM_BYTES:
+                skip(_NUM_BYTES[kind])
+            else:
+                raise ValueError(f"a value of its header is of the unknown type {kind}")
+
+        num_tensors, num_values, num_weights = number("Q"), number("Q"), 0
+        for _ in range(num_values):
+            skip_value(_STRING)
+            skip_value(number("I"))
+        for _ in range(num_tensors):
+            skip_value(_STRING)
+            num_weights += math.prod(number("Q") for _ in range(number("I")))
+            # Its type and its place.
+            skip(4 + 8)
+    return num_tensors, num_weights
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,6 +1,7 @@
 """Readers of parallel data: each entry has all languages (BMLAMA-53, FLORES-200)."""
 
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ def read_bmlama(source: Source, *, languages: Sequence[str] | None = None) -> Da
             for answer in answers:
                 if answer not in candidates:
                     raise ValueError(
-                        f"{where}: the answer {answer!r} in 'answers.{code}' is not among "
-                        f"'candidates.{code}'"
+                        f"{where}: the answer {reprlib.repr(answer)} in 'answers.{code}' is not "
+                        f"among 'candidates.{code}'"
                     )
             prefix, _, suffix = prompt.partition(_MASK)
             table[entry][code] = ClozeFact(
