@@ -14,6 +14,7 @@ after they are measured in the model's own precision, on the way in bfloat16.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -280,7 +281,11 @@ def _reported(
                     folder / f"{name}.csv",
                     lambda scratch, rows=rows: rows.to_csv(scratch, index=False),
                 )
-        asked = json.dumps({"models": hashes, "queries": _rows(probes)}, ensure_ascii=False)
+        probed = folder / "probes.csv"
+        about = {"models": hashes, "queries": _rows(probes)}
+        if probed.is_file():
+            about["probes"] = hashlib.sha256(probed.read_bytes()).hexdigest()
+        asked = json.dumps(about, ensure_ascii=False)
         write_atomically(
             folder / "probes.json", lambda scratch: scratch.write_text(asked, encoding="utf-8")
         )
@@ -292,12 +297,18 @@ def _stored_probes(folder: Path, content_hash: str, queries: Sequence[Query]) ->
     asked, table = folder / "probes.json", folder / "probes.csv"
     if not (asked.is_file() and table.is_file()):
         return pd.DataFrame()
-    found = json.loads(asked.read_text(encoding="utf-8"))
-    names = [name for name, known in found["models"].items() if known == content_hash]
-    if not names or found["queries"] != _rows(queries):
-        return pd.DataFrame()
-    stored = pd.read_csv(table, keep_default_na=False)
-    return stored.query("model == @names[0]")
+    try:
+        found = json.loads(asked.read_text(encoding="utf-8"))
+        names = [name for name, known in found["models"].items() if known == content_hash]
+        if not names or found["queries"] != _rows(queries):
+            return pd.DataFrame()
+        # Earlier reports have no digest of the table.
+        if found.get("probes") not in (None, hashlib.sha256(table.read_bytes()).hexdigest()):
+            raise ValueError
+        stored = pd.read_csv(table, keep_default_na=False)
+        return stored.query("model == @names[0]")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"the report {folder} is damaged: delete it and run again") from None
 
 
 def _rows(queries: Sequence[Query]) -> list[dict[str, Any]]:

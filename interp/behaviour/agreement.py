@@ -130,30 +130,44 @@ def read_labels(path: str | os.PathLike[str], *, judge: str = "people") -> list[
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing, or a value or sample is not a number (the line is named).
+        ValueError: a column is missing, a value or sample is not a number or a line lacks its
+            query (the line is named), or it is no CSV file in UTF-8.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no labels {str(path)!r}; give the path of a CSV file")
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
-        for column in ("query_id", "language", "value"):
-            if column not in (rows.fieldnames or ()):
-                raise ValueError(
-                    f"{path} has no column {column!r}; needed are query_id, language and value"
-                )
-        return [
-            Verdict(
-                query_id=row["query_id"],
-                language=row["language"],
-                sample=int(_number(row.get("sample") or "0", f"{path}, line {rows.line_num}")),
-                judge=judge,
-                value=_number(row["value"], f"{path}, line {rows.line_num}")
-                if (row["value"] or "").strip()
-                else None,
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines)
+            columns = rows.fieldnames or ()
+            found = [(f"{path}, line {rows.line_num}", row) for row in rows]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no CSV file in UTF-8 ({error})") from None
+    for column in ("query_id", "language", "value"):
+        if column not in columns:
+            raise ValueError(
+                f"{path} has no column {column!r}; needed are query_id, language and value"
             )
-            for row in rows
-        ]
+    for where, row in found:
+        if not (row["query_id"] and row["language"]):
+            raise ValueError(f"{where}: no query_id or no language")
+    return [
+        Verdict(
+            query_id=row["query_id"],
+            language=row["language"],
+            sample=_sample(row.get("sample") or "0", where),
+            judge=judge,
+            value=_number(row["value"], where) if (row["value"] or "").strip() else None,
+        )
+        for where, row in found
+    ]
+
+
+def _sample(written: str, where: str) -> int:
+    number = _number(written, where)
+    if number < 0 or number != int(number):
+        raise ValueError(f"{where}: the sample {written[:20]!r} is not a whole number from 0")
+    return int(number)
 
 
 def _number(written: str, where: str) -> float:
@@ -162,7 +176,7 @@ def _number(written: str, where: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{where}: {written!r} is not a number")
+        raise ValueError(f"{where}: {written[:40]!r} is not a number")
     return number
 
 

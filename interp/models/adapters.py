@@ -6,7 +6,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
+
+from interp.models.gguf import UNREADABLE
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -28,7 +31,7 @@ def read_adapter_config(directory: Path) -> PeftConfig:
         ) from error
     try:
         config = PeftConfig.from_pretrained(str(directory))
-    except (ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"the adapter_config.json in {str(directory)!r} cannot be read: {error}"
         ) from error
@@ -60,9 +63,9 @@ def merge_adapter(
         if strangers:
             raise ValueError(f"{len(strangers)} weights have no counterpart, first {strangers[0]}")
         return adapted.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
-    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
-        lines = str(error).splitlines()
+    except (*UNREADABLE, ImportError, SafetensorError) as error:
+        lines = (str(error).strip() or type(error).__name__).splitlines()
         raise ValueError(
             f"the adapter {str(directory)!r} does not fit {base_name!r}, was it trained on another "
-            f"model? ({lines[-1].strip()})"
+            f"model, or is it damaged? ({lines[-1].strip()[:300]})"
         ) from error

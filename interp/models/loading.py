@@ -52,6 +52,9 @@ VOCABULARY_FILES = (
     "tekken.json",
 )
 
+UNREADABLE = (*gguf.UNREADABLE, ImportError)
+"""What a damaged file of a checkpoint makes its readers raise."""
+
 
 def load(
     spec: str | os.PathLike[str] | LanguageModel,
@@ -179,7 +182,10 @@ def _read_tokenizer(
             return AutoTokenizer.from_pretrained(
                 str(directory), local_files_only=True, trust_remote_code=trust_remote_code
             )
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        except Exception as error:
+            # What the tokenizers library raises is of no other class.
+            if type(error) is not Exception and not isinstance(error, UNREADABLE):
+                raise
             raise ValueError(
                 f"the tokenizer in {spec!r} could not be read: {_first_line(error)}"
             ) from error
@@ -236,19 +242,28 @@ def _check_config(spec: str, directory: Path, *, trust_remote_code: bool) -> Non
         raise ValueError(f"{spec!r} holds neither config.json nor adapter_config.json: {found}")
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is not valid JSON: {error}") from error
+    if not isinstance(written, dict):
+        raise ValueError(f"{str(file)!r} must hold an object, not {type(written).__name__}")
+    attention = str(written.get("_attn_implementation", written.get("attn_implementation")))
+    if "/" in attention and not trust_remote_code:
+        raise ValueError(
+            f"{spec!r} names code for its attention ({attention[:40]!r}), which is run only with "
+            "trust_remote_code=True"
+        )
     try:
         config = AutoConfig.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
+    except (*UNREADABLE, StrictDataclassError) as error:
         if "auto_map" in written and not trust_remote_code:
             raise ValueError(
                 f"{spec!r} comes with its own code, which is run only with trust_remote_code=True"
             ) from error
         raise ValueError(
-            f"{spec!r} has a configuration (model_type {written.get('model_type')!r}) that "
+            f"{spec!r} has a configuration (model_type {str(written.get('model_type'))[:40]!r}) "
+            "that "
             f"transformers {transformers_version} cannot read: {_first_line(error)}"
         ) from error
     names = config.architectures or []
@@ -286,7 +301,7 @@ def _read_weights(
             # Packed weights cannot be moved once they are loaded.
             device_map={"": device} if packed else None,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         raise ValueError(f"{spec!r} could not be loaded: {_first_line(error)}") from error
     if report["missing_keys"]:
         raise ValueError(
@@ -308,6 +323,9 @@ def _check_safetensors(
     def holds(*endings: str) -> bool:
         return any((directory / (stem + ending)).exists() for stem in stems for ending in endings)
 
+    for index in (directory / f"{stem}.safetensors.index.json" for stem in stems):
+        if index.exists():
+            _check_index(index)
     if holds(".safetensors", ".safetensors.index.json"):
         return
     if not holds(".bin", ".bin.index.json"):
@@ -317,6 +335,20 @@ def _check_safetensors(
             f"{spec!r} holds its weights as a pickle, which can run code when opened: save it as "
             "safetensors, or pass allow_pickle=True if you trust it"
         )
+
+
+def _check_index(index: Path) -> None:
+    """Refuse an index that names anything but safetensors files beside it."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except UNREADABLE:
+        names = {""}
+    for name in names:
+        if not re.fullmatch(r"[^/\\\0]+\.safetensors", str(name)):
+            raise ValueError(
+                f"{str(index)!r} is damaged: it must name safetensors files beside it, not "
+                f"{str(name)[:40]!r}"
+            )
 
 
 def _check_finite(spec: str, model: PreTrainedModel) -> None:
@@ -350,4 +382,4 @@ def _dtype(dtype: str | torch.dtype | None, *, device: torch.device) -> torch.dt
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".: ")

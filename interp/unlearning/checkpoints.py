@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -98,18 +98,46 @@ def load_state(
         trained: parameters by name.
         optimizer: AdamW over these parameters.
         step: how many steps it has taken.
+
+    Raises:
+        ValueError: the file is damaged, or of other parameters.
     """
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(file.get_tensor(f"parameter/{name}"))
-            if step:
-                optimizer.state[parameter] = {"step": torch.tensor(float(step))} | {
-                    moment: file.get_tensor(f"{moment}/{name}").to(parameter.device)
-                    for moment in _MOMENTS
-                }
+    try:
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(file.get_tensor(f"parameter/{name}"))
+                if step:
+                    optimizer.state[parameter] = {"step": torch.tensor(float(step))} | {
+                        moment: file.get_tensor(f"{moment}/{name}").to(parameter.device)
+                        for moment in _MOMENTS
+                    }
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise _damaged(path) from error
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """What `save_state` was given as progress."""
-    with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["progress"])
+    """What `save_state` was given as progress.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+        if progress.keys() >= {"card", "history", "before"}:
+            return progress
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
+        pass
+    raise _damaged(path)
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{path} is damaged: delete it, and the run begins anew")

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -104,7 +105,8 @@ def second_moments(
         By layer, in float64, on the model's device.
 
     Raises:
-        ValueError: a layer that the model lacks, or fewer tokens than coefficients.
+        ValueError: a layer that the model lacks, fewer tokens than coefficients, or a damaged file
+            in the cache.
     """
     for layer in layers:
         if not 0 <= layer < model.num_layers:
@@ -120,7 +122,9 @@ def second_moments(
         )
     paths = {} if cache is None else _paths(model, layers, rows, Path(cache))
     found = {
-        layer: load_file(path)["moment"].to(model.device)
+        layer: _read_moment(path, num_coefficients(model.anatomy.layers[layer].values)).to(
+            model.device
+        )
         for layer, path in paths.items()
         if path.is_file()
     }
@@ -133,6 +137,16 @@ def second_moments(
                 moment = {"moment": found[layer].contiguous().cpu()}
                 write_atomically(paths[layer], partial(save_file, moment))
     return {layer: found[layer] for layer in layers}
+
+
+def _read_moment(path: Path, width: int) -> Float[Tensor, "d_mlp d_mlp"]:
+    try:
+        moment = load_file(path)["moment"]
+    except (SafetensorError, OSError, LookupError):
+        moment = torch.empty(0)
+    if moment.shape != (width, width) or not moment.isfinite().all():
+        raise ValueError(f"{path} is damaged: delete it, and it is measured anew")
+    return moment
 
 
 class _Done(Exception):
