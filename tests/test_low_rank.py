@@ -14,8 +14,8 @@ from torch import nn
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
 from interp.models.low_rank import LowRankSum, sums_held
+from interp.models.memory import bytes_held
 from interp.models.pairs import check_pair, copy_sharing, identical
-from interp.recovery.memory import bytes_held
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, SITES, Restoration
 

@@ -13,9 +13,9 @@ from transformers import AutoConfig
 
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
+from interp.models.memory import bytes_held
 from interp.models.pairs import identical
 from interp.models.sharing import read_sharing
-from interp.recovery.memory import bytes_held
 
 
 def read(directory: str, vanilla: LanguageModel) -> LanguageModel | None:
