@@ -11,6 +11,7 @@ from models_for_tests import ARCHITECTURES, save, tiny, tiny_model, wrap
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from interp.models import sharing
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
 from interp.models.memory import bytes_held
@@ -61,6 +62,32 @@ def test_tied_embeddings_stay_tied(tmp_path):
     assert found.model.lm_head.weight is found.model.model.embed_tokens.weight
     assert torch.equal(found.model.lm_head.weight, 2 * vanilla.model.lm_head.weight)
     assert bytes_held(vanilla, found)[1] == vanilla.model.lm_head.weight.nbytes
+
+
+@pytest.mark.parametrize("row", [0, 17, 49])
+def test_large_tensors_are_compared_by_blocks(monkeypatch, row, tmp_path):
+    """Blocks of 8 rows of 16 numbers; a difference in one row, in whichever block."""
+    monkeypatch.setattr(sharing, "BLOCK", 8 * 16 * 4)
+    model = tiny()
+    model.model.lm_head.weight[row, 3] += 1
+    vanilla = tiny()
+    found = read(save(model, tmp_path), vanilla)
+    assert found is not None
+    assert identical(found, model)
+    assert bytes_held(vanilla, found)[1] == 50 * 16 * 4
+
+
+def test_tensors_of_odd_shapes(tmp_path):
+    """A scalar, and one without entries."""
+    vanilla, model = tiny(), tiny()
+    for number, wrapped in enumerate((vanilla, model)):
+        wrapped.model.model.register_buffer("scale", torch.tensor(1.0 + number))
+        wrapped.model.model.register_buffer("none", torch.zeros(0, 3))
+    found = read(save(model, tmp_path), vanilla)
+    assert found is not None
+    assert identical(found, model)
+    assert found.model.model.scale == 2
+    assert vanilla.model.model.scale == 1
 
 
 def test_shards(tmp_path):

@@ -8,11 +8,13 @@ used for Hub ids only.
 from __future__ import annotations
 
 import copy
+import filecmp
 import json
 import os
 import re
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +55,16 @@ VOCABULARY_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
+
+
+TOKENIZER_FILES = {
+    *VOCABULARY_FILES,
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+}
 
 
 def load(
@@ -198,6 +210,8 @@ def _read_tokenizer(
 ) -> PreTrainedTokenizerBase:
     if directory.parent == gguf.cache_directory() / gguf.FORMAT:
         return gguf.read_converted_tokenizer(directory)
+    if base is not None and _holds_tokenizer(directory, base.tokenizer):
+        return base.tokenizer
     if any((directory / file).exists() for file in VOCABULARY_FILES):
         try:
             return AutoTokenizer.from_pretrained(
@@ -213,6 +227,36 @@ def _read_tokenizer(
             "tokenizer.save_pretrained, or pass like= with the vanilla model to use its own"
         )
     return base.tokenizer
+
+
+def _holds_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a directory's files are those that a tokenizer in memory would write.
+
+    One with a large vocabulary takes hundreds of megabytes, and seconds to be read.
+    """
+    written = {entry.name for entry in directory.iterdir()} & TOKENIZER_FILES
+    with TemporaryDirectory() as scratch:
+        tokenizer.save_pretrained(scratch)
+        if {entry.name for entry in Path(scratch).iterdir()} != written:
+            return False
+        return all(
+            _tokenizer_settings(directory / name) == _tokenizer_settings(Path(scratch) / name)
+            if name == "tokenizer_config.json"
+            else filecmp.cmp(directory / name, Path(scratch) / name, shallow=False)
+            for name in written
+        )
+
+
+def _tokenizer_settings(file: Path) -> object:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if not isinstance(settings, dict):
+        return None
+    # Where it was read from does not count.
+    origin = {"is_local", "local_files_only", "name_or_path"}
+    return {key: value for key, value in settings.items() if key not in origin}
 
 
 def _base(

@@ -8,9 +8,12 @@ model and what differs.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
@@ -20,6 +23,9 @@ from interp.models.pairs import copy_sharing, same_bits
 
 RENAMED = {"embed_out.weight": "lm_head.weight"}
 """Names in checkpoints for which transformers has others: GPT-NeoX's."""
+
+BLOCK = 1 << 24
+"""Bytes that are compared at a time."""
 
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -65,12 +71,13 @@ def read_sharing(
         return None
     model = copy_sharing(like, own=())
     for key, name in names.items():
-        other = held[name]
-        # Opened anew for each, as what was read of an open file stays in memory.
-        with safe_open(stored[key][0], framework="pt") as opened:
-            tensor = opened.get_tensor(key).to(dtype=other.dtype, device=other.device)
-            if not same_bits(tensor, other):
-                _put(model, name, tensor.clone())
+        other = held[name].detach()
+        blocks = partial(_blocks, stored[key][0], key, other)
+        if not all(same_bits(block, other[rows]) for rows, block in blocks()):
+            tensor = torch.empty_like(other)
+            for rows, block in blocks():
+                tensor[rows] = block
+            _put(model, name, tensor)
     model.config.name_or_path = str(directory)
     for token in TOKENS:
         setattr(model.config, token, getattr(config, token, None))
@@ -80,6 +87,18 @@ def read_sharing(
         else GenerationConfig.from_model_config(config)
     )
     return model
+
+
+def _blocks(file: Path, key: str, other: Tensor) -> Iterator[tuple[Any, Tensor]]:
+    """A stored tensor, some rows at a time, in the precision of another of its shape.
+
+    The file is opened anew for each, as what was read of an open file stays in memory.
+    """
+    step = max(1, BLOCK * max(1, len(other)) // max(1, other.nbytes)) if other.ndim else 1
+    for start in range(0, len(other) if other.ndim else 1, step):
+        rows = slice(start, start + step) if other.ndim else ...
+        with safe_open(file, framework="pt") as opened:
+            yield rows, opened.get_slice(key)[rows].to(dtype=other.dtype, device=other.device)
 
 
 def _put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
