@@ -187,8 +187,8 @@ def _speed(pair: Pair, cell: Sequence[Trajectory], work: _Work, most_tokens: int
 def _size(num_bytes: int) -> str:
     for unit, name in UNITS:
         if num_bytes >= unit:
-            return f"{num_bytes / unit:.3g} {name}"
-    return f"{num_bytes / 1024:.3g} KiB"
+            return f"{num_bytes / unit:.1f} {name}"
+    return f"{num_bytes / 1024:.1f} KiB"
 
 
 def _duration(seconds: float) -> str:
