@@ -8,13 +8,11 @@ used for Hub ids only.
 from __future__ import annotations
 
 import copy
-import filecmp
 import json
 import os
 import re
 import warnings
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,19 +21,17 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers import __version__ as transformers_version
 
-from interp.models import gguf
 from interp.models.adapters import add_adapter, parameters_written, read_adapter_config
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair, copy_sharing, share_identical_tensors
 from interp.models.sharing import read_sharing
 from interp.models.specs import find_checkpoint
+from interp.models.tokenizers import first_line, read_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -44,26 +40,6 @@ DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
-}
-
-VOCABULARY_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
-
-
-TOKENIZER_FILES = {
-    *VOCABULARY_FILES,
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
 }
 
 
@@ -170,7 +146,7 @@ def _read(
         settings["config"] = _check_config(spec, directory, trust_remote_code=trust_remote_code)
         model = _read_weights(spec, directory, like=like, **settings)
     _check_finite(spec, model)
-    tokenizer = _read_tokenizer(spec, directory, base=base, trust_remote_code=trust_remote_code)
+    tokenizer = read_tokenizer(spec, directory, base=base, trust_remote_code=trust_remote_code)
     model.requires_grad_(False).eval()
     return LanguageModel(model, tokenizer, name=spec)
 
@@ -203,60 +179,6 @@ def _last_checkpoint(spec: str, directory: Path) -> Path:
         stacklevel=4,
     )
     return last
-
-
-def _read_tokenizer(
-    spec: str, directory: Path, *, base: LanguageModel | None, trust_remote_code: bool
-) -> PreTrainedTokenizerBase:
-    if directory.parent == gguf.cache_directory() / gguf.FORMAT:
-        return gguf.read_converted_tokenizer(directory)
-    if base is not None and _holds_tokenizer(directory, base.tokenizer):
-        return base.tokenizer
-    if any((directory / file).exists() for file in VOCABULARY_FILES):
-        try:
-            return AutoTokenizer.from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise ValueError(
-                f"the tokenizer in {spec!r} could not be read: {_first_line(error)}"
-            ) from error
-    if base is None:
-        raise ValueError(
-            f"{spec!r} holds no tokenizer: save one beside the model with "
-            "tokenizer.save_pretrained, or pass like= with the vanilla model to use its own"
-        )
-    return base.tokenizer
-
-
-def _holds_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a directory's files are those that a tokenizer in memory would write.
-
-    One with a large vocabulary takes hundreds of megabytes, and seconds to be read.
-    """
-    written = {entry.name for entry in directory.iterdir()} & TOKENIZER_FILES
-    with TemporaryDirectory() as scratch:
-        tokenizer.save_pretrained(scratch)
-        if {entry.name for entry in Path(scratch).iterdir()} != written:
-            return False
-        return all(
-            _tokenizer_settings(directory / name) == _tokenizer_settings(Path(scratch) / name)
-            if name == "tokenizer_config.json"
-            else filecmp.cmp(directory / name, Path(scratch) / name, shallow=False)
-            for name in written
-        )
-
-
-def _tokenizer_settings(file: Path) -> object:
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    if not isinstance(settings, dict):
-        return None
-    # Where it was read from does not count.
-    origin = {"is_local", "local_files_only", "name_or_path"}
-    return {key: value for key, value in settings.items() if key not in origin}
 
 
 def _base(
@@ -317,7 +239,7 @@ def _check_config(spec: str, directory: Path, *, trust_remote_code: bool) -> Pre
             ) from error
         raise ValueError(
             f"{spec!r} has a configuration (model_type {written.get('model_type')!r}) that "
-            f"transformers {transformers_version} cannot read: {_first_line(error)}"
+            f"transformers {transformers_version} cannot read: {first_line(error)}"
         ) from error
     names = config.architectures or []
     if config.is_encoder_decoder or (
@@ -361,7 +283,7 @@ def _read_weights(
             device_map={"": device} if packed else None,
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ValueError(f"{spec!r} could not be loaded: {_first_line(error)}") from error
+        raise ValueError(f"{spec!r} could not be loaded: {first_line(error)}") from error
     if report["missing_keys"]:
         raise ValueError(
             f"{spec!r} lacks weights for {len(report['missing_keys'])} of its model's parameters, "
@@ -409,7 +331,7 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device {str(device)!r} cannot be used here ({_first_line(error)}): "
+            f"device {str(device)!r} cannot be used here ({first_line(error)}): "
             "use 'cpu', or 'cuda' where there is a GPU"
         ) from error
 
@@ -421,7 +343,3 @@ def _dtype(dtype: str | torch.dtype | None, *, device: torch.device) -> torch.dt
     if chosen not in DTYPES.values():
         raise ValueError(f"dtype {str(dtype)!r} is not one of {', '.join(DTYPES)}")
     return chosen  # pyright: ignore[reportReturnType]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
