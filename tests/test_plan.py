@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from models_for_tests import mixed_trajectories, tiny_pair, trajectory, wrap
 
@@ -19,7 +21,7 @@ ATTN, MLP = 768, 1152
 LAYER = ATTN + MLP
 
 
-def told(**changes: object) -> str:
+def told(**changes: Any) -> str:
     settings: dict = {
         "num_questions": 320,
         "num_rows": 73,
