@@ -19,8 +19,9 @@ from models_for_tests import (
     trajectories_after,
 )
 
+from interp.recovery.engines import budget as budget_module
 from interp.recovery.engines import full, layered, upward
-from interp.recovery.engines.layered import RowBudget
+from interp.recovery.engines.budget import RowBudget
 from interp.recovery.pair import Pair
 from interp.recovery.sites import (
     ACTIVATION_SITES,
@@ -273,7 +274,7 @@ def prefixes_run(monkeypatch, *, saved: int = 1) -> Iterator[list[tuple[int, int
         run_through(self, pair, trajectories, *args, prefix=prefix, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(layered, "SAVED_TOKENS", saved)
+        patch.setattr(budget_module, "SAVED_TOKENS", saved)
         patch.setattr(upward.UpwardPass, "__init__", spy)
         yield found
 

@@ -184,6 +184,17 @@ def test_directory_without_tokenizer_takes_vanillas(tmp_path):
     assert loaded.tokenizer is vanilla.tokenizer
 
 
+def test_a_tokenizer_that_is_vanillas_is_not_read_again(tmp_path):
+    vanilla = load(save(llama(), tmp_path / "v"))
+    for name, own in (("same", tokenizer()), ("other", tokenizer(pad_token="</s>"))):
+        llama(1).save_pretrained(tmp_path / name)
+        own.save_pretrained(tmp_path / name)
+    assert load(tmp_path / "same", like=vanilla).tokenizer is vanilla.tokenizer
+    other = load(tmp_path / "other", like=vanilla).tokenizer
+    assert other.pad_token == "</s>"
+    assert vanilla.tokenizer.pad_token is None
+
+
 def test_language_model_passes_through_untouched():
     model, tok = llama(), tokenizer()
     vanilla, unlearned = LanguageModel(llama(), tok), LanguageModel(model, tok)

@@ -1,15 +1,22 @@
-"""A PEFT adapter is merged into its base model, so that the result is a plain model."""
+"""A PEFT adapter and its base model become a plain model.
+
+Either the adapter is merged, or, where the base is another model's memory, LoRA's matrices stand
+beside the weights (`low_rank`): the same numbers without a second model.
+"""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from interp.models.gguf import UNREADABLE
+from interp.models.low_rank import LowRankSum
+from interp.models.tokenizers import UNREADABLE
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -43,10 +50,47 @@ def read_adapter_config(directory: Path) -> PeftConfig:
     return config
 
 
-def merge_adapter(
-    directory: Path, config: PeftConfig, *, model: PreTrainedModel, base_name: str
+def parameters_written(directory: Path, model: PreTrainedModel) -> set[str] | None:
+    """The base's own parameters that an adapter has values for: biases, embeddings.
+
+    None where the adapter is a pickle.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = directory / "adapter_model.safetensors"
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            keys = opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read: {error}") from error
+    names = {key.removeprefix("base_model.model.").replace(".base_layer.", ".") for key in keys}
+    # Tied parameters have several names, of which one is told.
+    every = model.named_parameters(remove_duplicate=False)
+    written = {id(parameter) for name, parameter in every if name in names}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in written}
+
+
+def add_adapter(
+    directory: Path,
+    config: PeftConfig,
+    *,
+    model: PreTrainedModel,
+    base_name: str,
+    shares_memory: bool = False,
 ) -> PreTrainedModel:
-    """The model with the adapter in its weights (for LoRA: W + scale * B A). Writes into `model`.
+    """The model with the adapter in its weights (for LoRA: W + scale * B A). It changes `model`.
+
+    Args:
+        directory: holds the adapter.
+        config: what it says about itself.
+        model: the base.
+        base_name: what it is called in an error.
+        shares_memory: the base's weights are another model's, but for `parameters_written`. What
+            plain LoRA changes is kept as W, A and B, where that is less than the merged weight; all
+            else is merged into memory of its own.
 
     Raises:
         ValueError: the adapter was made for another model.
@@ -62,10 +106,42 @@ def merge_adapter(
         strangers = [*report.missing_keys, *report.unexpected_keys]
         if strangers:
             raise ValueError(f"{len(strangers)} weights have no counterpart, first {strangers[0]}")
+        if shares_memory:
+            _keep_low_rank(model)
+        # Checked and written into a copy of each weight, never into the base's own memory.
         return adapted.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
-    except (*UNREADABLE, ImportError, SafetensorError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         lines = (str(error).strip() or type(error).__name__).splitlines()
         raise ValueError(
             f"the adapter {str(directory)!r} does not fit {base_name!r}, was it trained on another "
             f"model, or is it damaged? ({lines[-1].strip()[:300]})"
         ) from error
+
+
+def _keep_low_rank(model: PreTrainedModel) -> None:
+    """Put the modules that LoRA changes back, with A and B beside their weights."""
+    from peft.tuners.lora.layer import Linear
+
+    embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    found: list[tuple[str, Any]] = [
+        (path, module) for path, module in model.named_modules() if type(module) is Linear
+    ]
+    for path, adapted in found:
+        if adapted.lora_variant or any(adapted.lora_bias.values()):
+            continue
+        module = adapted.get_base_layer()
+        a, b = (half["default"].weight.detach() for half in (adapted.lora_A, adapted.lora_B))
+        if (
+            type(module) not in (nn.Linear, Conv1D)
+            or {id(adapted), id(module)} & embeddings
+            or a.numel() + b.numel() >= module.weight.numel()
+        ):
+            continue
+        module._parameters["weight"] = LowRankSum.of(
+            module.weight,
+            a.float(),
+            b.float(),
+            scale=adapted.scaling["default"],
+            transposed=adapted.fan_in_fan_out,
+        )
+        model.set_submodule(path, module)

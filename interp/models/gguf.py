@@ -186,7 +186,7 @@ def _convert(file: Path, directory: Path, *, name: str) -> None:
             str(file.parent), gguf_file=str(file), local_files_only=True
         )
     except UNREADABLE as error:
-        raise ValueError(f"{name!r} could not be converted: {_first_line(error)}") from error
+        raise ValueError(f"{name!r} could not be converted: {first_line(error)}") from error
     model.save_pretrained(directory)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
@@ -265,5 +265,6 @@ def _announced(file: Path) -> tuple[int, int]:
     return num_tensors, num_weights
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def first_line(error: BaseException) -> str:
+    """An error's message as a part of a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".: ")

@@ -1,6 +1,6 @@
 """Models whose forwards run elsewhere: V by its Hub id, U by what its adapter adds to V's modules.
 
-An adapter is merged when it is loaded (`adapters`). Where V is hosted and cannot be changed, U is V
+A loaded adapter is a plain model (`adapters`). Where V is hosted and cannot be changed, U is V
 with two thin matrices beside each changed module.
 """
 

@@ -21,17 +21,18 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers import __version__ as transformers_version
 
 from interp.models import gguf
-from interp.models.adapters import merge_adapter, read_adapter_config
+from interp.models.adapters import add_adapter, parameters_written, read_adapter_config
 from interp.models.language_model import LanguageModel
-from interp.models.pairs import check_pair, share_identical_tensors
+from interp.models.pairs import check_pair, copy_sharing, share_identical_tensors
+from interp.models.sharing import read_sharing
 from interp.models.specs import find_checkpoint
+from interp.models.tokenizers import UNREADABLE, read_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -41,19 +42,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-VOCABULARY_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
-
-UNREADABLE = (*gguf.UNREADABLE, ImportError)
-"""What a damaged file of a checkpoint makes its readers raise."""
 
 
 def load(
@@ -68,13 +56,14 @@ def load(
     """Load a model and its tokenizer, in evaluation mode and without gradients.
 
     Args:
-        spec: an embedded name, a directory (a full model or a PEFT adapter, which is merged; a
-            trainer's output directory, of which the last checkpoint is taken if there is no model
-            beside), a `.gguf` file, or a Hub id, optionally with `@revision`. A LanguageModel is
-            checked and returned as it is.
+        spec: an embedded name, a directory (a full model or a PEFT adapter, which becomes a part
+            of the weights; a trainer's output directory, of which the last checkpoint is taken if
+            there is no model beside), a `.gguf` file, or a Hub id, optionally with `@revision`. A
+            LanguageModel is checked and returned as it is.
         like: the vanilla model. It is the base of an adapter, lends its tokenizer to a directory
-            without one, and sets the device and dtype. The pair must match, and tensors that are
-            identical then share the vanilla model's memory, so train neither afterwards.
+            without one, and sets the device and dtype. The pair must match. Tensors that are
+            identical share the vanilla model's memory, and a weight under LoRA is the vanilla
+            model's with two thin matrices beside it (`low_rank`), so train neither afterwards.
         device: where to put the model; a GPU if there is one, else the CPU.
         dtype: "float32", "bfloat16" or "float16"; float32 on the CPU, else the checkpoint's own.
         trust_remote_code: run model code that comes with the checkpoint.
@@ -139,18 +128,39 @@ def _read(
         config = read_adapter_config(directory)
         base = _base(spec, config, like=like, settings=settings)
         model = base.model
-        if like is not None:
-            # Merging writes into weights, and the vanilla model's must stay as they are.
+        written = None
+        if _like_in_memory(like, device=device, dtype=dtype):
+            written = parameters_written(directory, model)
+        if written is not None:
+            model = copy_sharing(model, own=written)
+        elif like is not None:
             model = copy.deepcopy(model)
             model.to(device=device, dtype=dtype)  # pyright: ignore[reportCallIssue]
-        model = merge_adapter(directory, config, model=model, base_name=base.name)
+        model = add_adapter(
+            directory,
+            config,
+            model=model,
+            base_name=base.name,
+            shares_memory=written is not None,
+        )
     else:
-        _check_config(spec, directory, trust_remote_code=trust_remote_code)
-        model = _read_weights(spec, directory, **settings)
+        settings["config"] = _check_config(spec, directory, trust_remote_code=trust_remote_code)
+        model = _read_weights(spec, directory, like=like, **settings)
     _check_finite(spec, model)
-    tokenizer = _read_tokenizer(spec, directory, base=base, trust_remote_code=trust_remote_code)
+    tokenizer = read_tokenizer(spec, directory, base=base, trust_remote_code=trust_remote_code)
     model.requires_grad_(False).eval()
     return LanguageModel(model, tokenizer, name=spec)
+
+
+def _like_in_memory(
+    like: LanguageModel | None, *, device: torch.device, dtype: torch.dtype | None
+) -> bool:
+    """Whether a model to be loaded can have the vanilla model's own tensors."""
+    return (
+        like is not None
+        and not like.has_packed_weights
+        and (like.device, like.dtype) == (device, dtype)
+    )
 
 
 def _last_checkpoint(spec: str, directory: Path) -> Path:
@@ -170,31 +180,6 @@ def _last_checkpoint(spec: str, directory: Path) -> Path:
         stacklevel=4,
     )
     return last
-
-
-def _read_tokenizer(
-    spec: str, directory: Path, *, base: LanguageModel | None, trust_remote_code: bool
-) -> PreTrainedTokenizerBase:
-    if directory.parent == gguf.cache_directory() / gguf.FORMAT:
-        return gguf.read_converted_tokenizer(directory)
-    if any((directory / file).exists() for file in VOCABULARY_FILES):
-        try:
-            return AutoTokenizer.from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=trust_remote_code
-            )
-        except Exception as error:
-            # What the tokenizers library raises is of no other class.
-            if type(error) is not Exception and not isinstance(error, UNREADABLE):
-                raise
-            raise ValueError(
-                f"the tokenizer in {spec!r} could not be read: {_first_line(error)}"
-            ) from error
-    if base is None:
-        raise ValueError(
-            f"{spec!r} holds no tokenizer: save one beside the model with "
-            "tokenizer.save_pretrained, or pass like= with the vanilla model to use its own"
-        )
-    return base.tokenizer
 
 
 def _base(
@@ -223,7 +208,7 @@ def _base(
         ) from error
 
 
-def _check_config(spec: str, directory: Path, *, trust_remote_code: bool) -> None:
+def _check_config(spec: str, directory: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
     """Refuse, before any weight is read, what is not a decoder-only language model."""
     file = directory / "config.json"
     if not file.exists():
@@ -263,8 +248,7 @@ def _check_config(spec: str, directory: Path, *, trust_remote_code: bool) -> Non
             ) from error
         raise ValueError(
             f"{spec!r} has a configuration (model_type {str(written.get('model_type'))[:40]!r}) "
-            "that "
-            f"transformers {transformers_version} cannot read: {_first_line(error)}"
+            f"that transformers {transformers_version} cannot read: {gguf.first_line(error)}"
         ) from error
     names = config.architectures or []
     if config.is_encoder_decoder or (
@@ -274,21 +258,27 @@ def _check_config(spec: str, directory: Path, *, trust_remote_code: bool) -> Non
             f"{spec!r} holds a {' and '.join(names) or type(config).__name__}, and only text "
             "models with a decoder alone can be loaded (such as LlamaForCausalLM)"
         )
+    return config
 
 
 def _read_weights(
     spec: str,
     directory: Path,
     *,
+    config: PreTrainedConfig,
+    like: LanguageModel | None,
     device: torch.device,
     dtype: torch.dtype | None,
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> PreTrainedModel:
     _check_safetensors(spec, directory, stems=("model", "pytorch_model"), allow_pickle=allow_pickle)
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    packed = "quantization_config" in config
+    packed = getattr(config, "quantization_config", None) is not None
     try:
+        if like is not None and _like_in_memory(like, device=device, dtype=dtype):
+            shared = None if allow_pickle else read_sharing(directory, config, like=like.model)
+            if shared is not None:
+                return shared
         model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
             str(directory),
             dtype=dtype or "auto",
@@ -302,7 +292,7 @@ def _read_weights(
             device_map={"": device} if packed else None,
         )
     except (*UNREADABLE, SafetensorError) as error:
-        raise ValueError(f"{spec!r} could not be loaded: {_first_line(error)}") from error
+        raise ValueError(f"{spec!r} could not be loaded: {gguf.first_line(error)}") from error
     if report["missing_keys"]:
         raise ValueError(
             f"{spec!r} lacks weights for {len(report['missing_keys'])} of its model's parameters, "
@@ -367,7 +357,7 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device {str(device)!r} cannot be used here ({_first_line(error)}): "
+            f"device {str(device)!r} cannot be used here ({gguf.first_line(error)}): "
             "use 'cpu', or 'cuda' where there is a GPU"
         ) from error
 
@@ -379,7 +369,3 @@ def _dtype(dtype: str | torch.dtype | None, *, device: torch.device) -> torch.dt
     if chosen not in DTYPES.values():
         raise ValueError(f"dtype {str(dtype)!r} is not one of {', '.join(DTYPES)}")
     return chosen  # pyright: ignore[reportReturnType]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".: ")

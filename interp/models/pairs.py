@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from interp.models.low_rank import LowRankSum
+
 if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
 
@@ -58,10 +60,10 @@ def share_identical_tensors(vanilla: LanguageModel, unlearned: LanguageModel) ->
     for name, tensor in _tensors(unlearned).items():
         other = theirs.get(name)
         # Parameters that are tied are one object with two names.
-        if other is None or id(tensor) in seen:
+        if other is None or id(tensor) in seen or isinstance(tensor, LowRankSum):
             continue
         seen.add(id(tensor))
-        if tensor.data_ptr() != other.data_ptr() and _same_bits(tensor, other):
+        if tensor.data_ptr() != other.data_ptr() and same_bits(tensor, other):
             tensor.data = other.data
             saved += tensor.nbytes
     return saved
@@ -69,9 +71,9 @@ def share_identical_tensors(vanilla: LanguageModel, unlearned: LanguageModel) ->
 
 def identical(vanilla: LanguageModel, unlearned: LanguageModel) -> bool:
     """Whether every weight of the two models has the same bits (V = U)."""
-    theirs, ours = vanilla.model.state_dict(), unlearned.model.state_dict()
+    theirs, ours = (wrapped.model.state_dict(keep_vars=True) for wrapped in (vanilla, unlearned))
     return theirs.keys() == ours.keys() and all(
-        _same_bits(ours[name].to(tensor.device), tensor) for name, tensor in theirs.items()
+        same_bits(ours[name].to(tensor.device), tensor) for name, tensor in theirs.items()
     )
 
 
@@ -80,7 +82,9 @@ def _tensors(wrapped: LanguageModel) -> dict[str, Tensor]:
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
 
 
-def _same_bits(left: Tensor, right: Tensor) -> bool:
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors are of the same shape, precision and device and have the same bits."""
+    left, right = left.detach(), right.detach()
     if (left.shape, left.dtype, left.device) != (right.shape, right.dtype, right.device):
         return False
     if left.data_ptr() == right.data_ptr() and left.stride() == right.stride():
@@ -88,9 +92,7 @@ def _same_bits(left: Tensor, right: Tensor) -> bool:
     if left.dtype.is_complex or left.dtype == torch.bool:
         return torch.equal(left, right)
     integer = INTEGERS[left.element_size()]
-    return torch.equal(
-        left.detach().contiguous().view(integer), right.detach().contiguous().view(integer)
-    )
+    return torch.equal(left.contiguous().view(integer), right.contiguous().view(integer))
 
 
 def _differences(vanilla: LanguageModel, unlearned: LanguageModel):
@@ -134,6 +136,11 @@ def copy_sharing(model: PreTrainedModel, own: Collection[str]) -> PreTrainedMode
     """
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for name, parameter in model.named_parameters():
-        if name not in own:
-            memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False)
+        if name in own:
+            continue
+        memo[id(parameter)] = (
+            parameter.again()
+            if isinstance(parameter, LowRankSum)
+            else nn.Parameter(parameter.data, requires_grad=False)
+        )
     return copy.deepcopy(model, memo).requires_grad_(False)

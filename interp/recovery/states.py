@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from interp.models.anatomy import Anatomy, LayerParts
 from interp.recovery.batches import Batch
@@ -22,8 +21,7 @@ from interp.recovery.batches import Batch
 class LayerStates:
     """What one layer computed in one run; None where it was not asked for.
 
-    `resid_in` and `resid` are the residual stream before and after the layer, `call` the arguments
-    (without the residual stream) that the model gave to the layer.
+    `resid_in` and `resid` are the residual stream before and after the layer.
     """
 
     resid_in: Float[Tensor, "batch pos d_model"] | None = None
@@ -32,7 +30,6 @@ class LayerStates:
     head: Float[Tensor, "batch pos head_d_head"] | None = None
     mlp_out: Float[Tensor, "batch pos d_model"] | None = None
     resid: Float[Tensor, "batch pos d_model"] | None = None
-    call: tuple[tuple, dict] = field(default=((), {}))
 
 
 @dataclass(kw_only=True)
@@ -43,41 +40,37 @@ class Run:
     final: Float[Tensor, "batch pos d"]
 
 
-def record(
-    anatomy: Anatomy, batch: Batch, names: Collection[str], *, past: Cache | None = None
-) -> Run:
+def record(anatomy: Anatomy, batch: Batch, names: Collection[str]) -> Run:
     """Run a model's body on a batch and keep the named states of every layer.
 
     Args:
         anatomy: of the model to run.
         batch: the questions.
         names: out of the fields of `LayerStates`.
-        past: keys and values of the tokens before the batch; those of the batch are added to it.
     """
     layers = [LayerStates() for _ in anatomy.layers]
     shape = batch.input_ids.shape
     with ExitStack() as stack:
         for parts, states in zip(anatomy.layers, layers, strict=True):
-            for hook in _recording_hooks(parts, states, names, shape):
+            for hook in recording_hooks(parts, states, names, shape):
                 stack.enter_context(hook)
-        inputs = batch.inputs(anatomy.body) | batch.after(past)
-        final = anatomy.body(**inputs).last_hidden_state
+        final = anatomy.body(**batch.inputs(anatomy.body)).last_hidden_state
     return Run(layers=layers, final=final)
 
 
-def _recording_hooks(
+def recording_hooks(
     parts: LayerParts, states: LayerStates, names: Collection[str], shape: torch.Size
 ) -> Iterator[AbstractContextManager[None]]:
+    """Contexts in which a forward of a layer leaves its named states in `states`."""
+
     def keep(name: str, value: Tensor) -> None:
         setattr(states, name, value.view(*shape, value.shape[-1]))
 
-    def keep_call(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        hidden, states.call = split_call(args, kwargs)
-        if "resid_in" in names:
-            keep("resid_in", hidden)
+    def keep_input(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        keep("resid_in", split_call(args, kwargs)[0])
 
-    if {"resid_in", "call"} & set(names):
-        yield removing(parts.layer.register_forward_pre_hook(keep_call, with_kwargs=True))
+    if "resid_in" in names:
+        yield removing(parts.layer.register_forward_pre_hook(keep_input, with_kwargs=True))
     if "attn" in names:
         yield removing(parts.attn_out.register_forward_hook(lambda *run: keep("attn", run[-1])))
     if "coef" in names:

@@ -1,9 +1,9 @@
 """All restorations in one upward pass: the default engine.
 
-A restoration that starts at layer s leaves the layers below as the base model ran them. So the base
-model runs once, its residual stream kept at every layer's input; then the layers are gone up
-once with a batch of rows (restoration × question). At layer s the rows that start there join from
-the kept residual stream; two restorations that agree up to a layer are one row until they part.
+A restoration that starts at layer s leaves the layers below as the base model ran them. So both
+models go up the layers once, and with them a batch of rows (restoration × question). At layer s the
+rows that start there join from the base model's residual stream; two restorations that agree up to
+a layer are one row until they part. One layer's states are in memory at a time.
 
 Work whose result is known is not done:
 
@@ -22,55 +22,19 @@ Everything else is done by the library's own layer code.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.data.trajectories import Trajectory
-from interp.recovery.batches import PaddingSide, grouped_by_prefix, shared_prefix
+from interp.recovery.batches import PaddingSide
+from interp.recovery.engines.budget import Planner, RowBudget
 from interp.recovery.engines.upward import UpwardPass
 from interp.recovery.pair import Pair
 from interp.recovery.scoring import Distance
 from interp.recovery.sites import Restoration
-
-BUDGET_FRACTION = 0.4
-"""Share of a GPU's free memory that rows and recorded states may take."""
-
-GROUP_OVERHEAD = 256
-"""Tokens that could be run in the time that one more group of questions costs."""
-
-SAVED_TOKENS = 64
-"""A shared prefix is run once where that saves so many tokens: it costs more calls of a layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowBudget:
-    """How much is computed at once.
-
-    Attributes:
-        chunk_tokens: tokens per call of a layer. On a CPU what its cache holds, on a GPU what fills
-            it.
-        bytes: memory for the rows' residual streams and the recorded states.
-    """
-
-    chunk_tokens: int
-    bytes: int
-
-    @classmethod
-    def of(cls, device: torch.device) -> RowBudget:
-        """What suits a device now."""
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            return cls(chunk_tokens=1 << 15, bytes=int(free * BUDGET_FRACTION))
-        return cls(chunk_tokens=1800, bytes=1 << 30)
-
-    def halved(self) -> RowBudget:
-        """Half of everything."""
-        return RowBudget(chunk_tokens=max(1, self.chunk_tokens // 2), bytes=self.bytes // 2)
 
 
 def losses(
@@ -89,44 +53,21 @@ def losses(
     Args and result are those of the reference engine (`full.losses`), but for:
 
     Args:
-        budget: how much is computed at once; what suits the device if None. It halves itself when
-            memory runs out.
+        budget: how much is computed at once; what suits the device's free memory if None. It is
+            halved when memory runs out, and what was found by then is kept.
     """
-    device = pair.base.device
-    budget = budget or RowBudget.of(device)
+    budget = budget or RowBudget.of(pair.base.device)
     scorer = pair.scorer(distance, own_precision=own_precision)
     found = torch.empty(len(restorations), len(trajectories), dtype=torch.float64)
-    lengths = [item.scored.stop for item in trajectories]
-    sharing = padding_side == "right"
-    groups = [list(range(len(trajectories)))]
-    if sharing:
-        groups = grouped_by_prefix(trajectories, overhead=GROUP_OVERHEAD)
-    waiting = [
-        (sorted(group, key=lambda index: lengths[index]), list(range(len(restorations))))
-        for group in reversed(groups)
-        if restorations
-    ]
+    planner = Planner(pair, trajectories, padding_side=padding_side)
+    waiting = planner.jobs(len(restorations), budget)[::-1]
     with torch.inference_mode():
         for readout in ("vanilla", "unlearned"):
             if _reads(pair, restorations, readout):
                 scorer.prepare(readout)
         while waiting:
-            questions, rows = waiting.pop()
-            if not questions:
-                continue
-            asked = [trajectories[index] for index in questions]
-            prefix = _shared(asked) if sharing else 0
-            count = _num_questions(pair, asked, prefix, len(rows), budget)
-            if count == 0 and len(rows) > 1:
-                waiting += [
-                    (questions, rows[len(rows) // 2 :]),
-                    (questions, rows[: len(rows) // 2]),
-                ]
-                continue
-            now, later = questions[: max(1, count)], questions[max(1, count) :]
-            waiting.append((later, rows))
-            asked = asked[: len(now)]
-            share = len(now) * len(rows) / len(restorations) / pair.base.num_layers
+            job = waiting.pop()
+            share = len(job.questions) * len(job.rows) / len(restorations) / pair.base.num_layers
             done = 0
 
             def layer_done(share: float = share) -> None:
@@ -137,20 +78,21 @@ def losses(
             try:
                 result = UpwardPass(
                     pair,
-                    asked,
-                    [restorations[row] for row in rows],
+                    [trajectories[index] for index in job.questions],
+                    [restorations[row] for row in job.rows],
                     chunk_tokens=budget.chunk_tokens,
                     padding_side=padding_side,
-                    prefix=_shared(asked) if sharing else 0,
+                    prefix=job.prefix,
                 ).losses(scorer, layer_done)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or (len(now) == len(rows) == 1):
+                if not _out_of_memory(error) or (len(job.questions) == len(job.rows) == 1):
                     raise
                 budget = budget.halved()
                 advance(-done * share)
-                waiting[-1] = (questions, rows)
+                # What was found so far stays; what is left is cut anew.
+                waiting = planner.again([*waiting, job], budget)
                 continue
-            found[torch.tensor(rows)[:, None], torch.tensor(now)] = result
+            found[torch.tensor(job.rows)[:, None], torch.tensor(job.questions)] = result
     return found
 
 
@@ -158,34 +100,6 @@ def _reads(pair: Pair, restorations: Sequence[Restoration], readout: str) -> boo
     """Whether some run's final states are read by that model's unembedding."""
     own = "unlearned" if pair.direction == "restore" else "vanilla"
     return any(("unembed" in item.sites) != (readout == own) for item in restorations)
-
-
-def _shared(trajectories: Sequence[Trajectory]) -> int:
-    """How long a prefix is run once for all: none where that would save next to nothing."""
-    prefix = shared_prefix(trajectories)
-    return prefix if prefix * (len(trajectories) - 1) >= SAVED_TOKENS else 0
-
-
-def _num_questions(
-    pair: Pair, asked: Sequence[Trajectory], prefix: int, num_rows: int, budget: RowBudget
-) -> int:
-    """How many questions, shortest first, the budget holds with so many rows."""
-    layers = pair.base.anatomy.layers
-    d_mlp = max(layers[0].values.get_parameter("weight").shape)
-    d_model = pair.base.model.config.hidden_size
-    # Rows before and after a layer; the two models' recorded states.
-    per_token = (2 * num_rows * d_model + len(layers) * 2 * (2 * d_model + d_mlp)) * (
-        torch.finfo(pair.base.dtype).bits // 8
-    )
-    count = 0
-    for number, item in enumerate(asked, start=1):
-        if (prefix + number * (item.scored.stop - prefix)) * per_token > budget.bytes:
-            break
-        count = number
-    if count == 0:
-        return 0
-    # Even batches: 12 questions where 11 fit are 6 and 6.
-    return math.ceil(len(asked) / math.ceil(len(asked) / count))
 
 
 def _out_of_memory(error: BaseException) -> bool:

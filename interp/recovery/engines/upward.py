@@ -15,22 +15,20 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
 
 from interp.data.trajectories import Trajectory
-from interp.models.anatomy import Anatomy, LayerParts
+from interp.models.anatomy import LayerParts
+from interp.models.low_rank import sums_held
 from interp.recovery.batches import Batch, PaddingSide, make_batch, prefix_batch
+from interp.recovery.engines.course import Course, KeysAndValues, PartialRun, call_layer
 from interp.recovery.pair import Pair
 from interp.recovery.scoring import Scorer
 from interp.recovery.sites import ACTIVATION_SITES, Positions, Restoration
 from interp.recovery.states import (
-    Run,
     blend,
     forward_replaced,
     known,
     parameters_swapped,
-    record,
-    residual_of,
     restored,
 )
 
@@ -70,34 +68,13 @@ class _Segment:
     """A stretch of the questions' tokens, and what the two models computed there."""
 
     batch: Batch
-    base_run: Run
-    donor_run: Run
+    base_run: PartialRun
+    donor_run: PartialRun
 
     @property
     def scored(self) -> Tensor:
         """The scored positions, the batch's axes merged."""
         return self.batch.scored.flatten().nonzero()[:, 0]
-
-
-class _KeysAndValues(DynamicCache):
-    """One layer's keys and values: those of the prefix are kept and put before the others."""
-
-    def __init__(self, num_questions: int) -> None:
-        super().__init__()
-        self._num_questions = num_questions
-        self._prefix: tuple[Tensor, Tensor] | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        if self._prefix is None:
-            self._prefix = key_states, value_states
-            return self._prefix
-        keys, values = (
-            torch.cat([before.repeat_interleave(self._num_questions, dim=0), new], dim=-2)
-            for before, new in zip(self._prefix, (key_states, value_states), strict=True)
-        )
-        return keys, values
 
 
 class UpwardPass:
@@ -113,7 +90,7 @@ class UpwardPass:
         padding_side: PaddingSide,
         prefix: int,
     ) -> None:
-        """Run both models once.
+        """Prepare both models' runs.
 
         Args:
             pair: the base model and the donor.
@@ -133,30 +110,14 @@ class UpwardPass:
         self.num_questions = len(trajectories)
         self.rows_at_once = max(1, chunk_tokens // sum(batch.num_tokens for batch in batches))
         wanted = {site for item in restorations for site in item.layer_sites}
-        own = {"resid_in", "call", "attn", "coef"}
+        own = {"attn", "coef"}
         if any(item.units is not None for item in restorations):
             own.add("head")
-        runs = zip(
-            batches,
-            self._run_through(self.base, batches, own),
-            self._run_through(self.donor, batches, wanted),
-            strict=True,
-        )
+        self.courses = Course(self.base, batches, own), Course(self.donor, batches, wanted)
+        runs = zip(batches, *(course.runs for course in self.courses), strict=True)
         self.segments = [
             _Segment(batch=batch, base_run=base, donor_run=donor) for batch, base, donor in runs
         ]
-
-    def _run_through(self, anatomy: Anatomy, batches: list[Batch], names: set[str]) -> list[Run]:
-        """A model's run of the segments, one after the other."""
-        if len(batches) == 1:
-            return [record(anatomy, batches[0], names)]
-        past = DynamicCache()
-        prefix = record(anatomy, batches[0], names, past=past)
-        past.batch_repeat_interleave(self.num_questions)
-        rest = record(anatomy, batches[1], names, past=past)
-        # The recorded calls name the cache, whose contents nobody reads again.
-        past.layers.clear()
-        return [prefix, rest]
 
     def losses(
         self, scorer: Scorer, layer_done: Callable[[], object]
@@ -169,7 +130,9 @@ class UpwardPass:
         """
         rows: dict[_History, Rows] = {}
         for layer in range(self.base.num_layers):
-            rows = self._up(layer, rows)
+            # The weights of an adapter are merged while their layer runs.
+            with sums_held(self.base.layers[layer].layer, self.donor.layers[layer].layer):
+                rows = self._up(layer, rows)
             layer_done()
         return self._score(scorer, rows).cpu()
 
@@ -186,7 +149,9 @@ class UpwardPass:
         )
 
     def _up(self, layer: int, rows: dict[_History, Rows]) -> dict[_History, Rows]:
-        """The rows after a layer, from the rows before it."""
+        """The rows after a layer, from the rows before it, which are given away."""
+        for course in self.courses:
+            course.up(layer)
         resid_in = tuple(known(item.base_run.layers[layer].resid_in) for item in self.segments)
         work: dict[_Treatment, list[tuple[_History, Rows]]] = {}
         for history in dict.fromkeys(self._history(item, layer) for item in self.restorations):
@@ -204,11 +169,13 @@ class UpwardPass:
                     units=None if history.units is None else history.units[-1],
                 )
             work.setdefault(treatment, []).append((history, before))
+        # From here on each row before the layer lives only until it was used.
+        rows.clear()
         after: dict[_History, Rows] = {}
         for treatment, jobs in work.items():
-            for start in range(0, len(jobs), self.rows_at_once):
-                chunk = jobs[start : start + self.rows_at_once]
-                cache = _KeysAndValues(self.num_questions)
+            while jobs:
+                chunk, jobs[:] = jobs[: self.rows_at_once], jobs[self.rows_at_once :]
+                cache = KeysAndValues(self.num_questions)
                 hidden = [
                     self._run_layer(
                         layer, treatment, place, [row[place] for _, row in chunk], cache
@@ -225,7 +192,7 @@ class UpwardPass:
         treatment: _Treatment,
         place: int,
         rows: Sequence[Tensor],
-        cache: _KeysAndValues,
+        cache: KeysAndValues,
     ) -> Sequence[Float[Tensor, "batch pos d_model"]]:
         """Run a layer on some rows of the segment in a place, all treated alike."""
         segment = self.segments[place]
@@ -305,38 +272,20 @@ class UpwardPass:
         layer: int,
         segment: _Segment,
         hidden: Float[Tensor, "row_batch pos d_model"],
-        cache: _KeysAndValues,
+        cache: KeysAndValues,
     ) -> Float[Tensor, "row_batch pos d_model"]:
-        """The library's own layer, on the base model's arguments repeated for every row."""
-        args, kwargs = segment.base_run.layers[layer].call
+        """The base model's layer, on its own arguments repeated for every row."""
+        call = segment.base_run.calls[layer]
         batch_size = segment.batch.input_ids.shape[0]
-        num_rows = hidden.shape[0] // batch_size
-
-        def repeat(value: object) -> object:
-            """Tensors that belong to the questions, once per row: masks, positions, biases."""
-            if isinstance(value, tuple):
-                return tuple(repeat(item) for item in value)
-            if isinstance(value, Cache):
-                return cache
-            if num_rows == 1 or not isinstance(value, Tensor) or value.ndim < 2:
-                return value
-            # One for all questions broadcasts, but for a mask of one question: XGLM wants it whole.
-            shared = value.shape[0] == 1 and not (batch_size == 1 and value.ndim == 4)
-            if shared or value.shape[0] % batch_size:
-                return value
-            return value.repeat(num_rows, *[1] * (value.ndim - 1))
-
-        kwargs = {key: repeat(value) for key, value in kwargs.items()}
-        return residual_of(
-            self.base.layers[layer].layer(hidden, *(repeat(arg) for arg in args), **kwargs)
-        )
+        module = self.base.layers[layer].layer
+        return call_layer(module, call, hidden, cache, batch_size=batch_size)
 
     def _score(self, scorer: Scorer, rows: dict[_History, Rows]) -> Tensor:
         """Mean losses of the rows above the last layer."""
         segment, last = self.segments[-1], self.base.num_layers - 1
         batch, scored = segment.batch, segment.scored
-        base_final = segment.base_run.final.flatten(0, 1)[scored]
-        donor_final = segment.donor_run.final.flatten(0, 1)[scored]
+        base_final = known(segment.base_run.final).flatten(0, 1)[scored]
+        donor_final = known(segment.donor_run.final).flatten(0, 1)[scored]
         target = donor_final if self.pair.direction == "restore" else base_final
         next_ids = batch.next_ids[batch.scored]
         own, other = "vanilla", "unlearned"

@@ -1,0 +1,147 @@
+"""A checkpoint read beside a model that is in memory already: what is the same is not held twice.
+
+The model starts as one whose every tensor is the other's. Each of the checkpoint's tensors is then
+read, compared and dropped where it has the same bits, so that memory never holds more than the one
+model and what differs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from interp.models.language_model import NOT_HASHED
+from interp.models.pairs import copy_sharing, same_bits
+
+RENAMED = {"embed_out.weight": "lm_head.weight"}
+"""Names in checkpoints for which transformers has others: GPT-NeoX's."""
+
+BLOCK = 1 << 24
+"""Bytes that are compared at a time."""
+
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def read_sharing(
+    directory: Path, config: PreTrainedConfig, *, like: PreTrainedModel
+) -> PreTrainedModel | None:
+    """The checkpoint's model, in the precision of another and on its devices, sharing its memory.
+
+    Args:
+        directory: a checkpoint in safetensors.
+        config: its configuration.
+        like: the model in memory; left untouched.
+
+    Returns:
+        None where the checkpoint is not tensor for tensor a model like the other: its configuration
+        differs in more than names, or the names or shapes of its tensors do.
+
+    Raises:
+        ValueError: a file of weights lies outside the directory.
+        OSError, SafetensorError: a file cannot be read.
+    """
+    if (
+        type(like).__name__ not in (config.architectures or ())
+        or type(like.config) is not type(config)
+        or _function(like.config) != _function(config)
+    ):
+        return None
+    held = like.state_dict(keep_vars=True)
+    stored = {key: (file, shape) for file in _files(directory) for key, shape in _shapes(file)}
+    names = {
+        key: name
+        for key in stored
+        if (name := _name(key, held, like.base_model_prefix)) is not None
+    }
+    counterparts = [held[name] for name in names.values()]
+    # Each tensor in memory has one counterpart; tied ones have several names, of which one is kept.
+    if (
+        len(names) < len(stored)
+        or sorted(map(id, counterparts)) != sorted({id(tensor) for tensor in held.values()})
+        or any(held[name].shape != stored[key][1] for key, name in names.items())
+    ):
+        return None
+    model = copy_sharing(like, own=())
+    for key, name in names.items():
+        other = held[name].detach()
+        blocks = partial(_blocks, stored[key][0], key, other)
+        if not all(same_bits(block, other[rows]) for rows, block in blocks()):
+            tensor = torch.empty_like(other)
+            for rows, block in blocks():
+                tensor[rows] = block
+            _put(model, name, tensor)
+    model.config.name_or_path = str(directory)
+    for token in TOKENS:
+        setattr(model.config, token, getattr(config, token, None))
+    model.generation_config = (
+        GenerationConfig.from_pretrained(str(directory), local_files_only=True)
+        if (directory / "generation_config.json").exists()
+        else GenerationConfig.from_model_config(config)
+    )
+    return model
+
+
+def _blocks(file: Path, key: str, other: Tensor) -> Iterator[tuple[Any, Tensor]]:
+    """A stored tensor, some rows at a time, in the precision of another of its shape.
+
+    The file is opened anew for each, as what was read of an open file stays in memory.
+    """
+    step = max(1, BLOCK * max(1, len(other)) // max(1, other.nbytes)) if other.ndim else 1
+    for start in range(0, len(other) if other.ndim else 1, step):
+        rows = slice(start, start + step) if other.ndim else ...
+        with safe_open(file, framework="pt") as opened:
+            yield rows, opened.get_slice(key)[rows].to(dtype=other.dtype, device=other.device)
+
+
+def _put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+    """Give a parameter or buffer other contents; parameters tied to it have them too."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    if own in module._buffers:
+        module._buffers[own] = tensor
+    elif type(module._parameters[own]) is nn.Parameter:
+        module.get_parameter(own).data = tensor
+    else:
+        module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _function(config: PreTrainedConfig) -> dict[str, object]:
+    """What a configuration says about the function that the model computes."""
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in NOT_HASHED and not key.startswith("_") and value is not None
+    }
+
+
+def _files(directory: Path) -> list[Path]:
+    whole = directory / "model.safetensors"
+    if whole.exists():
+        return [whole]
+    index = directory / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{str(index)!r} names a file elsewhere: {name!r}")
+    return [directory / name for name in sorted(names)]
+
+
+def _shapes(file: Path) -> list[tuple[str, tuple[int, ...]]]:
+    with safe_open(file, framework="pt") as opened:
+        return [(key, tuple(opened.get_slice(key).get_shape())) for key in opened.keys()]  # noqa: SIM118
+
+
+def _name(key: str, held: Collection[str], prefix: str) -> str | None:
+    """A stored tensor's name in the model: the same, with the body's before it, or renamed."""
+    for name in (key, f"{prefix}.{key}", RENAMED.get(key)):
+        if name in held:
+            return name
+    return None

@@ -1,0 +1,103 @@
+"""A checkpoint's tokenizer."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from interp.models import gguf
+from interp.models.language_model import LanguageModel
+
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+
+TOKENIZER_FILES = {
+    *VOCABULARY_FILES,
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+}
+
+UNREADABLE = (*gguf.UNREADABLE, ImportError)
+"""What a damaged file of a checkpoint makes its readers raise."""
+
+
+def read_tokenizer(
+    spec: str, directory: Path, *, base: LanguageModel | None, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer; the base's own where the checkpoint has none, or the same one.
+
+    Args:
+        spec: what the checkpoint is called in an error.
+        directory: the checkpoint.
+        base: the model that it belongs to.
+        trust_remote_code: run tokenizer code that comes with it.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    if directory.parent == gguf.cache_directory() / gguf.FORMAT:
+        return gguf.read_converted_tokenizer(directory)
+    if base is not None and _holds_tokenizer(directory, base.tokenizer):
+        return base.tokenizer
+    if any((directory / file).exists() for file in VOCABULARY_FILES):
+        try:
+            return AutoTokenizer.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+            )
+        except Exception as error:
+            # What the tokenizers library raises is of no other class.
+            if type(error) is not Exception and not isinstance(error, UNREADABLE):
+                raise
+            raise ValueError(
+                f"the tokenizer in {spec!r} could not be read: {gguf.first_line(error)}"
+            ) from error
+    if base is None:
+        raise ValueError(
+            f"{spec!r} holds no tokenizer: save one beside the model with "
+            "tokenizer.save_pretrained, or pass like= with the vanilla model to use its own"
+        )
+    return base.tokenizer
+
+
+def _holds_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a directory's files are those that a tokenizer in memory would write.
+
+    One with a large vocabulary takes hundreds of megabytes, and seconds to be read.
+    """
+    written = {entry.name for entry in directory.iterdir()} & TOKENIZER_FILES
+    with TemporaryDirectory() as scratch:
+        tokenizer.save_pretrained(scratch)
+        if {entry.name for entry in Path(scratch).iterdir()} != written:
+            return False
+        return all(
+            _tokenizer_settings(directory / name) == _tokenizer_settings(Path(scratch) / name)
+            if name == "tokenizer_config.json"
+            else filecmp.cmp(directory / name, Path(scratch) / name, shallow=False)
+            for name in written
+        )
+
+
+def _tokenizer_settings(file: Path) -> object:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if not isinstance(settings, dict):
+        return None
+    # Where it was read from does not count.
+    origin = {"is_local", "local_files_only", "name_or_path"}
+    return {key: value for key, value in settings.items() if key not in origin}
