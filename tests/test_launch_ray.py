@@ -136,11 +136,15 @@ def disturbed(monkeypatch):
     return moments, seen
 
 
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 def kill_one(rng: random.Random) -> None:
     """Kill a worker, if there is any."""
     if found := sorted(workers()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(rng.choice(found), signal.SIGKILL)
+        kill(rng.choice(found))
 
 
 def test_a_worker_is_killed(here, expected, tmp_path, disturbed, capfd, monkeypatch):
@@ -283,6 +287,12 @@ def test_settings_of_the_launcher():
     assert "no unlearned models" in refusal(lambda: run(models=[]))
 
 
+def test_no_cluster():
+    for address in ("nonsense", "127.0.0.1:1", "ray://127.0.0.1:1"):
+        message = refusal(lambda address=address: cluster._check_reachable(address))
+        assert f"no Ray cluster answers at {address!r}" in message
+
+
 def test_room():
     """Workers per machine: by CPUs, by GPUs, by parts of GPUs; the dead give none."""
 
@@ -322,29 +332,36 @@ def test_shards_are_neighbours_and_all():
 def test_workers_are_killed_at_random_moments(here, expected, tmp_path, disturbed):
     moments, lost = disturbed
     rng = random.Random(0)
-    at_start = at_work = 0
+    work: list[Task | None] = []
     for number in range(20):
         moments.clear()
         lost.clear()
         strikes = []
 
-        def strike(after: float, strikes=strikes) -> None:
-            strikes.append(threading.Timer(after, kill_one, args=[rng]))
-            strikes[-1].start()
+        def soon(strikes=strikes) -> None:
+            """A cell takes some 20 ms; to look for workers takes longer."""
+            if found := sorted(workers()):
+                after, victim = rng.uniform(0, 0.03), rng.choice(found)
+                strikes.append(threading.Timer(after, kill, [victim]))
+                strikes[-1].start()
 
-        # A cell takes some 20 ms, a worker some seconds to start.
+        def while_they_start(after: float) -> None:
+            wait_for(workers)
+            time.sleep(after)
+            kill_one(rng)
+
         for _ in range(rng.choice([1, 2])):
-            moments[rng.randrange(1, NUM_CELLS)] = lambda strike=strike: strike(rng.uniform(0, 0.1))
+            moments[rng.randrange(1, NUM_CELLS - 4)] = soon
         if rng.random() < 0.5:
-            strike(rng.uniform(0, 6))
+            strikes.append(threading.Thread(target=while_they_start, args=[rng.uniform(0, 3)]))
+            strikes[-1].start()
         assert_equal(run(tmp_path / str(number)), expected)
         assert_equal(read_losses(tmp_path / str(number)), expected)
-        for timer in strikes:
-            timer.join()
-        at_start += lost.count(None)
-        at_work += len(lost) - lost.count(None)
-    assert at_start + at_work >= 15
-    assert at_work >= 8
+        for strike in strikes:
+            strike.join()
+        work += lost
+    assert work.count(None) >= 2
+    assert len(work) - work.count(None) >= 10
 
 
 @pytest.mark.slow
@@ -405,7 +422,7 @@ def test_the_driver_is_lost(here, disk, expected, tmp_path, address):
         wait_for(lambda: len(list(shards.glob("*.parquet"))) >= 3)
         left = workers(driver.pid if address == "local" else None)
         driver.kill()
-    assert len(left) == 2
+    assert left
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in left))
     before = {file: file.stat().st_mtime_ns for file in shards.glob("*.parquet")}
     assert 3 <= len(before) < NUM_CELLS

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -210,15 +211,13 @@ def cluster(
     needs = {"CPU": 1.0, "GPU": gpus_per_worker} if gpus_per_worker else {"CPU": num_threads}
     own = not ray.is_initialized()
     if own:
-        try:
-            ray.init(
-                address=address,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"no Ray cluster could be reached at {address!r}") from error
+        _check_reachable(address)
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     hands = None
     try:
         room = _room(ray.nodes(), needs, num_workers)
@@ -247,6 +246,20 @@ def cluster(
             hands.stop()
         if own:
             ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise ValueError if nothing answers there; Ray itself would try for minutes."""
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address!r}: give HOST:PORT of the machine where "
+            "`ray start --head` was run"
+        ) from error
 
 
 def _room(nodes: list[dict[str, Any]], needs: Mapping[str, float], num_workers: int | None) -> int:
