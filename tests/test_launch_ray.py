@@ -350,9 +350,14 @@ def test_workers_are_killed_at_random_moments(here, expected, tmp_path, disturbe
             time.sleep(after)
             kill_one(rng)
 
+        def both_ready() -> None:
+            wait_for(lambda: sum("start" not in title for title in workers().values()) == 2)
+
         for _ in range(rng.choice([1, 2])):
-            moments[rng.randrange(1, NUM_CELLS - 4)] = soon
-        if rng.random() < 0.5:
+            moments[rng.randrange(2, NUM_CELLS - 4)] = soon
+        if rng.random() < 0.6:
+            moments[1] = both_ready
+        else:
             strikes.append(threading.Thread(target=while_they_start, args=[rng.uniform(0, 3)]))
             strikes[-1].start()
         assert_equal(run(tmp_path / str(number)), expected)
