@@ -118,13 +118,10 @@ def disturbed(monkeypatch):
     keep, lost = launch.Losses.keep, Hands._lost
     moments: dict[int, Callable[[], object]] = {}
     seen: list[Task | None] = []
-    num_kept = 0
 
     def keep_and_do(self, *args):
-        nonlocal num_kept
         keep(self, *args)
-        num_kept += 1
-        if action := moments.pop(num_kept, None):
+        if action := moments.pop(len(self._tables), None):
             action()
 
     def note(self, hand, task):
