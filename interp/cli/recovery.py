@@ -66,6 +66,10 @@ def sweep(
     dtype: OptionalName = None,
     device: OptionalName = None,
     shard: Annotated[str, arg(metavar="I/N")] = "1/1",
+    launcher: Name = "local",
+    address: Annotated[str | None, arg(metavar="HOST:PORT")] = None,
+    num_workers: Annotated[int | None, arg(metavar="INT")] = None,
+    gpus_per_worker: Annotated[float | None, arg(metavar="FLOAT")] = None,
 ) -> None:
     """Restore every window of layers of an unlearned model and store the losses.
 
@@ -93,13 +97,25 @@ def sweep(
         dtype: float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's own.
         device: cpu, cuda, cuda:1; a GPU if there is one.
         shard: Measure only the I-th of N parts of the work, for batch systems.
+        launcher: local (this process), or ray (workers of a Ray cluster; see docs/clusters.md).
+        address: The Ray cluster; by default that of this machine, else one made for this command.
+        num_workers: Ray workers; as many as there is room for by default.
+        gpus_per_worker: Part of a GPU that a Ray worker takes, 0 to 1; 1 by default if the vanilla
+            model is on one here.
     """
     import interp
-    from interp.launch import check_shard
+    from interp.launch import check_launcher, check_shard
     from interp.recovery.sweep import SweepConfig
 
     part = shard_of(shard)
     check_shard(part)
+    where: dict[str, Any] = {
+        "launcher": launcher,
+        "address": address,
+        "num_workers": num_workers,
+        "gpus_per_worker": gpus_per_worker,
+    }
+    check_launcher(**where)
     settings: dict[str, Any] = {
         "sites": sites,
         "window": window,
@@ -113,17 +129,16 @@ def sweep(
     own = tuple(site for site in sites if "." not in site)
     SweepConfig(**{**settings, "sites": own or ("coef",)})
     asked = interp.queries(queries, languages=languages, limit=limit)
-    loaded = interp.load(vanilla, device=device, dtype=dtype)
-    for spec in unlearned:
-        interp.sweep(
-            loaded,
-            interp.load(spec, like=loaded),
-            asked,
-            num_tokens=num_tokens,
-            out=out,
-            shard=part,
-            **settings,
-        )
+    interp.sweep(
+        interp.load(vanilla, device=device, dtype=dtype),
+        unlearned,
+        asked,
+        num_tokens=num_tokens,
+        out=out,
+        shard=part,
+        **settings,
+        **where,
+    )
     print(f"losses in {out / 'losses'}; next: interp krs {out}, interp figures {out}")
 
 

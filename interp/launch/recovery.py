@@ -1,0 +1,100 @@
+"""What a sweep measured, and how to look at it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from interp.data.trajectories import Trajectory
+from interp.recovery.krs import krs_table
+from interp.results import read_losses
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from interp.figures import Explorer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recovery:
+    """What a sweep measured.
+
+    Attributes:
+        losses: one row per (unlearned model, language, question, site, layer); the columns are
+            those of `recovery.sweep.COLUMNS`.
+    """
+
+    losses: pd.DataFrame
+
+    def krs(self, *, variant: str | None = None, by: Sequence[str] = ("language",)) -> pd.DataFrame:
+        """The knowledge recovery score per language, site and layer, with bootstrap intervals.
+
+        See `recovery.krs.krs_table`.
+        """
+        return krs_table(self.losses, variant=variant, by=by)
+
+    def heatmap(self, *, title: str | None = None) -> Figure:
+        """Language × layer, one facet per site. See `figures.heatmap`."""
+        from interp import figures
+
+        return figures.heatmap(self.krs(), title=title)
+
+    def lines(self, *, title: str | None = None) -> Figure:
+        """KRS over layers with intervals, one facet per language. See `figures.lines`."""
+        from interp import figures
+
+        return figures.lines(self.krs(), title=title)
+
+    def explore(
+        self,
+        answers: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+        trajectories: Sequence[Trajectory] | None = None,
+        *,
+        title: str | None = None,
+    ) -> Explorer:
+        """The heatmap to click through, with the questions behind each cell; Jupyter shows it.
+
+        `.write("explore.html")` makes one file that opens without a network.
+
+        Args:
+            answers: what V, U and R answer, for the cells where R answered: the columns language,
+                query_id, concept, prompt, vanilla, unlearned, restored, site and layer. Where there
+                are several unlearned models: a table each, by the model's name.
+            trajectories: V's answers on which the losses were measured, with their questions.
+            title: above all of it.
+
+        Raises:
+            ValueError: `answers` do not fit the losses; see `figures.explore`.
+        """
+        from interp import figures
+
+        questions = None
+        if trajectories:
+            questions = pd.DataFrame(
+                [
+                    {
+                        "language": item.query.language,
+                        "concept": item.query.concept,
+                        "query_id": item.query.id,
+                        "prompt": item.query.prompt,
+                        "answer": item.answer,
+                    }
+                    for item in trajectories
+                ],
+            )
+        return figures.explore(
+            self.losses, self.krs(), questions=questions, answers=answers, title=title
+        )
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Recovery:
+        """What the sweeps in a run directory measured.
+
+        Raises:
+            ValueError: it is no run directory, or holds no losses.
+        """
+        return cls(losses=read_losses(path))
