@@ -11,7 +11,9 @@ import torch
 
 from interp.data.trajectories import Trajectory, hong2024
 from interp.models.language_model import LanguageModel
+from interp.models.precision import Dtype, check_dtype, check_possible, precision
 from interp.recovery.engines import ENGINES
+from interp.recovery.noise import rounding_losses
 from interp.recovery.pair import Direction, Pair
 from interp.recovery.scoring import Distance, check_distance
 from interp.recovery.sites import (
@@ -70,6 +72,7 @@ class SweepConfig:
         direction: `restore` (V's parts into U) or `corrupt` (U's parts into V).
         distance: `logit_mse`, `kl` or `answer_logprob`.
         remote: True runs the forwards of the engine `nnsight` on NDIF, "local" simulates that.
+        dtype: the precision computed in, see `models.precision`; None for the models' own.
     """
 
     sites: tuple[str, ...] = DEFAULT_SITES
@@ -80,6 +83,7 @@ class SweepConfig:
     direction: Direction = "restore"
     distance: Distance = "logit_mse"
     remote: Remote = False
+    dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -104,6 +108,9 @@ class SweepConfig:
             raise ValueError(f"unknown remote {self.remote!r}; valid are False, True and 'local'")
         if self.remote and self.engine != "nnsight":
             raise ValueError(f"remote= needs engine='nnsight', not {self.engine!r}")
+        check_dtype(self.dtype)
+        if self.dtype == "mixed" and self.engine not in ("layered", "full"):
+            raise ValueError(f"dtype 'mixed' needs the engine layered or full, not {self.engine!r}")
         if self.variant == "hong2024" and self.positions != "all":
             raise ValueError("the variant hong2024 restores all positions; use positions='all'")
         if self.variant == "hong2024" and self.distance == "answer_logprob":
@@ -111,6 +118,10 @@ class SweepConfig:
                 "the variant hong2024 scores a position that predicts no answer token; "
                 "use the distance logit_mse or kl, or the variant paper"
             )
+
+    def dtype_of(self, model: LanguageModel) -> str:
+        """The precision computed in, by name: that of the model if none is set."""
+        return self.dtype or str(model.dtype).removeprefix("torch.")
 
     def restorations(self, num_layers: int) -> list[Restoration]:
         """Every window of every site.
@@ -136,8 +147,16 @@ class SweepConfig:
     def check_models(self, *models: LanguageModel) -> None:
         """Raise ValueError where a site does not suit the models.
 
-        It names a unit that there is not, or is a parameter site of packed (quantised) weights.
+        It names a unit that there is not, or is a parameter site of packed (quantised) weights. Or
+        the models cannot be computed with: `dtype` is not theirs, or weights are offloaded.
         """
+        check_possible(self.dtype, *models)
+        for model in models:
+            if not self.remote and any(value.is_meta for value in model.model.parameters()):
+                raise ValueError(
+                    f"{model.name!r} has weights that are offloaded from the device that computes: "
+                    "load it where it fits, such as on more GPUs with device='auto', or on the CPU"
+                )
         names = [SiteName.parse(site) for site in self.sites]
         for name in names:
             for unit in name.units or ():
@@ -182,15 +201,16 @@ def measure(
     restorations = config.restorations(pair.vanilla.num_layers)
     scored = [item for item in trajectories if item.scored]
     advance(len(trajectories) - len(scored))
-    unlearned_losses, restored_losses, self_losses = _losses(
-        pair, scored, restorations, config, advance
-    )
+    with precision(config.dtype, (pair.vanilla, pair.unlearned)):
+        unlearned_losses, restored_losses, self_losses = _losses(
+            pair, scored, restorations, config, advance
+        )
     place = {id(item): index for index, item in enumerate(scored)}
     constants = {
         "vanilla": pair.vanilla.name,
         "unlearned": pair.unlearned.name,
         "engine": config.engine,
-        "dtype": str(pair.base.dtype).removeprefix("torch."),
+        "dtype": config.dtype_of(pair.base),
         **{key: asdict(config)[key] for key in ("variant", "direction", "distance", "positions")},
     }
     rows = []
@@ -225,7 +245,11 @@ def _losses(
     config: SweepConfig,
     advance: Callable[[float], object],
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """loss(V, U), loss(V, R) and, per site, loss(V, V patched with its own states)."""
+    """loss(V, U), loss(V, R) and, per site, loss(V, V patched with its own states).
+
+    The last is what the engine finds between runs in the precision used; below float32, what that
+    precision makes of V is added (see `noise`), unless V is hosted elsewhere.
+    """
     engine = ENGINES[config.engine]
     options = {
         "distance": config.distance,
@@ -249,7 +273,10 @@ def _losses(
     for restoration in restorations:
         by_site.setdefault(restoration.site, []).append(restoration)
     middle = [found[len(found) // 2] for found in by_site.values()]
-    alone = engine(pair.with_itself(), scored[:NUM_SELF_PATCHED], middle, **options)
+    few = scored[:NUM_SELF_PATCHED]
+    alone = engine(pair.with_itself(), few, middle, **options)
+    if config.dtype_of(pair.vanilla) != "float32" and not config.remote:
+        alone = alone.abs() + rounding_losses(pair.vanilla, few, config.distance)
     return (
         unlearned_losses,
         restored_losses,
