@@ -97,7 +97,10 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's first parameter."""
+        """The device of the first parameter, an embedding: where token ids are wanted.
+
+        A model loaded with `device="auto"` has its layers on others too.
+        """
         return self.model.device
 
     @property

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,8 @@ def load(
         like: the vanilla model. It is the base of an adapter, lends its tokenizer to a directory
             without one, and sets the device and dtype. The pair must match, and tensors that are
             identical then share the vanilla model's memory, so train neither afterwards.
-        device: where to put the model; a GPU if there is one, else the CPU.
+        device: where to put the model; a GPU if there is one, else the CPU. "auto" spreads the
+            layers over all GPUs, and needs the package accelerate.
         dtype: "float32", "bfloat16" or "float16"; float32 on the CPU, else the checkpoint's own.
         trust_remote_code: run model code that comes with the checkpoint.
         allow_pickle: read weights from pickled files where there are no safetensors.
@@ -94,10 +96,12 @@ def load(
         _check_finite(loaded.name, loaded.model)
     else:
         place = like.device if like and device is None else _device(device)
+        spread = getattr(like.model, "hf_device_map", {}) if like and device is None else {}
         loaded = _read(
             os.fspath(spec),
             like=like,
             device=place,
+            device_map="auto" if device == "auto" else spread if len(spread) > 1 else None,
             dtype=like.dtype if like and dtype is None else _dtype(dtype, device=place),
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
@@ -116,12 +120,14 @@ def _read(
     *,
     like: LanguageModel | None,
     device: torch.device,
+    device_map: str | dict[str, Any] | None,
     dtype: torch.dtype | None,
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> LanguageModel:
     settings: dict[str, Any] = {
         "device": device,
+        "device_map": device_map,
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
@@ -139,7 +145,7 @@ def _read(
         if like is not None:
             # Merging writes into weights, and the vanilla model's must stay as they are.
             model = copy.deepcopy(model)
-            model.to(device=device, dtype=dtype)  # pyright: ignore[reportCallIssue]
+            model.to(device=None if device_map else device, dtype=dtype)  # pyright: ignore
         model = merge_adapter(directory, config, model=model, base_name=base.name)
     else:
         _check_config(spec, directory, trust_remote_code=trust_remote_code)
@@ -266,6 +272,7 @@ def _read_weights(
     directory: Path,
     *,
     device: torch.device,
+    device_map: str | dict[str, Any] | None,
     dtype: torch.dtype | None,
     trust_remote_code: bool,
     allow_pickle: bool,
@@ -284,7 +291,7 @@ def _read_weights(
             # Reported below, by name, instead of by a table on stderr.
             ignore_mismatched_sizes=True,
             # Packed weights cannot be moved once they are loaded.
-            device_map={"": device} if packed else None,
+            device_map=device_map or ({"": device} if packed else None),
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ValueError(f"{spec!r} could not be loaded: {_first_line(error)}") from error
@@ -299,7 +306,14 @@ def _read_weights(
             f"{spec!r} has weights of another shape than its config.json says: {name} is "
             f"{tuple(found)} instead of {tuple(expected)}"
         )
-    return model if packed else model.to(device)
+    if device_map is None:
+        return model if packed else model.to(device)
+    if any(value.is_meta for value in model.parameters()):
+        raise ValueError(
+            f"{spec!r} does not fit on the GPUs here: load it with dtype='bfloat16', on more GPUs, "
+            "or with device='cpu'"
+        )
+    return model
 
 
 def _check_safetensors(
@@ -329,7 +343,9 @@ def _check_finite(spec: str, model: PreTrainedModel) -> None:
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
+    if device == "auto" and find_spec("accelerate") is None:
+        raise ImportError("device='auto' needs the package accelerate: pip install accelerate")
+    if device in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=device).device
