@@ -21,8 +21,10 @@ from interp.data.query import Query
 from interp.data.trajectories import Trajectory, trajectories
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair, identical
+from interp.models.precision import Dtype
 from interp.recovery.krs import krs_table
 from interp.recovery.names import site_name
+from interp.recovery.noise import warn_of_noise
 from interp.recovery.pair import Direction, Pair
 from interp.recovery.scoring import Distance
 from interp.recovery.sites import Positions
@@ -138,6 +140,7 @@ def sweep(
     direction: Direction = "restore",
     distance: Distance = "logit_mse",
     remote: Remote = False,
+    dtype: Dtype | None = None,
     out: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] = (1, 1),
     progress: bool = True,
@@ -160,6 +163,10 @@ def sweep(
         distance: `logit_mse`, `kl` or `answer_logprob`.
         remote: with the engine `nnsight`, True runs the forwards on NDIF, where V is hosted, and
             needs a key of it and a U that is a LoRA adapter on V; "local" simulates that here.
+        dtype: the models' own precision if None, "float32", "bfloat16" or "float16"; or "tf32" or
+            "bf32" for rounded matrix products of float32 models, "mixed" for bfloat16 models scored
+            in float32, see `models.precision`. Where its noise floor exceeds the effect, a warning
+            says so.
         out: a run directory. What it holds already is not measured again. It may take several
             unlearned models, one call each.
         shard: (i, n): only every n-th cell, starting with the i-th (from 1).
@@ -181,6 +188,7 @@ def sweep(
         direction=direction,
         distance=distance,
         remote=remote,
+        dtype=dtype,
     )
     config.restorations(vanilla.num_layers)
     check_shard(shard)
@@ -227,7 +235,10 @@ def sweep(
             tables.append(table)
     if not tables:
         raise ValueError(f"shard {shard[0]}/{shard[1]} holds no cells; there are too many shards")
-    return Recovery(losses=pd.concat(tables, ignore_index=True))
+    recovery = Recovery(losses=pd.concat(tables, ignore_index=True))
+    if config.dtype_of(pair.base) != "float32":
+        warn_of_noise(recovery.krs())
+    return recovery
 
 
 def check_shard(shard: tuple[int, int]) -> None:
@@ -264,14 +275,13 @@ def _open(
             fields | ({"answer_ids": item.answer_ids} if given else {"num_tokens": num_tokens})
         )
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    settings = asdict(config)
+    settings = asdict(config) | {"dtype": config.dtype_of(pair.base)}
     if not config.remote:
         del settings["remote"]
     store = RunDirectory(
         out,
         {
             "vanilla": pair.vanilla.name,
-            "dtype": str(pair.base.dtype).removeprefix("torch."),
             "num_queries": len(answers),
             "queries": digest,
             **settings,

@@ -90,12 +90,16 @@ def sweep(
         positions: Where states are restored: all, prompt or answer.
         direction: restore (vanilla parts into the unlearned model), or corrupt (the reverse).
         distance: logit_mse, kl or answer_logprob.
-        dtype: float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's own.
-        device: cpu, cuda, cuda:1; a GPU if there is one.
+        dtype: float32, bfloat16 or float16; tf32 or bf32 for float32 with rounded matrix products
+            (on a GPU, on a CPU with bfloat16 units); mixed for bfloat16 scored in float32. float32
+            on a CPU, else the checkpoint's own.
+        device: cpu, cuda, cuda:1, or auto to spread the layers over several GPUs; a GPU if there is
+            one.
         shard: Measure only the I-th of N parts of the work, for batch systems.
     """
     import interp
     from interp.launch import check_shard
+    from interp.models.precision import WEIGHTS
     from interp.recovery.sweep import SweepConfig
 
     part = shard_of(shard)
@@ -108,12 +112,13 @@ def sweep(
         "positions": positions,
         "direction": direction,
         "distance": distance,
+        "dtype": dtype,
     }
     # Names of other libraries are read with the model, in `sweep`.
     own = tuple(site for site in sites if "." not in site)
     SweepConfig(**{**settings, "sites": own or ("coef",)})
     asked = interp.queries(queries, languages=languages, limit=limit)
-    loaded = interp.load(vanilla, device=device, dtype=dtype)
+    loaded = interp.load(vanilla, device=device, dtype=None if dtype is None else WEIGHTS[dtype])
     for spec in unlearned:
         interp.sweep(
             loaded,
