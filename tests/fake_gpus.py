@@ -58,6 +58,8 @@ def spread(model: nn.Module, num_first: int) -> LanguageModel:
     for name, module in model.named_modules():
         if module._parameters and not any(name.startswith(f"{layer}.") for layer in places):
             early = any(part in name for part in ("emb", "wte", "wpe", "project_in"))
+            # A tied unembedding stays with the embedding.
+            early |= module is wrapped.anatomy.unembed and model.config.tie_word_embeddings
             places.setdefault(name, "gpu:0" if early else "gpu:1")
     for module in model.modules():
         _move(module._buffers, "gpu:0")

@@ -211,6 +211,8 @@ def test_settings_that_are_refused():
         SweepConfig(dtype="int8")
     with pytest.raises(ValueError, match="'mixed' needs the engine layered or full"):
         SweepConfig(dtype="mixed", engine="nnsight")
+    with pytest.raises(ValueError, match="leave out dtype="):
+        SweepConfig(dtype="float32", engine="nnsight", remote="local")
 
 
 def test_a_sweep_says_its_precision(tmp_path):

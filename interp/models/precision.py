@@ -7,7 +7,8 @@ is done with them, only inside `precision(…)`:
 - `bf32`: float32 models whose matrix products keep 7, on a CPU's bfloat16 matrix units;
 - `mixed`: bfloat16 models of which the final norm and the unembedding compute in float32.
 
-In the first two as well the final norm and the unembedding are computed in plain float32.
+In the first two as well the final norm and the unembedding are computed in plain float32. Whatever
+the process has set for the products of float32 matrices does not count inside the block.
 """
 
 from __future__ import annotations
@@ -42,10 +43,18 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def check_possible(dtype: Dtype | None, *models: LanguageModel) -> None:
-    """Raise ValueError where models cannot be computed with in this precision."""
-    if dtype is None:
-        return
+    """Raise ValueError where models cannot be computed with in this precision.
+
+    `dtype` is not of their weights or this machine cannot do it, or weights are offloaded.
+    """
     for model in models:
+        if any(value.is_meta for value in model.model.parameters()):
+            raise ValueError(
+                f"{model.name!r} has weights that are offloaded from the device that computes: "
+                "load it where it fits, such as on more GPUs with device='auto', or on the CPU"
+            )
+        if dtype is None:
+            continue
         if model.dtype != WEIGHTS[dtype]:
             wanted = _name(WEIGHTS[dtype])
             raise ValueError(

@@ -108,6 +108,8 @@ class SweepConfig:
             raise ValueError(f"unknown remote {self.remote!r}; valid are False, True and 'local'")
         if self.remote and self.engine != "nnsight":
             raise ValueError(f"remote= needs engine='nnsight', not {self.engine!r}")
+        if self.remote and self.dtype is not None:
+            raise ValueError("with remote= the models' own precision is used: leave out dtype=")
         check_dtype(self.dtype)
         if self.dtype == "mixed" and self.engine not in ("layered", "full"):
             raise ValueError(f"dtype 'mixed' needs the engine layered or full, not {self.engine!r}")
@@ -148,15 +150,10 @@ class SweepConfig:
         """Raise ValueError where a site does not suit the models.
 
         It names a unit that there is not, or is a parameter site of packed (quantised) weights. Or
-        the models cannot be computed with: `dtype` is not theirs, or weights are offloaded.
+        the models cannot be computed with so, see `models.precision.check_possible`.
         """
-        check_possible(self.dtype, *models)
-        for model in models:
-            if not self.remote and any(value.is_meta for value in model.model.parameters()):
-                raise ValueError(
-                    f"{model.name!r} has weights that are offloaded from the device that computes: "
-                    "load it where it fits, such as on more GPUs with device='auto', or on the CPU"
-                )
+        if not self.remote:
+            check_possible(self.dtype, *models)
         names = [SiteName.parse(site) for site in self.sites]
         for name in names:
             for unit in name.units or ():

@@ -3,6 +3,13 @@
 Questions that begin with the same tokens are two segments: the prefix, one row for all of them, and
 the rest, whose attention reads the prefix's keys and values. Under a restoration the prefix has one
 course too, whatever follows it.
+
+Layers may live on several devices: rows go where a layer lives, known states where they are put in.
+Nothing between the start of a pass and its end looks at a value, so that the CPU queues the layers
+of a GPU without waiting for them; the losses are fetched once. Layers are not compiled and not
+captured as CUDA graphs: both want the same shapes at every call, and here rows join and leave at
+every layer, while the hooks and swapped forwards that restore a site are Python. What a graph would
+save, the launches of kernels, is small beside chunks that fill a GPU.
 """
 
 from __future__ import annotations
