@@ -148,7 +148,7 @@ def main(num_vanilla: int, num_unlearned: int, architecture: str) -> None:
                     pair,
                     items,
                     RESTORATIONS,
-                    chunk_tokens=100,
+                    chunk_tokens=1 << 20,
                     padding_side="right",
                     prefix=prefix,
                 )

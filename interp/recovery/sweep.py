@@ -13,11 +13,10 @@ from interp.data.trajectories import Trajectory, hong2024
 from interp.models.language_model import LanguageModel
 from interp.models.precision import Dtype, check_dtype, check_possible, precision
 from interp.recovery.engines import ENGINES
-from interp.recovery.noise import rounding_losses
+from interp.recovery.noise import measured, rounding_of_scores
 from interp.recovery.pair import Direction, Pair
 from interp.recovery.scoring import Distance, check_distance
 from interp.recovery.sites import (
-    NOTHING,
     PARAMETER_SITES,
     UNIT_SITES,
     Positions,
@@ -244,8 +243,8 @@ def _losses(
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """loss(V, U), loss(V, R) and, per site, loss(V, V patched with its own states).
 
-    The last is what the engine finds between runs in the precision used; below float32, what that
-    precision makes of V is added (see `noise`), unless V is hosted elsewhere.
+    The last is what the engine finds between runs in the precision used. Below float32, that share
+    of loss(V, U) is added by which rounding moves a score (see `noise`), unless V is hosted.
     """
     engine = ENGINES[config.engine]
     options = {
@@ -256,14 +255,8 @@ def _losses(
     if not scored:
         empty = torch.empty(len(restorations), 0)
         return empty, empty, {item.site: empty for item in restorations}
-    if config.direction == "restore":
-        found = engine(pair, scored, [NOTHING, *restorations], advance=advance, **options)
-        unlearned_losses, restored_losses = found[:1], found[1:]
-    else:
-        restored_losses = engine(pair, scored, restorations, advance=advance, **options)
-        forwards = Pair(vanilla=pair.vanilla, unlearned=pair.unlearned)
-        unlearned_losses = engine(forwards, scored, [NOTHING], **options)
-    for losses in (unlearned_losses, restored_losses):
+    unlearned, restored = measured(engine, pair, scored, restorations, advance=advance, **options)
+    for losses in (unlearned, restored):
         _check_finite(losses, scored, pair)
     # Each site's middle window, V into V.
     by_site: dict[str, list[Restoration]] = {}
@@ -271,14 +264,13 @@ def _losses(
         by_site.setdefault(restoration.site, []).append(restoration)
     middle = [found[len(found) // 2] for found in by_site.values()]
     few = scored[:NUM_SELF_PATCHED]
-    alone = engine(pair.with_itself(), few, middle, **options)
+    itself = engine(pair.with_itself(), few, middle, **options)
+    alone = {restoration.site: itself[[row]] for row, restoration in enumerate(middle)}
     if config.dtype_of(pair.vanilla) != "float32" and not config.remote:
-        alone = alone.abs() + rounding_losses(pair.vanilla, few, config.distance)
-    return (
-        unlearned_losses,
-        restored_losses,
-        {restoration.site: alone[[row]] for row, restoration in enumerate(middle)},
-    )
+        before, after = unlearned[:, : len(few)], restored[:, : len(few)]
+        moved = rounding_of_scores(pair, few, restorations, (before, after), config.distance)
+        alone = {site: losses + moved[site] * before for site, losses in alone.items()}
+    return unlearned, restored, alone
 
 
 def _at(losses: torch.Tensor, row: int, column: int | None) -> float:
