@@ -106,7 +106,8 @@ def float32_products(*, cuda: str = "ieee", cpu: str = "ieee") -> Iterator[None]
             raise ImportError("tf32 and bf32 need torch 2.9 or later: pip install -U torch")
         yield
         return
-    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    backends: Any = torch.backends
+    places = [backends.cuda.matmul, backends.mkldnn.matmul]
     before = [place.fp32_precision for place in places]
     try:
         for place, chosen in zip(places, (cuda, cpu), strict=True):

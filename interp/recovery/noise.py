@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
@@ -103,12 +104,13 @@ def warn_of_noise(scores: pd.DataFrame) -> None:
     groups = list(scores.columns[: list(scores.columns).index("layer")])
     found: dict[str, list[str]] = {}
     for key, cells in scores[scores["noise_floor"] > 0].groupby(groups, sort=False):
-        floor = cells["noise_floor"]
+        columns = (name, "ci_low", "ci_high", "noise_floor")
+        score, low, high, floor = (np.asarray(cells[column], float) for column in columns)
         *group, site = key if isinstance(key, tuple) else (key,)
         where = f"{site} ({', '.join(map(str, group))}: {floor.max():.2g})"
-        if (cells[name].abs() < floor).all():
+        if (abs(score) < floor).all():
             found.setdefault("the score of every window", []).append(where)
-        elif (cells["ci_high"] - cells["ci_low"] < floor).all():
+        elif (high - low < floor).all():
             found.setdefault("the interval of every window", []).append(where)
     if found:
         said = "; ".join(f"{what} at {', '.join(places)}" for what, places in found.items())

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -190,7 +191,7 @@ def parameters_swapped(module: nn.Module, donor: nn.Module) -> Iterator[None]:
     Nothing is copied, but to the module's device where the other is on another.
     """
     own = dict(module._parameters)
-    theirs = {
+    theirs: dict[str, Any] = {
         name: value if value is None or (mine := own.get(name)) is None else value.to(mine.device)
         for name, value in donor._parameters.items()
     }
