@@ -103,9 +103,9 @@ def test_everything_is_done_once_within_the_budget(lengths, num_rows, num_bytes,
 
 def test_the_budget_is_read_from_free_memory(monkeypatch):
     monkeypatch.setattr(budget_module, "free_memory", lambda _device: 1_000_000)
-    assert RowBudget.of(CPU).bytes == 400_000
+    assert RowBudget.of([CPU]).bytes == 400_000
     monkeypatch.setattr(budget_module, "free_memory", lambda _device: 1 << 40)
-    assert RowBudget.of(CPU).bytes == CPU_BYTES
+    assert RowBudget.of([CPU]).bytes == CPU_BYTES
 
 
 def test_what_was_found_before_memory_ran_out_is_kept(monkeypatch):

@@ -94,8 +94,11 @@ def sweep(
         positions: Where states are restored: all, prompt or answer.
         direction: restore (vanilla parts into the unlearned model), or corrupt (the reverse).
         distance: logit_mse, kl or answer_logprob.
-        dtype: float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's own.
-        device: cpu, cuda, cuda:1; a GPU if there is one.
+        dtype: float32, bfloat16 or float16; tf32 or bf32 for float32 with rounded matrix products
+            (on a GPU, on a CPU with bfloat16 units); mixed for bfloat16 scored in float32. float32
+            on a CPU, else the checkpoint's own.
+        device: cpu, cuda, cuda:1, or auto to spread the layers over several GPUs; a GPU if there is
+            one.
         shard: Measure only the I-th of N parts of the work, for batch systems.
         launcher: local (this process), or ray (workers of a Ray cluster; see docs/clusters.md).
         address: The Ray cluster; by default that of this machine, else one made for this command.
@@ -105,6 +108,7 @@ def sweep(
     """
     import interp
     from interp.launch import check_launcher, check_shard
+    from interp.models.precision import WEIGHTS
     from interp.recovery.sweep import SweepConfig
 
     part = shard_of(shard)
@@ -124,13 +128,14 @@ def sweep(
         "positions": positions,
         "direction": direction,
         "distance": distance,
+        "dtype": dtype,
     }
     # Names of other libraries are read with the model, in `sweep`.
     own = tuple(site for site in sites if "." not in site)
     SweepConfig(**{**settings, "sites": own or ("coef",)})
     asked = interp.queries(queries, languages=languages, limit=limit)
     interp.sweep(
-        interp.load(vanilla, device=device, dtype=dtype),
+        interp.load(vanilla, device=device, dtype=None if dtype is None else WEIGHTS[dtype]),
         unlearned,
         asked,
         num_tokens=num_tokens,

@@ -27,7 +27,9 @@ from interp.launch.tasks import Task
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
 from interp.models.pairs import check_pair, identical
+from interp.models.precision import Dtype
 from interp.recovery.names import site_name
+from interp.recovery.noise import warn_of_noise
 from interp.recovery.pair import Direction, Pair
 from interp.recovery.scoring import Distance
 from interp.recovery.sites import Positions
@@ -123,6 +125,7 @@ def sweep(
     direction: Direction = "restore",
     distance: Distance = "logit_mse",
     remote: Remote = False,
+    dtype: Dtype | None = None,
     out: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] = (1, 1),
     launcher: Launcher = "local",
@@ -150,6 +153,10 @@ def sweep(
         distance: `logit_mse`, `kl` or `answer_logprob`.
         remote: with the engine `nnsight`, True runs the forwards on NDIF, where V is hosted, and
             needs a key of it and a U that is a LoRA adapter on V; "local" simulates that here.
+        dtype: the models' own precision if None, "float32", "bfloat16" or "float16"; or "tf32" or
+            "bf32" for rounded matrix products of float32 models, "mixed" for bfloat16 models scored
+            in float32, see `models.precision`. Where its noise floor exceeds the effect, a warning
+            says so.
         out: a run directory. What it holds already is not measured again. It may take several
             unlearned models, in one call or several.
         shard: (i, n): only the i-th (from 1) of n parts of the cells, which stand model by model.
@@ -180,6 +187,7 @@ def sweep(
         direction=direction,
         distance=distance,
         remote=remote,
+        dtype=dtype,
     )
     config.restorations(vanilla.num_layers)
     check_shard(shard)
@@ -272,7 +280,10 @@ def sweep(
                     tasks.extendleft(reversed(begun(task.unlearned, result)))
                 else:
                     losses.keep(task.unlearned, task.key, result)
-    return Recovery(losses=losses.all())
+    recovery = Recovery(losses=losses.all())
+    if config.dtype_of(vanilla) != "float32":
+        warn_of_noise(recovery.krs())
+    return recovery
 
 
 def _cells(answers: Sequence[Trajectory] | Sequence[Query]) -> list[Cell]:

@@ -43,14 +43,13 @@ def open_run(
             fields | ({"answer_ids": item.answer_ids} if given else {"num_tokens": num_tokens})
         )
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    settings = asdict(config)
+    settings = asdict(config) | {"dtype": config.dtype_of(vanilla)}
     if not config.remote:
         del settings["remote"]
     store = RunDirectory(
         out,
         {
             "vanilla": vanilla.name,
-            "dtype": str(vanilla.dtype).removeprefix("torch."),
             "num_queries": len(answers),
             "queries": digest,
             **settings,

@@ -276,7 +276,7 @@ def check_anatomy(model: PreTrainedModel, anatomy: Anatomy, *, tolerance: float 
     for index, rebuilt in enumerate(rebuilt_mlps):
         output = seen[f"mlp {index}"]
         if anatomy.family.adds_residual:
-            output = output - seen[f"mlp input {index}"]
+            output = output - seen[f"mlp input {index}"].to(output.device)
         _check_close(
             output,
             rebuilt.view_as(output),
@@ -319,7 +319,8 @@ def _optional(model: nn.Module, path: str) -> nn.Module | None:
 
 def _check_close(expected: Tensor, actual: Tensor, message: str, tolerance: float) -> None:
     scale = expected.abs().max().float()
-    error = (expected.float() - actual.float()).abs().max()
+    # On a model spread over devices the two may be made on different ones.
+    error = (expected.float() - actual.to(expected.device).float()).abs().max()
     if not error <= tolerance * scale:
         raise ValueError(
             f"{message} (largest difference {error:.3g} of {scale:.3g}); "

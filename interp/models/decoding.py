@@ -85,13 +85,15 @@ def _continued(
             use_cache=True,
             **({"position_ids": positions} if takes_positions else {}),
         ).last_hidden_state[:, -1]
-        tokens = pick(model.anatomy.logits(state), [numbers[row] for row in running], step)
+        logits = model.anatomy.logits(state)
+        tokens = pick(logits, [numbers[row] for row in running], step).to(device)
         going = (~torch.isin(tokens, stops)).nonzero()[:, 0]
         kept = going.tolist()
         if len(kept) < len(running):
             running = [running[place] for place in kept]
             tokens, mask = tokens[going], mask[going]
-            cache.batch_select_indices(going)
+            # Indices on the CPU choose from layers on any device.
+            cache.batch_select_indices(torch.tensor(kept, dtype=torch.long))
         for row, token in zip(running, tokens.tolist(), strict=True):
             said[row].append(token)
         if not running:

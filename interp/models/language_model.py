@@ -97,8 +97,16 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's first parameter."""
+        """The device of the first parameter, an embedding: where token ids are wanted.
+
+        A model loaded with `device="auto"` has its layers on others too.
+        """
         return self.model.device
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """All devices that hold parameters."""
+        return {parameter.device for parameter in self.model.parameters()}
 
     @property
     def dtype(self) -> torch.dtype:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,8 @@ def load(
             without one, and sets the device and dtype. The pair must match. Tensors that are
             identical share the vanilla model's memory, and a weight under LoRA is the vanilla
             model's with two thin matrices beside it (`low_rank`), so train neither afterwards.
-        device: where to put the model; a GPU if there is one, else the CPU.
+        device: where to put the model; a GPU if there is one, else the CPU. "auto" spreads the
+            layers over all GPUs, and needs the package accelerate.
         dtype: "float32", "bfloat16" or "float16"; float32 on the CPU, else the checkpoint's own.
         trust_remote_code: run model code that comes with the checkpoint.
         allow_pickle: read weights from pickled files where there are no safetensors.
@@ -86,10 +88,12 @@ def load(
         _check_finite(loaded.name, loaded.model)
     else:
         place = like.device if like and device is None else _device(device)
+        spread = getattr(like.model, "hf_device_map", {}) if like and device is None else {}
         loaded = _read(
             os.fspath(spec),
             like=like,
             device=place,
+            device_map="auto" if device == "auto" else spread if len(spread) > 1 else None,
             dtype=like.dtype if like and dtype is None else _dtype(dtype, device=place),
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
@@ -108,12 +112,14 @@ def _read(
     *,
     like: LanguageModel | None,
     device: torch.device,
+    device_map: str | dict[str, Any] | None,
     dtype: torch.dtype | None,
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> LanguageModel:
     settings: dict[str, Any] = {
         "device": device,
+        "device_map": device_map,
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
@@ -129,13 +135,13 @@ def _read(
         base = _base(spec, config, like=like, settings=settings)
         model = base.model
         written = None
-        if _like_in_memory(like, device=device, dtype=dtype):
+        if _like_in_memory(like, device=device, device_map=device_map, dtype=dtype):
             written = parameters_written(directory, model)
         if written is not None:
             model = copy_sharing(model, own=written)
         elif like is not None:
             model = copy.deepcopy(model)
-            model.to(device=device, dtype=dtype)  # pyright: ignore[reportCallIssue]
+            model.to(device=None if device_map else device, dtype=dtype)  # pyright: ignore
         model = add_adapter(
             directory,
             config,
@@ -153,13 +159,21 @@ def _read(
 
 
 def _like_in_memory(
-    like: LanguageModel | None, *, device: torch.device, dtype: torch.dtype | None
+    like: LanguageModel | None,
+    *,
+    device: torch.device,
+    device_map: str | dict[str, Any] | None,
+    dtype: torch.dtype | None,
 ) -> bool:
-    """Whether a model to be loaded can have the vanilla model's own tensors."""
+    """Whether a model to be loaded can have the vanilla model's own tensors from the beginning.
+
+    One that is spread over devices is read apart: the hooks that move its states are bound to it.
+    """
     return (
         like is not None
+        and device_map is None
         and not like.has_packed_weights
-        and (like.device, like.dtype) == (device, dtype)
+        and (like.devices, like.dtype) == ({device}, dtype)
     )
 
 
@@ -268,6 +282,7 @@ def _read_weights(
     config: PreTrainedConfig,
     like: LanguageModel | None,
     device: torch.device,
+    device_map: str | dict[str, Any] | None,
     dtype: torch.dtype | None,
     trust_remote_code: bool,
     allow_pickle: bool,
@@ -275,7 +290,9 @@ def _read_weights(
     _check_safetensors(spec, directory, stems=("model", "pytorch_model"), allow_pickle=allow_pickle)
     packed = getattr(config, "quantization_config", None) is not None
     try:
-        if like is not None and _like_in_memory(like, device=device, dtype=dtype):
+        if like is not None and _like_in_memory(
+            like, device=device, device_map=device_map, dtype=dtype
+        ):
             shared = None if allow_pickle else read_sharing(directory, config, like=like.model)
             if shared is not None:
                 return shared
@@ -289,7 +306,7 @@ def _read_weights(
             # Reported below, by name, instead of by a table on stderr.
             ignore_mismatched_sizes=True,
             # Packed weights cannot be moved once they are loaded.
-            device_map={"": device} if packed else None,
+            device_map=device_map or ({"": device} if packed else None),
         )
     except (*UNREADABLE, SafetensorError) as error:
         raise ValueError(f"{spec!r} could not be loaded: {gguf.first_line(error)}") from error
@@ -304,7 +321,14 @@ def _read_weights(
             f"{spec!r} has weights of another shape than its config.json says: {name} is "
             f"{tuple(found)} instead of {tuple(expected)}"
         )
-    return model if packed else model.to(device)
+    if device_map is None:
+        return model if packed else model.to(device)
+    if any(value.is_meta for value in model.parameters()):
+        raise ValueError(
+            f"{spec!r} does not fit on the GPUs here: load it with dtype='bfloat16', on more GPUs, "
+            "or with device='cpu'"
+        )
+    return model
 
 
 def _check_safetensors(
@@ -351,7 +375,9 @@ def _check_finite(spec: str, model: PreTrainedModel) -> None:
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
+    if device == "auto" and find_spec("accelerate") is None:
+        raise ImportError("device='auto' needs the package accelerate: pip install accelerate")
+    if device in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=device).device

@@ -187,17 +187,17 @@ def _gate_gradients(pair: Pair, batch: Batch) -> Float[Tensor, "layer d_mlp"]:
     )
 
     def gated(layer: int, value: Tensor) -> Tensor:
-        change = known(donor.layers[layer].coef).view_as(value) - value
-        return value + (gates[layer] * change).to(value.dtype)
+        change = known(donor.layers[layer].coef).to(value.device).view_as(value) - value
+        return value + (gates[layer].to(value.device) * change).to(value.dtype)
 
     with torch.enable_grad(), ExitStack() as stack:
         for layer, parts in enumerate(base.layers):
             stack.enter_context(passing(parts, "coef", partial(gated, layer)))
         final = base.body(**batch.inputs(base.body)).last_hidden_state
         (losses,) = pair.scorer("logit_mse").losses(
-            donor.final[batch.scored],
-            final[batch.scored][None],
-            batch.next_ids[batch.scored],
+            batch.at_scored(donor.final),
+            batch.at_scored(final)[None],
+            batch.at_scored(batch.next_ids),
             readout="unlearned",
         )
         (found,) = torch.autograd.grad(batch.mean_per_question(losses).sum(), gates)

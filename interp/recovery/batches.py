@@ -8,6 +8,9 @@ position sees what follows it. On the left a mask and explicit position ids go w
 
 Questions that begin with the same tokens (a template, few-shot examples, a chat preamble) can be
 split into what they share, `prefix_batch`, and the rest, `make_batch(…, start=…)`.
+
+Which positions are scored is known on the CPU when a batch is made. It is kept as numbers
+(`scored_at`): choosing by True and False, or counting them, would make the CPU wait for a GPU.
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ class Batch:
         real: True at real tokens.
         in_prompt: True at the prompt's tokens.
         scored: True where logits are compared.
+        scored_at: the scored positions by number, the two axes merged.
+        scored_question: the question, by number, of each of them.
         next_ids: at scored positions the token that follows (-1 where none does).
+        all_answered: whether a token follows each of them.
         padding_side: where the padding is.
     """
 
@@ -46,7 +52,10 @@ class Batch:
     real: Bool[Tensor, "batch pos"]
     in_prompt: Bool[Tensor, "batch pos"]
     scored: Bool[Tensor, "batch pos"]
+    scored_at: Int[Tensor, " scored"]
+    scored_question: Int[Tensor, " scored"]
     next_ids: Int[Tensor, "batch pos"]
+    all_answered: bool
     padding_side: PaddingSide
 
     @property
@@ -64,26 +73,30 @@ class Batch:
 
     def inputs(self, body: nn.Module) -> dict[str, Tensor | bool]:
         """The keyword arguments of a forward through the model or its body."""
-        inputs: dict[str, Tensor | bool] = {"input_ids": self.input_ids, "use_cache": False}
+        inputs = {"input_ids": self.input_ids}
         if self.padding_side == "left":
             inputs["attention_mask"] = self.real.long()
             if "position_ids" in inspect.signature(body.forward).parameters:
                 inputs["position_ids"] = (self.real.long().cumsum(1) - 1).clamp(min=0)
-        return inputs
+        # Parameters come in the order of use: the embedding's is where token ids are wanted.
+        device = next(body.parameters()).device
+        return {**{name: value.to(device) for name, value in inputs.items()}, "use_cache": False}
 
     def after(self, past: Cache | None) -> dict[str, Cache | bool]:
         """The keyword arguments that put earlier tokens' keys and values before this batch."""
         return {} if past is None else {"past_key_values": past, "use_cache": True}
 
+    def at_scored(self, values: Tensor) -> Tensor:
+        """[batch, pos, …] → [scored, …], on whatever device the values are."""
+        return values.flatten(0, 1)[self.scored_at.to(values.device)]
+
     def mean_per_question(
         self, losses: Float[Tensor, "*rows scored"]
     ) -> Float[Tensor, "*rows batch"]:
         """The mean over each question's scored positions."""
-        counts = self.scored.sum(1)
-        question = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-        sums = losses.new_zeros(*losses.shape[:-1], len(counts))
-        sums.index_add_(-1, question, losses)
-        return sums / counts
+        sums = losses.new_zeros(*losses.shape[:-1], self.scored.shape[0])
+        sums.index_add_(-1, self.scored_question.to(losses.device), losses)
+        return sums / self.scored.sum(1).to(losses.device)
 
 
 def make_batch(
@@ -113,14 +126,25 @@ def make_batch(
         scored[row, here] = True
         following = tokens[item.scored.start + 1 - start : item.scored.stop + 1 - start]
         next_ids[row, here.start : here.start + len(following)] = following
+    question, _ = scored.nonzero(as_tuple=True)
     return Batch(
-        input_ids=input_ids.to(device),
-        real=real.to(device),
-        in_prompt=in_prompt.to(device),
-        scored=scored.to(device),
-        next_ids=next_ids.to(device),
+        input_ids=sent(input_ids, device),
+        real=sent(real, device),
+        in_prompt=sent(in_prompt, device),
+        scored=sent(scored, device),
+        scored_at=sent(scored.flatten().nonzero()[:, 0], device),
+        scored_question=sent(question, device),
+        next_ids=sent(next_ids, device),
+        all_answered=bool((next_ids[scored] >= 0).all()),
         padding_side=padding_side,
     )
+
+
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """A CPU tensor on a device. To a GPU it goes from pinned memory, and nobody waits for it."""
+    if torch.device(device).type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def shared_prefix(trajectories: Sequence[Trajectory]) -> int:
@@ -145,14 +169,18 @@ def prefix_batch(
 ) -> Batch:
     """The first tokens, which all trajectories share, as one row."""
     assert length <= shared_prefix(trajectories)
-    input_ids = torch.tensor([trajectories[0].token_ids[:length]], device=device)
+    input_ids = sent(torch.tensor([trajectories[0].token_ids[:length]]), device)
     everywhere = torch.ones_like(input_ids, dtype=torch.bool)
+    nowhere = input_ids.new_empty(0)
     return Batch(
         input_ids=input_ids,
         real=everywhere,
         in_prompt=everywhere,
         scored=~everywhere,
+        scored_at=nowhere,
+        scored_question=nowhere,
         next_ids=torch.full_like(input_ids, -1),
+        all_answered=True,
         padding_side="right",
     )
 

@@ -140,7 +140,7 @@ def run_with_cache(
         _states={key: states[key] for key in wanted},
         _asked=asked,
     )
-    return model.anatomy.logits(final[batch.scored]), cache
+    return model.anatomy.logits(batch.at_scored(final)), cache
 
 
 def _texts(model: LanguageModel, prompts: Prompts) -> list[Trajectory]:

@@ -68,11 +68,10 @@ def plan(pair: Pair, cells: Sequence[Sequence[Trajectory]], config: SweepConfig)
         cells: the questions that are measured together, cell by cell.
         config: what is measured.
     """
-    device = pair.base.device
     cells = [scored for cell in cells if (scored := [item for item in cell if item.scored])]
     num_questions = sum(map(len, cells))
     restorations = [NOTHING, *config.restorations(pair.base.num_layers)]
-    budget = RowBudget.of(device)
+    budget = RowBudget.of(pair.base.devices)
     vanilla_bytes, unlearned_bytes = bytes_held(pair.vanilla, pair.unlearned)
     work = _Work(pair, config)
     if config.engine == "layered":
@@ -102,7 +101,7 @@ def plan(pair: Pair, cells: Sequence[Sequence[Trajectory]], config: SweepConfig)
         vanilla_bytes=vanilla_bytes,
         unlearned_bytes=unlearned_bytes,
         row_bytes=row_bytes,
-        free_bytes=free_memory(device),
+        free_bytes=min(map(free_memory, pair.base.devices)),
         seconds=seconds,
     )
 

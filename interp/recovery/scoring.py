@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.models.anatomy import Anatomy
+from interp.models.precision import float32_products
 
 Distance = Literal["logit_mse", "kl", "answer_logprob"]
 Readout = Literal["vanilla", "unlearned"]
@@ -48,18 +49,29 @@ def distance_of(
         ValueError: unknown distance, or `answer_logprob` where a position predicts no token.
     """
     check_distance(distance)
+    if distance == "answer_logprob":  # A look at the values, for which the CPU waits for a GPU.
+        check_answered(distance, bool((next_ids >= 0).all()))
+    return _distance(distance, target, logits, next_ids)
+
+
+def _distance(distance: Distance, target: Tensor, logits: Tensor, next_ids: Tensor) -> Tensor:
+    """`distance_of` without its checks."""
     if distance == "logit_mse":
         return (target - logits).square().mean(-1)
     target_log, log = target.float().log_softmax(-1), logits.float().log_softmax(-1)
     if distance == "kl":
         return (target_log.exp() * (target_log - log)).sum(-1)
-    if (next_ids < 0).any():
+    index = next_ids[..., None]
+    return (target_log.gather(-1, index) - log.gather(-1, index))[..., 0]
+
+
+def check_answered(distance: Distance, all_answered: bool) -> None:
+    """Raise ValueError where `answer_logprob` is asked of positions that predict no token."""
+    if distance == "answer_logprob" and not all_answered:
         raise ValueError(
             "the distance answer_logprob needs the variant 'paper': "
             "hong2024 scores a position that predicts no answer token"
         )
-    index = next_ids[..., None]
-    return (target_log.gather(-1, index) - log.gather(-1, index))[..., 0]
 
 
 def check_distance(distance: str) -> None:
@@ -73,7 +85,8 @@ def check_distance(distance: str) -> None:
 class Scorer:
     """Distances of final states from V's, for one pair of models.
 
-    The Gram matrices are made at the first use and kept for the pair.
+    The Gram matrices are made at the first use and kept for the pair. Everything is scored where
+    the unembedding that reads it lives, without waiting for it.
     """
 
     def __init__(
@@ -97,7 +110,7 @@ class Scorer:
         """
         check_distance(distance)
         self._anatomy: dict[Readout, Anatomy] = {"vanilla": vanilla, "unlearned": unlearned}
-        self._distance: Distance = distance
+        self.distance: Distance = distance
         self._logits_budget = logits_budget
         half = vanilla.unembed.weight.dtype != torch.float32
         self._exact = (
@@ -126,7 +139,7 @@ class Scorer:
         Args:
             target: V's final states.
             states: the runs' final states.
-            next_ids: the answer tokens that the positions predict.
+            next_ids: the answer tokens that the positions predict; see `check_answered`.
             readout: whose unembedding reads `states`.
         """
         if self._exact:
@@ -136,9 +149,8 @@ class Scorer:
     def _gram_losses(self, target: Tensor, states: Tensor, readout: Readout) -> Tensor:
         self.prepare(readout)
         gram, cross, constant = self._grams[readout]
-        precise = gram.dtype
-        h = target.to(precise)
-        delta = h - states.to(precise)
+        h = target.to(gram)
+        delta = h - states.to(gram)
         if gram.shape[0] == h.shape[-1] + 1:
             h = torch.cat([h, h.new_ones(*h.shape[:-1], 1)], dim=-1)
             delta = torch.cat([delta, delta.new_zeros(*delta.shape[:-1], 1)], dim=-1)
@@ -154,16 +166,19 @@ class Scorer:
         vanilla, reader = self._anatomy["vanilla"], self._anatomy[readout]
         vocab_size = vanilla.unembed.weight.shape[0]
         step = max(1, self._logits_budget // (vocab_size * 4 * 3))
-        found = torch.empty(states.shape[:2], dtype=torch.float64, device=states.device)
+        device = reader.unembed.weight.device
+        target, states = target.to(vanilla.unembed.weight.device), states.to(device)
+        next_ids = next_ids.to(device)
+        found = torch.empty(states.shape[:2], dtype=torch.float64, device=device)
         for start in range(0, states.shape[1], step):
             here = slice(start, start + step)
-            target_logits = vanilla.logits(target[here])
+            target_logits = vanilla.logits(target[here]).to(device)
             for row in range(states.shape[0]):
                 logits = reader.logits(states[row, here])
                 if not self._own_precision:
                     target_logits, logits = target_logits.float(), logits.float()
-                found[row, here] = distance_of(
-                    self._distance, target_logits, logits, next_ids[here]
+                found[row, here] = _distance(
+                    self.distance, target_logits, logits, next_ids[here]
                 ).double()
         return found
 
@@ -174,20 +189,21 @@ def gram_matrices(
     """WᵀW, WᵀD and DᵀD of a run's unembedding W, with D = W_V − W.
 
     Products in float32, sums over chunks of the vocabulary in float64. The latter two are None
-    where W is W_V. With biases each matrix has one row and column more.
+    where W is W_V. With biases each matrix has one row and column more. They are where W is.
     """
     same = same_unembedding(vanilla, reader)
     precise = torch.float32 if reader.weight.device.type == "mps" else torch.float64
     total: list[Tensor | None] = [None, None, None]
-    for start in range(0, reader.weight.shape[0], chunk):
-        own = _rows(reader, start, chunk)
-        products = [_gram(own)]
-        if not same:
-            difference = _rows(vanilla, start, chunk) - own
-            products += [own.T @ difference, _gram(difference)]
-        for index, product in enumerate(products):
-            previous = total[index]
-            total[index] = product.to(precise) if previous is None else previous + product
+    with float32_products():
+        for start in range(0, reader.weight.shape[0], chunk):
+            own = _rows(reader, start, chunk)
+            products = [_gram(own)]
+            if not same:
+                difference = _rows(vanilla, start, chunk).to(own.device) - own
+                products += [own.T @ difference, _gram(difference)]
+            for index, product in enumerate(products):
+                previous = total[index]
+                total[index] = product.to(precise) if previous is None else previous + product
     gram = total[0]
     assert gram is not None
     return gram, total[1], total[2]
@@ -219,4 +235,4 @@ def _rows(linear: nn.Linear, start: int, count: int) -> Tensor:
 def _same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
-    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
+    return one.data_ptr() == other.data_ptr() or torch.equal(one, other.to(one.device))

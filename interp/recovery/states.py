@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.models.anatomy import Anatomy, LayerParts
-from interp.recovery.batches import Batch
+from interp.recovery.batches import Batch, sent
 
 
 @dataclass(kw_only=True)
@@ -150,15 +151,15 @@ def blend(
 ) -> Tensor:
     """`new` where told (in all channels or some), `old` elsewhere.
 
-    `old` may have its first two axes merged or repeated.
+    `old` may have its first two axes merged or repeated. The result is where `old` is.
     """
     repeats = old.numel() // old.shape[-1] // where.numel()
-    mask = where.repeat(repeats, 1)[..., None]
+    mask = where.to(old.device).repeat(repeats, 1)[..., None]
     if channels is not None:
-        chosen = torch.zeros(old.shape[-1], dtype=torch.bool, device=old.device)
+        chosen = torch.zeros(old.shape[-1], dtype=torch.bool)
         chosen[list(channels)] = True
-        mask = mask & chosen
-    new = new.repeat(repeats, 1, 1)
+        mask = mask & sent(chosen, old.device)
+    new = new.to(old.device).repeat(repeats, 1, 1)
     return torch.where(mask, new, old.view(new.shape)).view(old.shape)
 
 
@@ -178,10 +179,17 @@ def forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
 
 @contextmanager
 def parameters_swapped(module: nn.Module, donor: nn.Module) -> Iterator[None]:
-    """Let a module compute with another's own parameters inside the block. Nothing is copied."""
+    """Let a module compute with another's own parameters inside the block.
+
+    Nothing is copied, but to the module's device where the other is on another.
+    """
     own = dict(module._parameters)
+    theirs: dict[str, Any] = {
+        name: value if value is None or (mine := own.get(name)) is None else value.to(mine.device)
+        for name, value in donor._parameters.items()
+    }
     try:
-        module._parameters.update(donor._parameters)
+        module._parameters.update(theirs)
         yield
     finally:
         module._parameters.update(own)

@@ -11,11 +11,12 @@ import torch
 
 from interp.data.trajectories import Trajectory, hong2024
 from interp.models.language_model import LanguageModel
+from interp.models.precision import Dtype, check_dtype, check_possible, precision
 from interp.recovery.engines import ENGINES
+from interp.recovery.noise import measured, rounding_of_scores
 from interp.recovery.pair import Direction, Pair
 from interp.recovery.scoring import Distance, check_distance
 from interp.recovery.sites import (
-    NOTHING,
     PARAMETER_SITES,
     UNIT_SITES,
     Positions,
@@ -70,6 +71,7 @@ class SweepConfig:
         direction: `restore` (V's parts into U) or `corrupt` (U's parts into V).
         distance: `logit_mse`, `kl` or `answer_logprob`.
         remote: True runs the forwards of the engine `nnsight` on NDIF, "local" simulates that.
+        dtype: the precision computed in, see `models.precision`; None for the models' own.
     """
 
     sites: tuple[str, ...] = DEFAULT_SITES
@@ -80,6 +82,7 @@ class SweepConfig:
     direction: Direction = "restore"
     distance: Distance = "logit_mse"
     remote: Remote = False
+    dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -104,6 +107,11 @@ class SweepConfig:
             raise ValueError(f"unknown remote {self.remote!r}; valid are False, True and 'local'")
         if self.remote and self.engine != "nnsight":
             raise ValueError(f"remote= needs engine='nnsight', not {self.engine!r}")
+        if self.remote and self.dtype is not None:
+            raise ValueError("with remote= the models' own precision is used: leave out dtype=")
+        check_dtype(self.dtype)
+        if self.dtype == "mixed" and self.engine not in ("layered", "full"):
+            raise ValueError(f"dtype 'mixed' needs the engine layered or full, not {self.engine!r}")
         if self.variant == "hong2024" and self.positions != "all":
             raise ValueError("the variant hong2024 restores all positions; use positions='all'")
         if self.variant == "hong2024" and self.distance == "answer_logprob":
@@ -111,6 +119,10 @@ class SweepConfig:
                 "the variant hong2024 scores a position that predicts no answer token; "
                 "use the distance logit_mse or kl, or the variant paper"
             )
+
+    def dtype_of(self, model: LanguageModel) -> str:
+        """The precision computed in, by name: that of the model if none is set."""
+        return self.dtype or str(model.dtype).removeprefix("torch.")
 
     def restorations(self, num_layers: int) -> list[Restoration]:
         """Every window of every site.
@@ -136,8 +148,11 @@ class SweepConfig:
     def check_models(self, *models: LanguageModel) -> None:
         """Raise ValueError where a site does not suit the models.
 
-        It names a unit that there is not, or is a parameter site of packed (quantised) weights.
+        It names a unit that there is not, or is a parameter site of packed (quantised) weights. Or
+        the models cannot be computed with so, see `models.precision.check_possible`.
         """
+        if not self.remote:
+            check_possible(self.dtype, *models)
         names = [SiteName.parse(site) for site in self.sites]
         for name in names:
             for unit in name.units or ():
@@ -182,15 +197,16 @@ def measure(
     restorations = config.restorations(pair.vanilla.num_layers)
     scored = [item for item in trajectories if item.scored]
     advance(len(trajectories) - len(scored))
-    unlearned_losses, restored_losses, self_losses = _losses(
-        pair, scored, restorations, config, advance
-    )
+    with precision(config.dtype, (pair.vanilla, pair.unlearned)):
+        unlearned_losses, restored_losses, self_losses = _losses(
+            pair, scored, restorations, config, advance
+        )
     place = {id(item): index for index, item in enumerate(scored)}
     constants = {
         "vanilla": pair.vanilla.name,
         "unlearned": pair.unlearned.name,
         "engine": config.engine,
-        "dtype": str(pair.base.dtype).removeprefix("torch."),
+        "dtype": config.dtype_of(pair.base),
         **{key: asdict(config)[key] for key in ("variant", "direction", "distance", "positions")},
     }
     rows = []
@@ -225,7 +241,11 @@ def _losses(
     config: SweepConfig,
     advance: Callable[[float], object],
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """loss(V, U), loss(V, R) and, per site, loss(V, V patched with its own states)."""
+    """loss(V, U), loss(V, R) and, per site, loss(V, V patched with its own states).
+
+    The last is what the engine finds between runs in the precision used. Below float32, that share
+    of loss(V, U) is added by which rounding moves a score (see `noise`), unless V is hosted.
+    """
     engine = ENGINES[config.engine]
     options = {
         "distance": config.distance,
@@ -235,26 +255,22 @@ def _losses(
     if not scored:
         empty = torch.empty(len(restorations), 0)
         return empty, empty, {item.site: empty for item in restorations}
-    if config.direction == "restore":
-        found = engine(pair, scored, [NOTHING, *restorations], advance=advance, **options)
-        unlearned_losses, restored_losses = found[:1], found[1:]
-    else:
-        restored_losses = engine(pair, scored, restorations, advance=advance, **options)
-        forwards = Pair(vanilla=pair.vanilla, unlearned=pair.unlearned)
-        unlearned_losses = engine(forwards, scored, [NOTHING], **options)
-    for losses in (unlearned_losses, restored_losses):
+    unlearned, restored = measured(engine, pair, scored, restorations, advance=advance, **options)
+    for losses in (unlearned, restored):
         _check_finite(losses, scored, pair)
     # Each site's middle window, V into V.
     by_site: dict[str, list[Restoration]] = {}
     for restoration in restorations:
         by_site.setdefault(restoration.site, []).append(restoration)
     middle = [found[len(found) // 2] for found in by_site.values()]
-    alone = engine(pair.with_itself(), scored[:NUM_SELF_PATCHED], middle, **options)
-    return (
-        unlearned_losses,
-        restored_losses,
-        {restoration.site: alone[[row]] for row, restoration in enumerate(middle)},
-    )
+    few = scored[:NUM_SELF_PATCHED]
+    itself = engine(pair.with_itself(), few, middle, **options)
+    alone = {restoration.site: itself[[row]] for row, restoration in enumerate(middle)}
+    if config.dtype_of(pair.vanilla) != "float32" and not config.remote:
+        before, after = unlearned[:, : len(few)], restored[:, : len(few)]
+        moved = rounding_of_scores(pair, few, restorations, (before, after), config.distance)
+        alone = {site: losses + moved[site] * before for site, losses in alone.items()}
+    return unlearned, restored, alone
 
 
 def _at(losses: torch.Tensor, row: int, column: int | None) -> float:

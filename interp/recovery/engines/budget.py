@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,10 +40,11 @@ class RowBudget:
     bytes: int
 
     @classmethod
-    def of(cls, device: torch.device) -> RowBudget:
-        """What suits a device now."""
-        spare = int(free_memory(device) * BUDGET_FRACTION)
-        if device.type == "cuda":
+    def of(cls, devices: Collection[torch.device]) -> RowBudget:
+        """What suits the devices of a model now: the fullest of its GPUs decides."""
+        gpus = [device for device in devices if device.type == "cuda"]
+        spare = int(min(map(free_memory, gpus or devices)) * BUDGET_FRACTION)
+        if gpus:
             return cls(chunk_tokens=1 << 15, bytes=spare)
         return cls(chunk_tokens=1800, bytes=min(CPU_BYTES, spare))
 

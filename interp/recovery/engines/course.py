@@ -96,12 +96,14 @@ class Course:
             shape = batch.input_ids.shape
             if layer:
                 run.layers[layer - 1] = LayerStates()
-            run.layers[layer] = states = LayerStates(resid_in=run.hidden)
+            # It comes from where the layer below lives.
+            hidden = run.hidden.to(device_of(parts.layer))
+            run.layers[layer] = states = LayerStates(resid_in=hidden)
             with ExitStack() as stack:
                 for hook in recording_hooks(parts, states, self._names, shape):
                     stack.enter_context(hook)
                 run.hidden = call_layer(
-                    parts.layer, run.calls[layer], run.hidden, cache, batch_size=shape[0]
+                    parts.layer, run.calls[layer], hidden, cache, batch_size=shape[0]
                 )
             if layer == self._anatomy.num_layers - 1:
                 run.final = self._anatomy.readout_state(run.hidden)
@@ -143,6 +145,11 @@ def call_layer(
 
     kwargs = {key: repeat(value) for key, value in kwargs.items()}
     return residual_of(layer(hidden, *(repeat(arg) for arg in args), **kwargs))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module lives: the layers of a large model stand on several devices."""
+    return next(module.parameters()).device
 
 
 def _entered(

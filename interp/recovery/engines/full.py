@@ -32,12 +32,13 @@ def losses(
         inputs = batch.inputs(pair.base.anatomy.body)
         wanted = {site for restoration in restorations for site in restoration.sites}
         donor_run = record(pair.donor.anatomy, batch, wanted)
-        target = pair.vanilla.model(**inputs).logits[batch.scored]
+        theirs = batch.inputs(pair.vanilla.anatomy.body)
+        target = batch.at_scored(pair.vanilla.model(**theirs).logits)
         for restoration in restorations:
             where = batch.restored(restoration.positions)
             with whole_model_restored(pair, restoration, donor_run.layers, where):
-                logits = pair.base.model(**inputs).logits[batch.scored]
-            yield score(target, logits)
+                logits = batch.at_scored(pair.base.model(**inputs).logits)
+            yield score(target.to(logits.device), logits)
 
     return losses_by_forwards(runs, pair, trajectories, restorations, **options)
 

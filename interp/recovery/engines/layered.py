@@ -56,7 +56,7 @@ def losses(
         budget: how much is computed at once; what suits the device's free memory if None. It is
             halved when memory runs out, and what was found by then is kept.
     """
-    budget = budget or RowBudget.of(pair.base.device)
+    budget = budget or RowBudget.of(pair.base.devices)
     scorer = pair.scorer(distance, own_precision=own_precision)
     found = torch.empty(len(restorations), len(trajectories), dtype=torch.float64)
     planner = Planner(pair, trajectories, padding_side=padding_side)

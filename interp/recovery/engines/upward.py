@@ -3,6 +3,13 @@
 Questions that begin with the same tokens are two segments: the prefix, one row for all of them, and
 the rest, whose attention reads the prefix's keys and values. Under a restoration the prefix has one
 course too, whatever follows it.
+
+Layers may live on several devices: rows go where a layer lives, known states where they are put in.
+Nothing between the start of a pass and its end looks at a value, so that the CPU queues the layers
+of a GPU without waiting for them; the losses are fetched once. Layers are not compiled and not
+captured as CUDA graphs: both want the same shapes at every call, and here rows join and leave at
+every layer, while the hooks and swapped forwards that restore a site are Python. What a graph would
+save, the launches of kernels, is small beside chunks that fill a GPU.
 """
 
 from __future__ import annotations
@@ -20,9 +27,9 @@ from interp.data.trajectories import Trajectory
 from interp.models.anatomy import LayerParts
 from interp.models.low_rank import sums_held
 from interp.recovery.batches import Batch, PaddingSide, make_batch, prefix_batch
-from interp.recovery.engines.course import Course, KeysAndValues, PartialRun, call_layer
+from interp.recovery.engines.course import Course, KeysAndValues, PartialRun, call_layer, device_of
 from interp.recovery.pair import Pair
-from interp.recovery.scoring import Scorer
+from interp.recovery.scoring import Scorer, check_answered
 from interp.recovery.sites import ACTIVATION_SITES, Positions, Restoration
 from interp.recovery.states import (
     blend,
@@ -70,11 +77,6 @@ class _Segment:
     batch: Batch
     base_run: PartialRun
     donor_run: PartialRun
-
-    @property
-    def scored(self) -> Tensor:
-        """The scored positions, the batch's axes merged."""
-        return self.batch.scored.flatten().nonzero()[:, 0]
 
 
 class UpwardPass:
@@ -198,11 +200,13 @@ class UpwardPass:
         segment = self.segments[place]
         parts, donor_parts = self.base.layers[layer], self.donor.layers[layer]
         donor_states = segment.donor_run.layers[layer]
-        batch = segment.batch
+        batch, device = segment.batch, device_of(parts.layer)
         sites, where = treatment.sites, batch.restored(treatment.positions)
         everywhere = treatment.positions == "all"
         if "resid" in sites and everywhere:
-            return [known(donor_states.resid)] * len(rows)
+            return [known(donor_states.resid).to(device)] * len(rows)
+        # They come from where the layer below lives.
+        rows = [row.to(device) for row in rows]
         attn, mlp_out = None, None
         if everywhere or not sites & set(ACTIVATION_SITES):
             attn, mlp_out = self._known_outputs(layer, treatment, segment)
@@ -214,7 +218,7 @@ class UpwardPass:
             put = stack.enter_context
             if layer == self.base.num_layers - 1:
                 for module in _position_wise(parts):
-                    put(_only_at(module, segment.scored, batch.num_tokens))
+                    put(_only_at(module, batch.scored_at, batch.num_tokens))
             channels = self._channels(treatment)
             put(restored(parts, donor_parts, donor_states, sites, where, channels))
             if attn is not None:
@@ -246,7 +250,7 @@ class UpwardPass:
                 if "attn_weights" in sites:
                     stack.enter_context(parameters_swapped(parts.attn_out, donor_parts.attn_out))
                 heads = _restored_state(known(donor_states.head), states.head, real, channels)
-                attn = parts.attn_out(heads)
+                attn = parts.attn_out(heads.to(device_of(parts.layer)))
         elif fresh and not sites & {"head", "attn_weights", "norms"}:
             attn = states.attn
         if "mlp_out" in sites:
@@ -258,7 +262,7 @@ class UpwardPass:
             with ExitStack() as stack:
                 if "value" in sites:
                     stack.enter_context(parameters_swapped(parts.values, donor_parts.values))
-                mlp_out = parts.values(coef)
+                mlp_out = parts.values(coef.to(device_of(parts.layer)))
         return attn, mlp_out
 
     def _channels(self, treatment: _Treatment) -> list[int] | None:
@@ -283,11 +287,12 @@ class UpwardPass:
     def _score(self, scorer: Scorer, rows: dict[_History, Rows]) -> Tensor:
         """Mean losses of the rows above the last layer."""
         segment, last = self.segments[-1], self.base.num_layers - 1
-        batch, scored = segment.batch, segment.scored
-        base_final = known(segment.base_run.final).flatten(0, 1)[scored]
-        donor_final = known(segment.donor_run.final).flatten(0, 1)[scored]
+        batch = segment.batch
+        base_final = batch.at_scored(known(segment.base_run.final))
+        donor_final = batch.at_scored(known(segment.donor_run.final))
         target = donor_final if self.pair.direction == "restore" else base_final
-        next_ids = batch.next_ids[batch.scored]
+        check_answered(scorer.distance, batch.all_answered)
+        next_ids = batch.at_scored(batch.next_ids)
         own, other = "vanilla", "unlearned"
         if self.pair.direction == "restore":
             own, other = other, own
@@ -303,9 +308,11 @@ class UpwardPass:
                 if history is None:
                     state = base_final
                 else:
-                    state = self.base.readout_state(rows[history][-1].flatten(0, 1)[scored])
+                    state = self.base.readout_state(batch.at_scored(rows[history][-1]))
             readout = other if "unembed" in item.sites else own
-            found.append(scorer.losses(target, state[None], next_ids, readout=readout)[0])
+            losses = scorer.losses(target, state[None], next_ids, readout=readout)[0]
+            # The two models' unembeddings may live on different devices.
+            found.append(losses.to(found[0].device if found else losses.device))
         return batch.mean_per_question(torch.stack(found))
 
 
@@ -330,9 +337,10 @@ def _only_at(module: nn.Module, positions: Tensor, num_tokens: int) -> Iterator[
 
     def at_positions(values: Tensor) -> Tensor:
         flat = values.reshape(-1, num_tokens, values.shape[-1])
-        computed = forward(flat[:, positions])
+        places = positions.to(values.device)
+        computed = forward(flat[:, places])
         output = computed.new_zeros(*flat.shape[:2], computed.shape[-1])
-        output[:, positions] = computed
+        output[:, places] = computed
         return output.view(*values.shape[:-1], -1)
 
     with forward_replaced(module, at_positions):
@@ -345,7 +353,7 @@ def _attn_known(parts: LayerParts, attn: Tensor, *, adds_residual: bool) -> Iter
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         hidden = args[0] if args else kwargs["hidden_states"]
-        output = attn.repeat(hidden.shape[0] // attn.shape[0], 1, 1)
+        output = attn.to(hidden.device).repeat(hidden.shape[0] // attn.shape[0], 1, 1)
         return (output + args[1] if adds_residual else output), None
 
     with forward_replaced(parts.attn, forward):
@@ -358,7 +366,7 @@ def _mlp_known(parts: LayerParts, mlp_out: Tensor, *, adds_residual: bool) -> It
 
     def known(hidden: Tensor, *residual: Tensor) -> Tensor:
         repeats = hidden.numel() // hidden.shape[-1] // (mlp_out.shape[0] * mlp_out.shape[1])
-        output = mlp_out.repeat(repeats, 1, 1).view(*hidden.shape[:-1], -1)
+        output = mlp_out.to(hidden.device).repeat(repeats, 1, 1).view(*hidden.shape[:-1], -1)
         return output + residual[0] if adds_residual else output
 
     with ExitStack() as stack:

@@ -1,0 +1,167 @@
+"""In which precision models compute, and where scores stay in float32 whatever it is.
+
+float32, bfloat16 and float16 are the precision of the weights (`load(dtype=)`). The others say what
+is done with them, only inside `precision(…)`:
+
+- `tf32`: float32 models whose matrix products keep 10 bits of the mantissa (NVIDIA from Ampere on);
+- `bf32`: float32 models whose matrix products keep 7, on a CPU's bfloat16 matrix units;
+- `mixed`: bfloat16 models of which the final norm and the unembedding compute in float32.
+
+In the first two as well the final norm and the unembedding are computed in plain float32. Whatever
+the process has set for the products of float32 matrices does not count inside the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from interp.models.language_model import LanguageModel
+
+Dtype = Literal["float32", "bfloat16", "float16", "tf32", "bf32", "mixed"]
+
+WEIGHTS: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "tf32": torch.float32,
+    "bf32": torch.float32,
+    "mixed": torch.bfloat16,
+}
+"""The precision of the weights that each works on."""
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise ValueError unless `dtype` is a known name, or None for the models' own precision."""
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise ValueError(f"unknown dtype {dtype!r}; valid are {', '.join(get_args(Dtype))}")
+
+
+def check_possible(dtype: Dtype | None, *models: LanguageModel) -> None:
+    """Raise ValueError where models cannot be computed with in this precision.
+
+    `dtype` is not of their weights or this machine cannot do it, or weights are offloaded.
+    """
+    for model in models:
+        if any(value.is_meta for value in model.model.parameters()):
+            raise ValueError(
+                f"{model.name!r} has weights that are offloaded from the device that computes: "
+                "load it where it fits, such as on more GPUs with device='auto', or on the CPU"
+            )
+        if dtype is None:
+            continue
+        if model.dtype != WEIGHTS[dtype]:
+            wanted = _name(WEIGHTS[dtype])
+            raise ValueError(
+                f"dtype {dtype!r} needs models in {wanted}, and {model.name!r} is in "
+                f"{_name(model.dtype)}: load it with dtype={wanted!r}"
+            )
+        place = model.device
+        if dtype == "tf32" and not (
+            place.type == "cuda" and torch.cuda.get_device_capability(place) >= (8, 0)
+        ):
+            raise ValueError(
+                f"dtype 'tf32' needs an NVIDIA GPU of the Ampere generation or later, and "
+                f"{model.name!r} is on {place}: use 'float32'"
+            )
+        if dtype == "bf32" and not (place.type == "cpu" and has_matrix_units()):
+            raise ValueError(
+                f"dtype 'bf32' needs a CPU with bfloat16 matrix units (AMX or AVX-512 BF16), which "
+                f"{model.name!r} on {place} does not have: use 'float32'"
+            )
+
+
+def has_matrix_units() -> bool:
+    """Whether this CPU multiplies matrices in bfloat16."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+@contextmanager
+def precision(dtype: str | None, models: Iterable[LanguageModel]) -> Iterator[None]:
+    """Let models compute in a precision inside the block; the settings are as before after it.
+
+    Args:
+        dtype: one of `Dtype`, None for the models' own.
+        models: those of which the final norm and the unembedding may have to be held in float32.
+    """
+    products = {"tf32": {"cuda": "tf32"}, "bf32": {"cpu": "bf16"}}.get(dtype or "", {})
+    with ExitStack() as stack:
+        stack.enter_context(float32_products(**products))
+        if dtype in ("tf32", "bf32", "mixed"):
+            readouts = [(*model.anatomy.final, model.anatomy.unembed) for model in models]
+            stack.enter_context(in_float32([module for readout in readouts for module in readout]))
+        yield
+
+
+@contextmanager
+def float32_products(*, cuda: str = "ieee", cpu: str = "ieee") -> Iterator[None]:
+    """How products of float32 matrices are rounded inside the block: by default as float32 is."""
+    if not hasattr(torch.backends.mkldnn, "matmul"):  # torch 2.8
+        if (cuda, cpu) != ("ieee", "ieee"):
+            raise ImportError("tf32 and bf32 need torch 2.9 or later: pip install -U torch")
+        yield
+        return
+    backends: Any = torch.backends
+    places = [backends.cuda.matmul, backends.mkldnn.matmul]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place, chosen in zip(places, (cuda, cpu), strict=True):
+            place.fp32_precision = chosen
+        yield
+    finally:
+        for place, chosen in zip(places, before, strict=True):
+            place.fp32_precision = chosen
+
+
+@contextmanager
+def in_float32(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let modules compute in float32: inputs and parameters are cast for the call alone.
+
+    One module's parameters at a time are held in float32, so that a whole model can be run so.
+    """
+    running: list[ExitStack] = []
+
+    def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        stack = ExitStack()
+        running.append(stack)
+        stack.enter_context(float32_products())
+        own = dict(module._parameters)
+        stack.callback(module._parameters.update, own)
+        module._parameters.update({name: _cast(value) for name, value in own.items()})
+        return tuple(map(_cast, args)), {key: _cast(value) for key, value in kwargs.items()}
+
+    def after(*_call: object) -> None:
+        running.pop().close()
+
+    with ExitStack() as hooks:
+        for module in dict.fromkeys(modules):
+            handle = module.register_forward_pre_hook(before, with_kwargs=True)
+            hooks.callback(handle.remove)
+            # In front: where blocks are nested, what the inner one cast is undone first.
+            handle = module.register_forward_hook(after, prepend=True, always_call=True)
+            hooks.callback(handle.remove)
+        yield
+
+
+def whole_in_float32(model: LanguageModel):
+    """`in_float32` for every module of a model that has parameters."""
+    return in_float32(
+        [
+            module
+            for module in model.model.modules()
+            if any(value.is_floating_point() for value in module.parameters(recurse=False))
+        ]
+    )
+
+
+def _cast(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
