@@ -23,6 +23,7 @@ CHECKED = [
             "exploring",
             "krs",
             "names",
+            "noise",
             "pair",
             "places",
             "scoring",

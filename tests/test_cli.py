@@ -89,7 +89,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 def refused(args: list[str], capsys) -> str:
-    """The one line that a mistake prints; progress bars aside, nothing else is printed."""
+    """The one line that a mistake prints; plan and progress bars aside, nothing else is printed."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         cli.main(args)
@@ -99,7 +99,7 @@ def refused(args: list[str], capsys) -> str:
     lines = [
         line
         for line in re.split(r"[\r\n]+", printed.err)
-        if line.strip() and not re.search(r"\d%|\d+/\d+ \[", line)
+        if line.strip() and not re.search(r"\d%|\d+/\d+ \[|^plan: ", line)
     ]
     assert len(lines) == 1, lines
     assert lines[0].startswith("interp: ")

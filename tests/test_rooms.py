@@ -84,7 +84,7 @@ def test_nothing_depends_on_tests_experiments_or_notebooks(module):
 # transformers itself needs tqdm.
 HEAVY = {"pandas", "plotly", "pyarrow", "tyro", "peft", "gguf", "kaleido", "IPython"}
 HEAVY |= {"scipy", "sacrebleu", "rouge_score", "nltk", "py3langid"}
-HEAVY |= {"transformer_lens", "nnsight", "accelerate"}
+HEAVY |= {"transformer_lens", "nnsight", "accelerate", "ray"}
 
 
 def without(*names: str) -> str:

@@ -9,6 +9,7 @@ one after the other (`Worker`, of which there is one here and any number in `lau
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ from interp.models.precision import Dtype
 from interp.recovery.names import site_name
 from interp.recovery.noise import warn_of_noise
 from interp.recovery.pair import Direction, Pair
+from interp.recovery.plan import Plan, plan
 from interp.recovery.scoring import Distance
 from interp.recovery.sites import Positions
 from interp.recovery.sweep import DEFAULT_SITES, Remote, SweepConfig, Variant, measure
@@ -80,6 +82,10 @@ class Worker:
     def measure(self, unlearned: LanguageModel | str, items: Sequence[Trajectory]) -> pd.DataFrame:
         """The losses of a cell. See `recovery.sweep.measure`."""
         return measure(self._pair(unlearned), items, self.config, advance=self.advance)
+
+    def plan(self, unlearned: LanguageModel | str, cells: Sequence[Sequence[Trajectory]]) -> Plan:
+        """What measuring some cells will take. See `recovery.plan`."""
+        return plan(self._pair(unlearned), cells, self.config)
 
     def _pair(self, unlearned: LanguageModel | str) -> Pair:
         name = unlearned if isinstance(unlearned, str) else unlearned.name
@@ -167,7 +173,7 @@ def sweep(
         num_workers: Ray workers; as many as there is room for if None.
         gpus_per_worker: the part of a GPU that a Ray worker takes; 1 if None and V is on one, else
             0, a worker then takes as many CPUs as torch has threads here.
-        progress: show progress bars on standard error.
+        progress: show the plan and progress bars on standard error.
 
     Returns:
         What was measured; with `out`, all that the directory holds of these cells.
@@ -259,6 +265,14 @@ def sweep(
         def begun(name: str, content_hash: str) -> list[Task]:
             """The cells of an unlearned model that are not known yet."""
             missing = losses.begin(name, content_hash)
+            if progress and missing and isinstance(workers, Here) and name == first.unlearned:
+                asked = [
+                    [item for item in cells[number].items if isinstance(item, Trajectory)]
+                    for number in missing
+                ]
+                told = workers.worker.plan(sources[name], asked)
+                models = f" for each of {len(others) + 1} models" if others else ""
+                tqdm.write(f"{told}{models}", file=sys.stderr)
             known = [place for place in places if place[0] == name and place[1] not in missing]
             bar.update(sum(len(cells[number].items) for _, number in known))
             return [

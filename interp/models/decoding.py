@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from interp.models.language_model import LanguageModel
+from interp.models.low_rank import sums_held
 
 Pick = Callable[[Float[Tensor, "row vocab"], Sequence[int], int], Int[Tensor, " row"]]
 """Given logits, the number of each row's prompt and how many tokens stand already: the next."""
@@ -44,7 +45,10 @@ def continuations(
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        rows = _continued(model, [prompts[number] for number in numbers], numbers, num_tokens, pick)
+        asked = [prompts[number] for number in numbers]
+        # An adapter's weights are merged once for all tokens.
+        with sums_held(model.model):
+            rows = _continued(model, asked, numbers, num_tokens, pick)
         yield from zip(numbers, rows, strict=True)
 
 

@@ -60,9 +60,10 @@ def krs_table(
         window's centre), `first_layer`, `last_layer`, `krs` or `effect`, `ci_low`, `ci_high`,
         `num_queries` (questions in the means), `noise_floor` and `reason`. `noise_floor` is
         |1 - KRS| of V patched with its own states, per group and site, NaN where it was not
-        measured. `reason` says why a score or an interval is NaN and which questions were left
-        out, and is empty otherwise. Groups and sites stand in the order in which they first
-        appear, layers ascend.
+        measured; below float32 it includes how far rounding moves a score (`recovery.noise`).
+        `reason` says why a score or an interval is NaN and which questions were left out, and is
+        empty otherwise. Groups and sites stand in the order in which they first appear, layers
+        ascend.
 
     Raises:
         ValueError: the table is empty, lacks columns, mixes variants, directions, distances or
