@@ -12,8 +12,9 @@ from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
 from interp.models.anatomy import Anatomy
+from interp.recovery import scoring
 from interp.recovery.pair import Pair
-from interp.recovery.scoring import Scorer, distance_of, gram_matrices
+from interp.recovery.scoring import Scorer, distance_of, gram_matrices, own_gram
 from interp.recovery.sites import NOTHING, Restoration
 
 NO_TOKENS = torch.tensor([-1])
@@ -130,6 +131,29 @@ def test_gram_matrices_in_chunks(bias):
         for left, right in zip(found, expected, strict=True):
             torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
     assert gram_matrices(vanilla.unembed, vanilla.unembed)[1:] == (None, None)
+
+
+@pytest.mark.parametrize("bias", ["none", "same"])
+def test_the_gram_matrix_is_kept_with_the_weight_until_that_changes(bias):
+    vanilla, unlearned, *_ = random_case(changed=False, bias=bias)
+    assert unlearned.unembed.weight is not vanilla.unembed.weight
+    first = own_gram(vanilla.unembed)
+    assert own_gram(vanilla.unembed) is first
+    # Another unlearned model of the same unembedding is scored by it.
+    scorer = Scorer(vanilla, unlearned)
+    scorer.prepare("unlearned")
+    assert scorer._grams["unlearned"][0] is first
+    for changed in (vanilla.unembed.weight, vanilla.unembed.bias):
+        if changed is None:
+            continue
+        changed.data.view(-1)[3] += 1e-3
+        now = own_gram(vanilla.unembed)
+        expected, _, _ = gram_matrices(vanilla.unembed, vanilla.unembed)
+        assert torch.equal(now, expected)
+        assert not torch.equal(now, first)
+    kept = len(scoring._OWN_GRAMS)
+    del vanilla, unlearned, scorer, changed
+    assert len(scoring._OWN_GRAMS) == kept - 1
 
 
 @pytest.mark.parametrize("distance_from_v", [1e-2, 1e-4, 1e-6])

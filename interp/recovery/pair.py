@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from interp.models.language_model import LanguageModel
-from interp.recovery.scoring import Distance, Scorer, same_unembedding
+from interp.recovery.scoring import Distance, Scorer
 
 Direction = Literal["restore", "corrupt"]
 
@@ -55,7 +55,5 @@ class Pair:
         return self._scorers[key]
 
     def with_itself(self) -> Pair:
-        """V and V, for the noise floor. It reuses V's Gram matrix where U's unembedding is V's."""
-        same = same_unembedding(self.vanilla.anatomy.unembed, self.unlearned.anatomy.unembed)
-        scorers = self._scorers if same else {}
-        return Pair(vanilla=self.vanilla, unlearned=self.vanilla, _scorers=scorers)
+        """V and V, for the noise floor."""
+        return Pair(vanilla=self.vanilla, unlearned=self.vanilla)

@@ -17,18 +17,23 @@ Legend: row = restorations, scored = scored positions, d = what the unembedding 
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from interp.models.anatomy import Anatomy
 from interp.models.precision import float32_products
 
 Distance = Literal["logit_mse", "kl", "answer_logprob"]
 Readout = Literal["vanilla", "unlearned"]
+
+CHUNK = 1 << 14
+"""Rows of an unembedding that are read at a time."""
 
 
 def distance_of(
@@ -85,7 +90,8 @@ def check_distance(distance: str) -> None:
 class Scorer:
     """Distances of final states from V's, for one pair of models.
 
-    The Gram matrices are made at the first use and kept for the pair. Everything is scored where
+    The Gram matrices are made at the first use and kept for the pair; that of V's own unembedding,
+    which most unlearned models share, is kept with V. Everything is scored where
     the unembedding that reads it lives, without waiting for it.
     """
 
@@ -121,10 +127,13 @@ class Scorer:
 
     def prepare(self, readout: Readout) -> None:
         """Make the Gram matrices for runs read by this model's unembedding, if they are needed."""
-        if self._exact and readout not in self._grams:
-            self._grams[readout] = gram_matrices(
-                self._anatomy["vanilla"].unembed, self._anatomy[readout].unembed
-            )
+        if not self._exact or readout in self._grams:
+            return
+        vanilla, reader = self._anatomy["vanilla"].unembed, self._anatomy[readout].unembed
+        if same_unembedding(vanilla, reader):
+            self._grams[readout] = own_gram(vanilla), None, None
+        else:
+            self._grams[readout] = gram_matrices(vanilla, reader)
 
     def losses(
         self,
@@ -184,7 +193,7 @@ class Scorer:
 
 
 def gram_matrices(
-    vanilla: nn.Linear, reader: nn.Linear, *, chunk: int = 1 << 14
+    vanilla: nn.Linear, reader: nn.Linear, *, chunk: int = CHUNK
 ) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d d"] | None, Float[Tensor, "d d"] | None]:
     """WᵀW, WᵀD and DᵀD of a run's unembedding W, with D = W_V − W.
 
@@ -207,6 +216,28 @@ def gram_matrices(
     gram = total[0]
     assert gram is not None
     return gram, total[1], total[2]
+
+
+_OWN_GRAMS: MutableMapping[Tensor, tuple[Tensor, Tensor]] = WeakIdKeyDictionary()
+"""By weight: its product with a fixed vector when the Gram matrix was made, and the matrix."""
+
+
+def own_gram(unembed: nn.Linear) -> Float[Tensor, "d d"]:
+    """WᵀW, made once for as long as there is the weight.
+
+    Whether the weight, or the bias, is still what it was is seen by its product with a fixed
+    vector, which costs a tenth: people also write into `weight.data`, which nothing records.
+    """
+    starts = range(0, unembed.weight.shape[0], CHUNK)
+    size = unembed.weight.shape[1] + (unembed.bias is not None)
+    vector = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(unembed.weight.device)
+    with float32_products():
+        product = torch.cat([_rows(unembed, start, CHUNK) @ vector for start in starts])
+    before, gram = _OWN_GRAMS.get(unembed.weight, (None, None))
+    if gram is None or before is None or not torch.equal(before, product):
+        gram, _, _ = gram_matrices(unembed, unembed)
+        _OWN_GRAMS[unembed.weight] = product, gram
+    return gram
 
 
 def same_unembedding(one: nn.Linear, other: nn.Linear) -> bool:

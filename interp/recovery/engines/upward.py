@@ -110,7 +110,8 @@ class UpwardPass:
         if prefix:
             batches.insert(0, prefix_batch(trajectories, prefix, device=device))
         self.num_questions = len(trajectories)
-        self.rows_at_once = max(1, chunk_tokens // sum(batch.num_tokens for batch in batches))
+        # As many rows as fill a call for the longest segment.
+        self.rows_at_once = max(1, chunk_tokens // max(batch.num_tokens for batch in batches))
         wanted = {site for item in restorations for site in item.layer_sites}
         own = {"attn", "coef"}
         if any(item.units is not None for item in restorations):
