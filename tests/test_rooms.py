@@ -24,6 +24,7 @@ ROOMS = [
     "launch",
     "runs",
     "evaluation",
+    "study",
     "demo",
     "cli",
 ]

