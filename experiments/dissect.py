@@ -1,0 +1,339 @@
+"""Where does fine-tuning unlearning happen? (Hong et al. 2024), per query language.
+
+    python experiments/dissect.py quick --out runs/dissect-quick
+
+Concepts that the model knows are unlearned in English, each by itself, by several methods at
+several strengths. What each model then answers is held against the vanilla model's answers, on
+target and on unrelated questions (Fig. 2); of the models at one strength KRS is swept over sites,
+layers and query languages (Fig. 1), and their weights are compared with the vanilla ones. A second
+run of the same command does only what is missing.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+import tyro
+
+import interp
+from interp.behaviour.answers import generate
+from interp.behaviour.drift import drift
+from interp.behaviour.overlap import sentence_overlap
+from interp.data.cache import key_of
+from interp.files import write_folder_atomically
+from interp.study import Study
+from interp.study.dissect_concepts import EDIT, Concept, fact_concepts, file_concepts
+from interp.study.dissect_report import study
+from interp.unlearning.config import TrainingConfig
+from interp.unlearning.edits import MemitConfig
+from interp.unlearning.methods import UNLEARNING
+
+TRAINED = ("dpo", "gd", "npo", "npo_kl", "ga")
+EDITED = ("memit_empty", "memit_entropy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is dissected.
+
+    Attributes:
+        model: V, as `interp.load` takes it.
+        concepts: groups of built-in facts, such as `capital/Europe`.
+        file: a file of the authors' concepts instead.
+        num_concepts: of the file, the first ones.
+        num_questions: about each concept, at most.
+        num_unrelated: unrelated questions per language.
+        languages: BCP-47 codes of the query languages; a file has English alone.
+        methods: settings at strength 1, by name.
+        preferred: what `dpo` prefers, see `interp.unlearning.preferred`.
+        strengths: multiples of what `trained_by` and `edited_by` name.
+        trained_by: `learning_rate` or `num_steps`, of methods that train.
+        edited_by: `clamp`, or `regularisation`, which is divided by the strength.
+        swept: the strength whose models are swept and whose weights are compared.
+        sites: of the sweep; the controls tell what restorations of the same kind bring back.
+        window: layers restored together.
+        num_tokens: T, tokens per answer.
+        keep_models: keep weights when all is measured. Without them a run of the same settings
+            trains nothing anew either.
+        seed: of every choice.
+    """
+
+    model: str = "gemma-3-270m"
+    concepts: tuple[str, ...] = ("capital/Europe", "capital/Asia")
+    file: str = ""
+    num_concepts: int = 10
+    num_questions: int = 10
+    num_unrelated: int = 20
+    languages: tuple[str, ...] = ("en", "de", "zh")
+    methods: Mapping[str, TrainingConfig | MemitConfig] = field(default_factory=dict)
+    preferred: str = "refusal"
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    trained_by: str = "learning_rate"
+    edited_by: str = "regularisation"
+    swept: float = 1.0
+    sites: tuple[str, ...] = ("coef", "attn", "coef+attn", "value", "key", "attn_weights")
+    window: int = 5
+    num_tokens: int = 30
+    keep_models: bool = False
+    seed: int = 0
+
+
+def in_steps(name: str, num_steps: int) -> TrainingConfig:
+    """A method with its usual settings in fewer, larger steps, which go as far."""
+    usual = UNLEARNING[name].config
+    assert isinstance(usual, TrainingConfig)
+    rate = usual.learning_rate * usual.num_steps / num_steps
+    return replace(usual, num_steps=num_steps, learning_rate=rate, evaluate_every=0)
+
+
+def as_published(name: str, learning_rate: float) -> TrainingConfig:
+    """A method as the authors' configuration has it: ten epochs of the paragraphs in batches of 32.
+
+    DEFINITIONS has α = 1.5 for `gd` from the paper's code.
+    """
+    return TrainingConfig(
+        objective=name,
+        settings={"alpha": 1.5} if name == "gd" else {},
+        learning_rate=learning_rate,
+        weight_decay=0.01,
+        warmup_steps=6,
+        num_steps=60,
+        batch_size=32,
+        accumulation=8,
+        gradient_checkpointing=True,
+    )
+
+
+PRESETS: Mapping[str, Config] = {
+    "quick": Config(
+        num_questions=8,
+        num_unrelated=12,
+        languages=("en", "de"),
+        methods={name: in_steps(name, 5) for name in ("gd", "npo")}
+        | {"memit_empty": UNLEARNING["memit_empty"].config},
+        strengths=(0.5, 1.0, 2.0),
+        num_tokens=10,
+    ),
+    "full": Config(
+        concepts=("capital/Europe", "capital/Asia", "capital/Africa"),
+        methods={name: in_steps(name, 8) for name in TRAINED}
+        | {name: UNLEARNING[name].config for name in EDITED},
+        num_tokens=20,
+    ),
+    "paper": Config(
+        model="meta-llama/Llama-2-7b-chat-hf",
+        file="llama2-7b_concepts_test_30tokens_answers.json",
+        num_unrelated=50,
+        languages=("en",),
+        methods={
+            name: as_published(name, 2e-5 if name in ("ga", "gd") else 5e-5) for name in TRAINED
+        }
+        | {
+            "memit_empty": MemitConfig(objective="empty"),
+            "memit_entropy": MemitConfig(objective="entropy"),
+        },
+        preferred="other",
+        sites=(*Config.sites, "mlp_out", "resid"),
+        keep_models=True,
+    ),
+}
+
+
+def main(preset: str = "quick", *, out: Path | None = None, model: str | None = None) -> None:
+    """Unlearn concepts, restore, and print which signatures of the paper were seen.
+
+    Args:
+        preset: quick (minutes on two cores), full (about an hour), or paper (Llama-2-7B-chat and
+            the authors' file of concepts in the working directory, for GPUs).
+        out: directory of all that is made; runs/dissect-PRESET by default.
+        model: another vanilla model.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no preset {preset!r}; valid: {', '.join(PRESETS)}")
+    config = PRESETS[preset] if model is None else replace(PRESETS[preset], model=model)
+    command = f"python experiments/dissect.py {preset}" + (f" --model {model}" if model else "")
+    folder = out or Path("runs") / f"dissect-{preset}"
+    found = dissect(config, folder, command=command)
+    print(found.markdown())
+    for path in found.write(folder):
+        print(path)
+
+
+def dissect(config: Config, out: Path, *, command: str = "", progress: bool = True) -> Study:
+    """Make and measure every model, and say what was found.
+
+    Args:
+        config: what is dissected.
+        out: directory of models, sweeps and measures; what it holds is not made again.
+        command: what was typed, for the study.
+        progress: show progress on standard error.
+
+    Raises:
+        ValueError: settings or data that do not fit.
+    """
+    if config.swept not in config.strengths:
+        raise ValueError(f"swept is {config.swept:g}, which is not among the strengths")
+    vanilla = interp.load(config.model)
+    if config.file:
+        concepts = file_concepts(
+            config.file,
+            num_concepts=config.num_concepts,
+            num_questions=config.num_questions,
+            num_unrelated=config.num_unrelated,
+        )
+    else:
+        concepts = fact_concepts(
+            vanilla,
+            config.concepts,
+            languages=config.languages,
+            num_questions=config.num_questions,
+            num_unrelated=config.num_unrelated,
+            num_tokens=config.num_tokens,
+            seed=config.seed,
+            cache=out / "measures" / "answers.jsonl",
+            progress=progress,
+        )
+    parts: dict[str, list[pd.DataFrame]] = {}
+    todo = list(_models(config, concepts))
+    for number, (concept, method, strength) in enumerate(todo, start=1):
+        if progress:
+            label = f"{concept.name}, {method} at strength {strength:g}"
+            print(f"[{number}/{len(todo)}] {label}", file=sys.stderr, flush=True)
+        about = {"concept": concept.name, "method": method, "strength": strength}
+        for name, table in measured(
+            config, vanilla, concept, method, strength, out, progress=progress
+        ).items():
+            if name != "losses":
+                # Questions are of a kind, and the model is what has the concept.
+                table = table.rename(columns={"concept": "questions"})
+            parts.setdefault(name, []).append(table.assign(**about))
+    tables = {name: pd.concat(several, ignore_index=True) for name, several in parts.items()}
+    return study(
+        tables,
+        concepts,
+        model=config.model,
+        command=command,
+        config=asdict(config),
+        setting=f"T = {config.num_tokens}, strength {config.swept:g}",
+        seed=config.seed,
+    )
+
+
+def measured(
+    config: Config,
+    vanilla: interp.LanguageModel,
+    concept: Concept,
+    method: str,
+    strength: float,
+    out: Path,
+    *,
+    progress: bool = True,
+) -> dict[str, pd.DataFrame]:
+    """The tables of one model, which is made unless they are there: how, answers, measures.
+
+    Of the strength that is swept, losses and drift too.
+    """
+    settings = at_strength(config, method, strength)
+    slug = re.sub(r"\W+", "-", concept.name)
+    name = f"{slug}-{method}-{strength:g}"
+    asked = [
+        replace(query, concept=kind)
+        for kind, queries in (("target", concept.targets), ("unrelated", concept.unrelated))
+        for query in queries
+    ]
+    sweeping = {"sites": config.sites, "window": config.window, "num_tokens": config.num_tokens}
+    is_swept = strength == config.swept
+    key = key_of(
+        vanilla=vanilla.content_hash(),
+        of=repr((settings, config.preferred, concept, is_swept, sweeping)),
+    )
+    models, stored = out / "models" / name, out / "measured" / f"{name}-{key[:8]}"
+    if not stored.is_dir():
+        form = EDIT if isinstance(settings, MemitConfig) else UNLEARNING[method].form
+        run = interp.unlearn(
+            vanilla,
+            concept.forget[form],
+            concept.retain[form],
+            settings,
+            preferred=config.preferred,
+            about={"concept": concept.name},
+            out=models,
+            progress=progress,
+        )
+        said = [
+            generate(
+                model,
+                asked,
+                num_tokens=config.num_tokens,
+                cache=out / "measures" / "answers.jsonl",
+                progress=progress,
+            )
+            for model in (vanilla, run.model)
+        ]
+        metrics = ["overlap", "alias"] if all(query.answer for query in asked) else ["overlap"]
+        tables = {
+            "models": run.history.tail(1).assign(num_steps=len(run.history), reason=run.reason),
+            "answers": sentence_overlap(*said),
+            "measures": interp.evaluate(
+                run.model,
+                asked,
+                metrics,
+                vanilla=vanilla,
+                num_tokens=config.num_tokens,
+                out=out / "measures",
+                progress=progress,
+            ),
+        }
+        if is_swept:
+            recovery = interp.sweep(
+                vanilla,
+                run.model,
+                concept.targets,
+                out=out / "sweeps" / slug,
+                progress=progress,
+                **sweeping,
+            )
+            tables["losses"] = recovery.losses
+            tables["drift"] = drift(vanilla, run.model, progress=progress)
+
+        def write(folder: Path) -> None:
+            for label, table in tables.items():
+                table.to_parquet(folder / f"{label}.parquet", index=False)
+
+        write_folder_atomically(stored, write)
+    if not config.keep_models:
+        shutil.rmtree(models, ignore_errors=True)
+    return {path.stem: pd.read_parquet(path) for path in sorted(stored.glob("*.parquet"))}
+
+
+def at_strength(config: Config, method: str, strength: float) -> TrainingConfig | MemitConfig:
+    """A method's settings at a strength."""
+    settings = config.methods[method]
+    name = config.edited_by if isinstance(settings, MemitConfig) else config.trained_by
+    factor = 1 / strength if name == "regularisation" else strength
+    value = getattr(settings, name) * factor
+    changed = {name: max(1, round(value)) if name == "num_steps" else value}
+    if isinstance(settings, TrainingConfig):
+        changed["seed"] = config.seed
+    return replace(settings, **changed)
+
+
+def _models(config: Config, concepts: list[Concept]) -> Iterator[tuple[Concept, str, float]]:
+    for concept in concepts:
+        for method in config.methods:
+            for strength in config.strengths:
+                yield concept, method, strength
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,309 @@
+"""What Hong et al. 2024 found, looked for in the losses of sweeps over methods and languages.
+
+Methods that train are looked at together, as in the paper: of each the KRS, the ratio of means over
+the questions of all concepts, then the mean over methods. MEMIT edits value vectors in closed form
+and is told apart. All intervals are over questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from interp.behaviour.measure import Measure, undefined
+from interp.recovery.krs import krs_table
+from interp.study.contrasts import contrast
+from interp.study.study import Finding
+
+SOURCE = "Hong et al. 2024"
+OWN = "not in the paper"
+MEAN = "mean of methods that train"
+EVERYWHERE = 0.001
+"""What KRS(value) stays below in the paper."""
+
+_CELL = ["language", "concept", "query_id", "site", "layer", "first_layer", "last_layer"]
+_SETTINGS = ["vanilla", "variant", "direction", "distance", "positions"]
+_LOSSES = ["loss_unlearned", "loss_restored", "loss_self"]
+
+Curves = Mapping[str, Float[np.ndarray, " layer"]]
+"""KRS over the layers by site, the mean over methods."""
+
+
+def is_trained(method: str) -> bool:
+    """Whether a method trains, which MEMIT does not."""
+    return not method.startswith("memit")
+
+
+def mean_krs(losses: pd.DataFrame) -> pd.DataFrame:
+    """KRS per language, site and layer, averaged over the methods that train.
+
+    Losses are divided by their method's mean loss(V, U) in the language; the ratio of means over
+    methods and questions is then the mean over methods of Hong's ratio of means.
+
+    Args:
+        losses: of a sweep, with the column `method`.
+
+    Returns:
+        See `krs_table`; its intervals are over questions.
+
+    Raises:
+        ValueError: no method trains.
+    """
+    rows = losses[losses["method"].map(is_trained)]
+    if rows.empty:
+        raise ValueError("there are no losses of a method that trains")
+    unit = rows.groupby(["method", "language"])["loss_unlearned"].transform("mean")
+    scaled = rows.assign(**{name: rows[name] / unit for name in _LOSSES})
+    kept = dict.fromkeys(_LOSSES, "mean") | dict.fromkeys([*_SETTINGS, "reason"], "first")
+    mean = scaled.groupby(_CELL, sort=False, dropna=False).agg(kept).reset_index()
+    return krs_table(mean.assign(unlearned=MEAN))
+
+
+def method_krs(losses: pd.DataFrame) -> pd.DataFrame:
+    """KRS per method, language, site and layer, over the questions of all concepts."""
+    return krs_table(losses.assign(unlearned=""), by=("method", "language"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """Something that curves should show.
+
+    Attributes:
+        text: what is expected.
+        quantity: the number that must be above 0, in words.
+        sites: that it compares.
+        statistic: the number.
+        source: who saw it.
+        note: what a reader must know.
+    """
+
+    text: str
+    quantity: str
+    sites: tuple[str, ...]
+    statistic: Callable[[Curves], float]
+    source: str = f"{SOURCE}, Fig. 1"
+    note: str = ""
+
+
+def _below(low: str, high: str, note: str = "", source: str = f"{SOURCE}, Fig. 1") -> Signature:
+    return Signature(
+        text=f"KRS({low}) < KRS({high})",
+        quantity=f"mean over layers of KRS({high}) − KRS({low})",
+        sites=(low, high),
+        statistic=lambda krs: float((krs[high] - krs[low]).mean()),
+        source=source,
+        note=note,
+    )
+
+
+def _rises(site: str) -> Signature:
+    return Signature(
+        text=f"KRS({site}) rises with depth",
+        quantity=f"KRS({site}) in the last third of the layers − in the first third",
+        sites=(site,),
+        statistic=lambda krs: _last_third_minus_first(krs[site]),
+    )
+
+
+def _last_third_minus_first(curve: Float[np.ndarray, " layer"]) -> float:
+    third = max(1, len(curve) // 3)
+    return float(curve[-third:].mean() - curve[:third].mean())
+
+
+def _from_the_middle(curve: Float[np.ndarray, " layer"]) -> float:
+    """The lowest score from layer 15 of 32 up."""
+    return float(curve[math.ceil(len(curve) * 15 / 32) :].min())
+
+
+SIGNATURES = (
+    _below("value", "attn"),
+    _below("value", "coef"),
+    _below("coef", "coef+attn"),
+    _below("attn", "coef+attn"),
+    Signature(
+        text="KRS(value) is far below KRS(attn), under a tenth of it",
+        quantity="mean over layers of KRS(attn) / 10 − KRS(value)",
+        sites=("value", "attn"),
+        statistic=lambda krs: float((krs["attn"] / 10 - krs["value"]).mean()),
+    ),
+    Signature(
+        text=f"KRS(value) < {EVERYWHERE} at every layer",
+        quantity=f"{EVERYWHERE} − the highest KRS(value)",
+        sites=("value",),
+        statistic=lambda krs: float(EVERYWHERE - krs["value"].max()),
+        note="the highest of many noisy scores lies above 0 even where all are 0",
+    ),
+    _rises("attn"),
+    _rises("coef"),
+    _rises("coef+attn"),
+    Signature(
+        text="KRS(attn) ≥ 0.3 from layer 15 of 32 up",
+        quantity="the lowest KRS(attn) in the upper 17/32 of the layers − 0.3",
+        sites=("attn",),
+        statistic=lambda krs: _from_the_middle(krs["attn"]) - 0.3,
+    ),
+    Signature(
+        text="KRS(coef) ≥ 0.8 in the last three layers",
+        quantity="KRS(coef) of the last window − 0.8",
+        sites=("coef",),
+        statistic=lambda krs: float(krs["coef"][-1] - 0.8),
+        note="the last window is the last three layers",
+    ),
+    Signature(
+        text="KRS(coef+attn) > 0.9 at its best window",
+        quantity="the highest KRS(coef+attn) − 0.9",
+        sites=("coef+attn",),
+        statistic=lambda krs: float(krs["coef+attn"].max() - 0.9),
+    ),
+    _below(
+        "value",
+        "key",
+        note="value against the other weights of the MLP, a restoration of the same kind",
+        source=OWN,
+    ),
+    _below(
+        "value",
+        "attn_weights",
+        note="value against other weights, a restoration of the same kind",
+        source=OWN,
+    ),
+)
+"""Of the curves in one language."""
+
+
+def recovery_findings(losses: pd.DataFrame, language: str, *, note: str = "") -> list[Finding]:
+    """Every signature of the KRS curves in one query language.
+
+    Args:
+        losses: of a sweep, with the column `method`.
+        language: BCP-47 code.
+        note: what differs from the paper's setting.
+    """
+    rows = losses[(losses["language"] == language) & losses["method"].map(is_trained)]
+    there = set(rows["site"])
+    found = []
+    for signature in SIGNATURES:
+        lacking = [site for site in signature.sites if site not in there]
+        measure = undefined(f"{', '.join(lacking)} not swept with a method that trains")
+        if not lacking:
+            used = rows[rows["site"].isin(signature.sites)]
+            measure = contrast(
+                used,
+                lambda curves, s=signature: s.statistic(_over_methods(curves)),
+                by=["method"],
+            )
+        found.append(
+            Finding(
+                signature=signature.text,
+                source=signature.source,
+                quantity=signature.quantity,
+                measure=measure,
+                note="; ".join(filter(None, (signature.note, note))),
+            )
+        )
+    return found
+
+
+def language_findings(losses: pd.DataFrame) -> list[Finding]:
+    """Whether the order of sites is the same in every query language, and that of MEMIT not."""
+    rows = losses[losses["method"].map(is_trained)]
+    languages = list(dict.fromkeys(rows["language"]))
+    note = f"the language in which it is least so, of {', '.join(languages)}"
+    found = []
+    for low, high in (("value", "attn"), ("coef", "coef+attn")):
+        used = rows[rows["site"].isin([low, high])]
+
+        def least(curves: Mapping[tuple, np.ndarray], low: str = low, high: str = high) -> float:
+            by_language = [
+                _over_methods({key[1:]: curve for key, curve in curves.items() if key[0] == code})
+                for code in languages
+            ]
+            return float(min((krs[high] - krs[low]).mean() for krs in by_language))
+
+        measure = undefined(f"{low} or {high} not swept with a method that trains")
+        if {low, high} <= set(used["site"]):
+            measure = contrast(used, least, by=["language", "method"])
+        found.append(
+            Finding(
+                signature=f"KRS({low}) < KRS({high}) in every query language",
+                source=OWN,
+                quantity=f"the lowest mean over layers of KRS({high}) − KRS({low})",
+                measure=measure,
+                note=note,
+            )
+        )
+    used = losses[losses["site"] == "value"]
+    measure = undefined("value not swept with both kinds of methods")
+    if used["method"].map(is_trained).nunique() == 2:
+        measure = contrast(used, _edited_above_trained, by=["method"])
+    control = Finding(
+        signature="What MEMIT wrote into value vectors is found there",
+        source=f"{OWN}: a control of the measurement",
+        quantity="the highest KRS(value) of MEMIT − that of methods that train",
+        measure=measure,
+        note="means over methods, all query languages",
+    )
+    return [*found, control]
+
+
+def by_language(losses: pd.DataFrame) -> pd.DataFrame:
+    """Every signature in every query language: a row each, with its verdict and interval."""
+    rows = []
+    for code in dict.fromkeys(losses["language"]):
+        for item in recovery_findings(losses, code):
+            row = {"language": code, "signature": item.signature, "verdict": item.verdict}
+            row |= {"quantity": item.quantity, **vars(item.measure)}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def drift_findings(drifts: pd.DataFrame) -> list[Finding]:
+    """Whether methods that train leave the unembedding and the norms where they were.
+
+    Args:
+        drifts: rows of `interp.behaviour.drift.drift` with the columns `method` and `concept`.
+    """
+    trained = drifts[drifts["method"].map(is_trained)]
+    found = []
+    for what, groups in (
+        ("the unembedding", ("unembed",)),
+        ("the norms", ("norms", "final_norm")),
+    ):
+        rows = trained[trained["group"].isin(groups)]
+        models = len(rows[["method", "concept"]].drop_duplicates())
+        measure = undefined("no model was compared")
+        if len(rows) and not rows["relative_change"].any():
+            measure = undefined("not among the weights that were trained")
+        elif len(rows):
+            value = float(rows["cosine"].min() - 0.999)
+            measure = Measure(value=value, ci_low=value, ci_high=value, n=models)
+        found.append(
+            Finding(
+                signature=f"Training hardly moves {what}",
+                source=SOURCE,
+                quantity=f"the lowest cosine of {what}, U against V − 0.999",
+                measure=measure,
+                note="of all layers and models, n; weights are no sample, there is no interval",
+            )
+        )
+    return found
+
+
+def _over_methods(curves: Mapping[Sequence[str], np.ndarray]) -> dict[str, np.ndarray]:
+    """The mean over methods of the curves by (method, site)."""
+    by_site: dict[str, list[np.ndarray]] = {}
+    for (_, site), curve in curves.items():
+        by_site.setdefault(site, []).append(curve)
+    return {site: np.mean(several, axis=0) for site, several in by_site.items()}
+
+
+def _edited_above_trained(curves: Mapping[Sequence[str], np.ndarray]) -> float:
+    best = {method: curve.max() for (method, _), curve in curves.items()}
+    trained = [value for method, value in best.items() if is_trained(method)]
+    edited = [value for method, value in best.items() if not is_trained(method)]
+    return float(np.mean(edited) - np.mean(trained))
