@@ -37,6 +37,10 @@ from interp.unlearning.methods import UNLEARNING
 TRAINED = ("dpo", "gd", "npo", "npo_kl", "ga")
 EDITED = ("memit_empty", "memit_entropy")
 
+DISTANCE = 1e-4
+"""Learning rate times steps, about how far AdamW moves a weight: alike for all methods at strength
+1, where Gemma-3-270M forgets and still speaks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -47,6 +51,7 @@ class Config:
         concepts: groups of built-in facts, such as `capital/Europe`.
         file: a file of the authors' concepts instead.
         num_concepts: of the file, the first ones.
+        num_candidates: facts of a group that V is asked, of which those it knows are unlearned.
         num_questions: about each concept, at most.
         num_unrelated: unrelated questions per language.
         languages: BCP-47 codes of the query languages; a file has English alone.
@@ -68,6 +73,7 @@ class Config:
     concepts: tuple[str, ...] = ("capital/Europe", "capital/Asia")
     file: str = ""
     num_concepts: int = 10
+    num_candidates: int = 40
     num_questions: int = 10
     num_unrelated: int = 20
     languages: tuple[str, ...] = ("en", "de", "zh")
@@ -84,12 +90,17 @@ class Config:
     seed: int = 0
 
 
-def in_steps(name: str, num_steps: int) -> TrainingConfig:
-    """A method with its usual settings in fewer, larger steps, which go as far."""
+def in_steps(name: str, num_steps: int, batch_size: int = 16) -> TrainingConfig:
+    """A method with its usual settings, in so many steps that it moves a weight by `DISTANCE`."""
     usual = UNLEARNING[name].config
     assert isinstance(usual, TrainingConfig)
-    rate = usual.learning_rate * usual.num_steps / num_steps
-    return replace(usual, num_steps=num_steps, learning_rate=rate, evaluate_every=0)
+    return replace(
+        usual,
+        num_steps=num_steps,
+        learning_rate=DISTANCE / num_steps,
+        batch_size=batch_size,
+        evaluate_every=0,
+    )
 
 
 def as_published(name: str, learning_rate: float) -> TrainingConfig:
@@ -112,12 +123,12 @@ def as_published(name: str, learning_rate: float) -> TrainingConfig:
 
 PRESETS: Mapping[str, Config] = {
     "quick": Config(
-        num_questions=8,
-        num_unrelated=12,
+        num_candidates=16,
+        num_questions=6,
+        num_unrelated=8,
         languages=("en", "de"),
-        methods={name: in_steps(name, 5) for name in ("gd", "npo")}
+        methods={name: in_steps(name, 5, batch_size=8) for name in ("gd", "npo")}
         | {"memit_empty": UNLEARNING["memit_empty"].config},
-        strengths=(0.5, 1.0, 2.0),
         num_tokens=10,
     ),
     "full": Config(
@@ -145,19 +156,28 @@ PRESETS: Mapping[str, Config] = {
 }
 
 
-def main(preset: str = "quick", *, out: Path | None = None, model: str | None = None) -> None:
+def main(
+    preset: tyro.conf.Positional[str] = "quick",
+    *,
+    out: Path | None = None,
+    model: str | None = None,
+    file: str | None = None,
+) -> None:
     """Unlearn concepts, restore, and print which signatures of the paper were seen.
 
     Args:
         preset: quick (minutes on two cores), full (about an hour), or paper (Llama-2-7B-chat and
             the authors' file of concepts in the working directory, for GPUs).
         out: directory of all that is made; runs/dissect-PRESET by default.
-        model: another vanilla model.
+        model: another vanilla model, such as allenai/OLMo-7B-hf, the paper's second.
+        file: another file of the authors' concepts, such as OLMo's.
     """
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}; valid: {', '.join(PRESETS)}")
-    config = PRESETS[preset] if model is None else replace(PRESETS[preset], model=model)
-    command = f"python experiments/dissect.py {preset}" + (f" --model {model}" if model else "")
+    others = {name: text for name, text in (("model", model), ("file", file)) if text}
+    config = replace(PRESETS[preset], **others)
+    options = "".join(f" --{name} {text}" for name, text in others.items())
+    command = f"python experiments/dissect.py {preset}{options}"
     folder = out or Path("runs") / f"dissect-{preset}"
     found = dissect(config, folder, command=command)
     print(found.markdown())
@@ -194,6 +214,7 @@ def dissect(config: Config, out: Path, *, command: str = "", progress: bool = Tr
             languages=config.languages,
             num_questions=config.num_questions,
             num_unrelated=config.num_unrelated,
+            num_candidates=config.num_candidates,
             num_tokens=config.num_tokens,
             seed=config.seed,
             cache=out / "measures" / "answers.jsonl",

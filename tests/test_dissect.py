@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +22,6 @@ from interp.study.dissect_concepts import EDIT, QUESTION, STATEMENT
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.edits import MemitConfig
 from interp.unlearning.methods import edits_of
-
-ROOT = Path(__file__).parent.parent
 
 # Recovery
 
@@ -151,7 +149,11 @@ def test_the_language_in_which_it_is_least_so_decides():
     assert order.verdict == "not measured"
     # Trained: layer 1, (0.1 + 0.3) / 2, the mean of both languages' equal losses.
     assert control.measure.value == pytest.approx(1.0 - 0.2)
-    rows = dissect.by_language(pd.concat([english, german])).set_index(["language", "signature"])
+    both = pd.concat([english, german])
+    table = dissect.by_language(
+        {code: dissect.recovery_findings(both, code) for code in ("en", "de")}
+    )
+    rows = table.set_index(["language", "signature"])
     assert rows.loc[("en", "KRS(value) < KRS(attn)"), "value"] == pytest.approx(0.5)
     assert rows.loc[("de", "KRS(value) < KRS(attn)"), "verdict"] == "contradicted"
 
@@ -225,9 +227,9 @@ def test_too_few_models_have_no_correlation():
     few = FALLING[FALLING["strength"] < 2]
     together, choosier = dissect_behaviour.behaviour_findings(few, "en")
     assert (together.verdict, choosier.verdict) == ("not measured", "not measured")
-    other = dissect_behaviour.by_language(FALLING.assign(language="de"))
-    assert other["language"].tolist() == ["de", "de"]
-    assert other["verdict"].tolist() == ["seen", "not measured"]
+    german = FALLING.assign(language="de")
+    verdicts = [item.verdict for item in dissect_behaviour.behaviour_findings(german, "de")]
+    assert verdicts == ["seen", "not measured"]
 
 
 def test_a_question_asked_of_two_models_counts_once():
@@ -428,12 +430,12 @@ def test_strength_is_what_the_settings_name():
     assert script.at_strength(other, "memit_empty", 0.5).clamp == 2
 
 
-def test_fewer_steps_go_as_far():
-    usual, fewer = script.UNLEARNING["gd"].config, script.in_steps("gd", 6)
-    assert fewer.num_steps * fewer.learning_rate == pytest.approx(
-        usual.num_steps * usual.learning_rate
-    )
-    assert fewer.settings == usual.settings
+@pytest.mark.parametrize("num_steps", [5, 20])
+def test_all_methods_go_equally_far(num_steps):
+    for name in script.TRAINED:
+        config = script.in_steps(name, num_steps)
+        assert config.num_steps * config.learning_rate == pytest.approx(1e-4)
+        assert config.objective == name
 
 
 def test_presets_are_whole():
@@ -445,17 +447,12 @@ def test_presets_are_whole():
         assert list(script.PRESETS[preset].methods) == [*script.TRAINED, *script.EDITED]
 
 
-def test_an_unknown_preset_is_one_sentence():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / "dissect.py"), "huge"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 2
-    assert done.stderr == "error: no preset 'huge'; valid: quick, full, paper\n"
+def test_an_unknown_preset_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dissect.py", "huge"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script.__file__), run_name="__main__")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: no preset 'huge'; valid: quick, full, paper\n"
 
 
 @pytest.fixture(scope="module")

@@ -110,12 +110,12 @@ def _rises(site: str) -> Signature:
     )
 
 
-def _last_third_minus_first(curve: Float[np.ndarray, " layer"]) -> float:
+def _last_third_minus_first(curve: np.ndarray) -> float:
     third = max(1, len(curve) // 3)
     return float(curve[-third:].mean() - curve[:third].mean())
 
 
-def _from_the_middle(curve: Float[np.ndarray, " layer"]) -> float:
+def _from_the_middle(curve: np.ndarray) -> float:
     """The lowest score from layer 15 of 32 up."""
     return float(curve[math.ceil(len(curve) * 15 / 32) :].min())
 
@@ -251,15 +251,16 @@ def language_findings(losses: pd.DataFrame) -> list[Finding]:
     return [*found, control]
 
 
-def by_language(losses: pd.DataFrame) -> pd.DataFrame:
-    """Every signature in every query language: a row each, with its verdict and interval."""
-    rows = []
-    for code in dict.fromkeys(losses["language"]):
-        for item in recovery_findings(losses, code):
-            row = {"language": code, "signature": item.signature, "verdict": item.verdict}
-            row |= {"quantity": item.quantity, **vars(item.measure)}
-            rows.append(row)
-    return pd.DataFrame(rows)
+def by_language(findings: Mapping[str, Sequence[Finding]]) -> pd.DataFrame:
+    """Findings of every query language: a row each, with its verdict and interval."""
+    return pd.DataFrame(
+        [
+            {"language": code, "signature": item.signature, "verdict": item.verdict}
+            | {"quantity": item.quantity, **vars(item.measure)}
+            for code, of_language in findings.items()
+            for item in of_language
+        ]
+    )
 
 
 def drift_findings(drifts: pd.DataFrame) -> list[Finding]:

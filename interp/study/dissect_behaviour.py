@@ -8,7 +8,6 @@ MEMIT is choosier.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,8 @@ from interp.study.study import Finding
 TARGET, UNRELATED = "target", "unrelated"
 _MODEL = ["concept", "method", "strength"]
 
-Means = Float[np.ndarray, " model"]
+Means = Float[np.ndarray, "resample model"]
+Draws = Float[np.ndarray, " resample"]
 
 
 def kept(items: pd.DataFrame) -> pd.DataFrame:
@@ -49,13 +49,16 @@ def fall_together(items: pd.DataFrame) -> Measure:
     The mean over concepts, with its bootstrap interval over questions; `n` counts these.
     """
 
-    def statistic(models: pd.DataFrame, target: Means, unrelated: Means) -> float:
+    def statistic(models: pd.DataFrame, target: Means, unrelated: Means) -> Draws:
         found = []
         for places in models.groupby("concept").indices.values():
-            x, y = (values[places] - values[places].mean() for values in (target, unrelated))
+            x, y = (
+                values[:, places] - values[:, places].mean(axis=1, keepdims=True)
+                for values in (target, unrelated)
+            )
             with np.errstate(invalid="ignore", divide="ignore"):
-                found.append((x @ y) / np.sqrt((x @ x) * (y @ y)))
-        return float(np.mean(found))
+                found.append((x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1)))
+        return np.mean(found, axis=0)
 
     return _over_questions(items, statistic)
 
@@ -66,13 +69,13 @@ def price(items: pd.DataFrame) -> Measure:
     Loss is 100 − BLEU, summed over models: 1 where both fall alike, 0 where only targets fall.
     """
 
-    def of(chosen: np.ndarray, target: Means, unrelated: Means) -> float:
-        lost = float((100 - target[chosen]).sum())
-        return float((100 - unrelated[chosen]).sum()) / lost if lost else np.nan
-
-    def statistic(models: pd.DataFrame, target: Means, unrelated: Means) -> float:
+    def statistic(models: pd.DataFrame, target: Means, unrelated: Means) -> Draws:
         trained = models["method"].map(is_trained).to_numpy(bool)
-        return of(trained, target, unrelated) - of(~trained, target, unrelated)
+        of = []
+        for chosen in (trained, ~trained):
+            lost, elsewhere = ((100 - values[:, chosen]).sum(1) for values in (target, unrelated))
+            of.append(np.divide(elsewhere, lost, out=np.full(len(lost), np.nan), where=lost > 0))
+        return of[0] - of[1]
 
     return _over_questions(items, statistic)
 
@@ -106,21 +109,9 @@ def behaviour_findings(items: pd.DataFrame, language: str, *, note: str = "") ->
     ]
 
 
-def by_language(items: pd.DataFrame) -> pd.DataFrame:
-    """Both findings in every query language: a row each, with its verdict and interval."""
-    return pd.DataFrame(
-        [
-            {"language": code, "signature": item.signature, "verdict": item.verdict}
-            | {"quantity": item.quantity, **asdict(item.measure)}
-            for code in dict.fromkeys(items["language"])
-            for item in behaviour_findings(items, code)
-        ]
-    )
-
-
 def _over_questions(
     items: pd.DataFrame,
-    statistic: Callable[[pd.DataFrame, Means, Means], float],
+    statistic: Callable[[pd.DataFrame, Means, Means], Draws],
     *,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -144,23 +135,18 @@ def _over_questions(
     stratum, is_target = np.empty(shape[1], int), np.empty(shape[1], bool)
     stratum[question], is_target[question] = strata, rows["questions"] == TARGET
 
-    def value(weights: np.ndarray) -> float:
-        means = []
-        for chosen in (is_target, ~is_target):
-            count = asked @ (weights * chosen)
-            total = score @ (weights * chosen)
-            means.append(np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0))
-        return statistic(models, *means)
-
     rng = np.random.default_rng(seed)
-    draws = np.empty((num_resamples, shape[1]))
+    # The first row is the questions as they are.
+    draws = np.ones((num_resamples + 1, shape[1]))
     for one in set(stratum):
         (places,) = np.nonzero(stratum == one)
         uniform = np.full(len(places), 1 / len(places))
-        draws[:, places] = rng.multinomial(len(places), uniform, size=num_resamples)
-    found = np.array([value(draw) for draw in draws])
-    found = found[~np.isnan(found)]
-    low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (np.nan, np.nan)
-    return Measure(
-        value=value(np.ones(shape[1])), ci_low=float(low), ci_high=float(high), n=shape[1]
-    )
+        draws[1:, places] = rng.multinomial(len(places), uniform, size=num_resamples)
+    means = []
+    for chosen in (is_target, ~is_target):
+        count, total = ((draws * chosen) @ values.T for values in (asked, score))
+        means.append(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
+    value, *found = statistic(models, *means)
+    known = [each for each in found if not np.isnan(each)]
+    low, high = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
+    return Measure(value=float(value), ci_low=float(low), ci_high=float(high), n=int(shape[1]))

@@ -41,14 +41,22 @@ def study(
         seed: of every choice.
 
     Raises:
-        ValueError: no model was trained, or a table lacks columns.
+        ValueError: no model was trained, or none was asked in English.
     """
     losses, items, drifts = tables["losses"], tables["answers"], tables["drift"]
+    if REAL_LANGUAGE not in set(losses["language"]):
+        raise ValueError("English, in which concepts are unlearned, must be a query language")
     name = model.rpartition("/")[2]
     note = f"{name}, {len(concepts)} concepts, {setting}"
     krs, mean = dissect.method_krs(losses), dissect.mean_krs(losses)
     kept = dissect_behaviour.kept(items)
-    signatures = [dissect.by_language(losses), dissect_behaviour.by_language(items)]
+    signatures = {
+        code: [
+            *dissect.recovery_findings(losses, code, note=note),
+            *dissect_behaviour.behaviour_findings(items, code, note=f"{note}, sentence BLEU"),
+        ]
+        for code in dict.fromkeys(losses["language"])
+    }
     return Study(
         name="dissect",
         title=f"Dissecting fine-tuning unlearning, {name}",
@@ -65,7 +73,7 @@ def study(
             ),
             "krs-mean": Table(rows=mean, caption="KRS, the mean over methods that train."),
             "signatures": Table(
-                rows=pd.concat(signatures, ignore_index=True),
+                rows=dissect.by_language(signatures),
                 caption="Every signature in every query language.",
             ),
             "kept": Table(rows=kept, caption="Mean sentence BLEU against V's answers."),
@@ -79,9 +87,8 @@ def study(
         },
         figures=_drawings(krs, mean, kept, drifts, name),
         findings=[
-            *dissect.recovery_findings(losses, REAL_LANGUAGE, note=note),
+            *signatures[REAL_LANGUAGE],
             *dissect.language_findings(losses),
-            *dissect_behaviour.behaviour_findings(items, REAL_LANGUAGE, note="sentence BLEU"),
             *dissect.drift_findings(drifts),
         ],
         seed=seed,
