@@ -11,8 +11,6 @@ run of the same command does only what is missing.
 
 from __future__ import annotations
 
-import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -22,13 +20,9 @@ import pandas as pd
 import tyro
 
 import interp
-from interp.behaviour.answers import generate
-from interp.behaviour.drift import drift
-from interp.behaviour.overlap import sentence_overlap
-from interp.data.cache import key_of
-from interp.files import write_folder_atomically
 from interp.study import Study
-from interp.study.dissect_concepts import EDIT, Concept, fact_concepts, file_concepts
+from interp.study.dissect_concepts import Concept, fact_concepts, file_concepts
+from interp.study.dissect_models import at_strength, measured
 from interp.study.dissect_report import study
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.edits import MemitConfig
@@ -227,9 +221,27 @@ def dissect(config: Config, out: Path, *, command: str = "", progress: bool = Tr
             label = f"{concept.name}, {method} at strength {strength:g}"
             print(f"[{number}/{len(todo)}] {label}", file=sys.stderr, flush=True)
         about = {"concept": concept.name, "method": method, "strength": strength}
-        for name, table in measured(
-            config, vanilla, concept, method, strength, out, progress=progress
-        ).items():
+        found = measured(
+            vanilla,
+            concept,
+            method,
+            at_strength(
+                config.methods[method],
+                strength,
+                trained_by=config.trained_by,
+                edited_by=config.edited_by,
+                seed=config.seed,
+            ),
+            out=out,
+            name=f"{concept.name.replace('/', '-')}-{method}-{strength:g}",
+            preferred=config.preferred,
+            num_tokens=config.num_tokens,
+            sites=config.sites if strength == config.swept else (),
+            window=config.window,
+            keep_model=config.keep_models,
+            progress=progress,
+        )
+        for name, table in found.items():
             if name != "losses":
                 # Questions are of a kind, and the model is what has the concept.
                 table = table.rename(columns={"concept": "questions"})
@@ -244,105 +256,6 @@ def dissect(config: Config, out: Path, *, command: str = "", progress: bool = Tr
         setting=f"T = {config.num_tokens}, strength {config.swept:g}",
         seed=config.seed,
     )
-
-
-def measured(
-    config: Config,
-    vanilla: interp.LanguageModel,
-    concept: Concept,
-    method: str,
-    strength: float,
-    out: Path,
-    *,
-    progress: bool = True,
-) -> dict[str, pd.DataFrame]:
-    """The tables of one model, which is made unless they are there: how, answers, measures.
-
-    Of the strength that is swept, losses and drift too.
-    """
-    settings = at_strength(config, method, strength)
-    slug = re.sub(r"\W+", "-", concept.name)
-    name = f"{slug}-{method}-{strength:g}"
-    asked = [
-        replace(query, concept=kind)
-        for kind, queries in (("target", concept.targets), ("unrelated", concept.unrelated))
-        for query in queries
-    ]
-    sweeping = {"sites": config.sites, "window": config.window, "num_tokens": config.num_tokens}
-    is_swept = strength == config.swept
-    key = key_of(
-        vanilla=vanilla.content_hash(),
-        of=repr((settings, config.preferred, concept, is_swept, sweeping)),
-    )
-    models, stored = out / "models" / name, out / "measured" / f"{name}-{key[:8]}"
-    if not stored.is_dir():
-        form = EDIT if isinstance(settings, MemitConfig) else UNLEARNING[method].form
-        run = interp.unlearn(
-            vanilla,
-            concept.forget[form],
-            concept.retain[form],
-            settings,
-            preferred=config.preferred,
-            about={"concept": concept.name},
-            out=models,
-            progress=progress,
-        )
-        said = [
-            generate(
-                model,
-                asked,
-                num_tokens=config.num_tokens,
-                cache=out / "measures" / "answers.jsonl",
-                progress=progress,
-            )
-            for model in (vanilla, run.model)
-        ]
-        metrics = ["overlap", "alias"] if all(query.answer for query in asked) else ["overlap"]
-        tables = {
-            "models": run.history.tail(1).assign(num_steps=len(run.history), reason=run.reason),
-            "answers": sentence_overlap(*said),
-            "measures": interp.evaluate(
-                run.model,
-                asked,
-                metrics,
-                vanilla=vanilla,
-                num_tokens=config.num_tokens,
-                out=out / "measures",
-                progress=progress,
-            ),
-        }
-        if is_swept:
-            recovery = interp.sweep(
-                vanilla,
-                run.model,
-                concept.targets,
-                out=out / "sweeps" / slug,
-                progress=progress,
-                **sweeping,
-            )
-            tables["losses"] = recovery.losses
-            tables["drift"] = drift(vanilla, run.model, progress=progress)
-
-        def write(folder: Path) -> None:
-            for label, table in tables.items():
-                table.to_parquet(folder / f"{label}.parquet", index=False)
-
-        write_folder_atomically(stored, write)
-    if not config.keep_models:
-        shutil.rmtree(models, ignore_errors=True)
-    return {path.stem: pd.read_parquet(path) for path in sorted(stored.glob("*.parquet"))}
-
-
-def at_strength(config: Config, method: str, strength: float) -> TrainingConfig | MemitConfig:
-    """A method's settings at a strength."""
-    settings = config.methods[method]
-    name = config.edited_by if isinstance(settings, MemitConfig) else config.trained_by
-    factor = 1 / strength if name == "regularisation" else strength
-    value = getattr(settings, name) * factor
-    changed = {name: max(1, round(value)) if name == "num_steps" else value}
-    if isinstance(settings, TrainingConfig):
-        changed["seed"] = config.seed
-    return replace(settings, **changed)
 
 
 def _models(config: Config, concepts: list[Concept]) -> Iterator[tuple[Concept, str, float]]:

@@ -16,9 +16,18 @@ from models_for_tests import save, tiny
 
 import interp
 from experiments import dissect as script
+from interp.behaviour.answers import Answer
 from interp.data.datasets import read_concepts
-from interp.study import dissect, dissect_behaviour, dissect_concepts, dissect_figures
+from interp.study import (
+    dissect,
+    dissect_behaviour,
+    dissect_concepts,
+    dissect_figures,
+    dissect_models,
+)
 from interp.study.dissect_concepts import EDIT, QUESTION, STATEMENT
+from interp.study.dissect_models import at_strength
+from interp.study.dissect_signatures import SIGNATURES
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.edits import MemitConfig
 from interp.unlearning.methods import edits_of
@@ -107,7 +116,7 @@ def found_in(curves: dict[str, list[float]]) -> dict[str, tuple[str, float]]:
 
 def test_the_papers_curves_show_all_that_it_says():
     found = found_in(AS_PUBLISHED)
-    assert len(found) == len(dissect.SIGNATURES)
+    assert len(found) == len(SIGNATURES)
     assert {verdict for verdict, _ in found.values()} == {"seen"}
     by_hand = {
         "KRS(value) < KRS(attn)": 0.3,
@@ -308,6 +317,16 @@ def test_a_group_is_a_relation_on_a_continent():
             dissect_concepts.country_group(name, ["en"])
 
 
+def test_what_is_known_is_answered_rightly(monkeypatch):
+    def said(_model, queries, **_settings):
+        return [Answer(query=query, text=" Paris\nQuestion: Rome") for query in queries]
+
+    monkeypatch.setattr(dissect_concepts, "generate", said)
+    facts = dissect_concepts.country_group("capital/Europe", ["en"])[:5]
+    assert len(facts) == 5
+    assert dissect_concepts.known_facts(tiny(), facts, num_tokens=8) == {"capital-FR"}
+
+
 @pytest.fixture
 def built_in(monkeypatch):
     """Concepts of a model that knows what has an even number of letters."""
@@ -416,18 +435,13 @@ def test_concepts_of_a_file(concept_file, tmp_path):
 
 
 def test_strength_is_what_the_settings_name():
-    config = script.Config(
-        methods={
-            "gd": TrainingConfig(num_steps=5, learning_rate=1e-5),
-            "memit_empty": MemitConfig(),
-        }
-    )
-    assert script.at_strength(config, "gd", 2.0).learning_rate == pytest.approx(2e-5)
-    assert script.at_strength(config, "memit_empty", 2.0).regularisation == 7500
-    other = replace(config, trained_by="num_steps", edited_by="clamp", seed=3)
-    assert script.at_strength(other, "gd", 0.5).num_steps == 2
-    assert script.at_strength(other, "gd", 0.5).seed == 3
-    assert script.at_strength(other, "memit_empty", 0.5).clamp == 2
+    trained, edited = TrainingConfig(num_steps=5, learning_rate=1e-5), MemitConfig()
+    assert at_strength(trained, 2.0).learning_rate == pytest.approx(2e-5)
+    assert at_strength(edited, 2.0).regularisation == 7500
+    assert at_strength(trained, 0.5, trained_by="num_steps").num_steps == 2
+    assert at_strength(trained, 0.01, trained_by="num_steps").num_steps == 1
+    assert at_strength(trained, 1.0, seed=3).seed == 3
+    assert at_strength(edited, 0.5, edited_by="clamp").clamp == 2
 
 
 @pytest.mark.parametrize("num_steps", [5, 20])
@@ -504,8 +518,8 @@ def run(tmp_path_factory, concept_file):
                 raise KeyboardInterrupt
             return interp_drift(*args, **settings)
 
-        interp_drift = script.drift
-        killed.setattr(script, "drift", dies)
+        interp_drift = dissect_models.drift
+        killed.setattr(dissect_models, "drift", dies)
         with pytest.raises(KeyboardInterrupt):
             script.dissect(config, base / "out", progress=False)
     before = list(made)
@@ -550,6 +564,8 @@ def test_the_study_has_every_number(run):
     np.testing.assert_allclose(drawn, means.loc[drawn.index], atol=1e-9)
     assert len(rows["answers"]) == 12 * 9
     assert set(rows["answers"]["questions"]) == {"target", "unrelated"}
+    asked = rows["answers"].set_index(["concept", "query_id"])["prompt"]
+    assert set(asked.loc[("w21", "concept-1:2")]) == {"Question: w10 w21 w44 ?\nAnswer:"}
     assert len(rows["models"]) == 12
     assert set(rows["models"].query("method == 'gd'")["num_steps"]) == {3}
     assert set(rows["measures"]["metric"]) == {"bleu", "chrf"}

@@ -14,7 +14,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from interp.behaviour.measure import Measure, mean, measured, undefined
-from interp.study.dissect import SOURCE, is_trained
+from interp.study.dissect import is_trained
+from interp.study.dissect_signatures import SOURCE
 from interp.study.study import Finding
 
 TARGET, UNRELATED = "target", "unrelated"
