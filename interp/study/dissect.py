@@ -7,7 +7,8 @@ and is told apart. All intervals are over questions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,22 @@ def is_trained(method: str) -> bool:
     return not method.startswith("memit")
 
 
+def where(table: pd.DataFrame, column: str, values: Iterable[str]) -> pd.DataFrame:
+    """The rows that have one of some values in a column."""
+    found: Any = table[table[column].isin([*values])]
+    return found
+
+
+def trained(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of methods that train."""
+    return where(table, "method", {name for name in table["method"] if is_trained(name)})
+
+
+def are_both_there(table: pd.DataFrame) -> bool:
+    """Whether a table has methods that train and MEMIT."""
+    return len({is_trained(method) for method in table["method"]}) == 2
+
+
 def mean_krs(losses: pd.DataFrame) -> pd.DataFrame:
     """KRS per language, site and layer, averaged over the methods that train.
 
@@ -45,14 +62,15 @@ def mean_krs(losses: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: no method trains.
     """
-    rows = losses[losses["method"].map(is_trained)]
+    rows = trained(losses)
     if rows.empty:
         raise ValueError("there are no losses of a method that trains")
-    unit = rows.groupby(["method", "language"])["loss_unlearned"].transform("mean")
+    of_method: Any = rows.groupby(["method", "language"])
+    unit = of_method["loss_unlearned"].transform("mean")
     scaled = rows.assign(**{name: rows[name] / unit for name in _LOSSES})
     kept = dict.fromkeys(_LOSSES, "mean") | dict.fromkeys([*_SETTINGS, "reason"], "first")
-    mean = scaled.groupby(_CELL, sort=False, dropna=False).agg(kept).reset_index()
-    return krs_table(mean.assign(unlearned=MEAN))
+    cells: Any = scaled.groupby(_CELL, sort=False, dropna=False)
+    return krs_table(cells.agg(kept).reset_index().assign(unlearned=MEAN))
 
 
 def method_krs(losses: pd.DataFrame) -> pd.DataFrame:
@@ -68,14 +86,14 @@ def recovery_findings(losses: pd.DataFrame, language: str, *, note: str = "") ->
         language: BCP-47 code.
         note: what differs from the paper's setting.
     """
-    rows = losses[(losses["language"] == language) & losses["method"].map(is_trained)]
+    rows = where(trained(losses), "language", [language])
     there = set(rows["site"])
     found = []
     for signature in SIGNATURES:
         lacking = [site for site in signature.sites if site not in there]
         measure = undefined(f"{', '.join(lacking)} not swept with a method that trains")
         if not lacking:
-            used = rows[rows["site"].isin(signature.sites)]
+            used = where(rows, "site", signature.sites)
             measure = contrast(
                 used,
                 lambda curves, s=signature: s.statistic(_over_methods(curves)),
@@ -95,12 +113,12 @@ def recovery_findings(losses: pd.DataFrame, language: str, *, note: str = "") ->
 
 def language_findings(losses: pd.DataFrame) -> list[Finding]:
     """Whether the order of sites is the same in every query language, and that of MEMIT not."""
-    rows = losses[losses["method"].map(is_trained)]
+    rows = trained(losses)
     languages = list(dict.fromkeys(rows["language"]))
     note = f"the language in which it is least so, of {', '.join(languages)}"
     found = []
     for low, high in (("value", "attn"), ("coef", "coef+attn")):
-        used = rows[rows["site"].isin([low, high])]
+        used = where(rows, "site", [low, high])
 
         def least(curves: Mapping[tuple, np.ndarray], low: str = low, high: str = high) -> float:
             by_language = [
@@ -121,9 +139,9 @@ def language_findings(losses: pd.DataFrame) -> list[Finding]:
                 note=note,
             )
         )
-    used = losses[losses["site"] == "value"]
+    used = where(losses, "site", ["value"])
     measure = undefined("value not swept with both kinds of methods")
-    if used["method"].map(is_trained).nunique() == 2:
+    if are_both_there(used):
         measure = contrast(used, _edited_above_trained, by=["method"])
     control = Finding(
         signature="What MEMIT wrote into value vectors is found there",
@@ -153,19 +171,18 @@ def drift_findings(drifts: pd.DataFrame) -> list[Finding]:
     Args:
         drifts: rows of `interp.behaviour.drift.drift` with the columns `method` and `concept`.
     """
-    trained = drifts[drifts["method"].map(is_trained)]
     found = []
     for what, groups in (
         ("the unembedding", ("unembed",)),
         ("the norms", ("norms", "final_norm")),
     ):
-        rows = trained[trained["group"].isin(groups)]
-        models = len(rows[["method", "concept"]].drop_duplicates())
+        rows = where(trained(drifts), "group", groups)
+        models = len({*zip(rows["method"], rows["concept"], strict=True)})
         measure = undefined("no model was compared")
-        if len(rows) and not rows["relative_change"].any():
+        if len(rows) and not any(rows["relative_change"]):
             measure = undefined("not among the weights that were trained")
         elif len(rows):
-            value = float(rows["cosine"].min() - 0.999)
+            value = float(min(rows["cosine"])) - 0.999
             measure = Measure(value=value, ci_low=value, ci_high=value, n=models)
         found.append(
             Finding(
@@ -189,6 +206,6 @@ def _over_methods(curves: Mapping[Sequence[str], np.ndarray]) -> dict[str, np.nd
 
 def _edited_above_trained(curves: Mapping[Sequence[str], np.ndarray]) -> float:
     best = {method: curve.max() for (method, _), curve in curves.items()}
-    trained = [value for method, value in best.items() if is_trained(method)]
-    edited = [value for method, value in best.items() if not is_trained(method)]
-    return float(np.mean(edited) - np.mean(trained))
+    of_trained = [value for method, value in best.items() if is_trained(method)]
+    of_edited = [value for method, value in best.items() if not is_trained(method)]
+    return float(np.mean(of_edited) - np.mean(of_trained))

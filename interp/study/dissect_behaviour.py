@@ -7,14 +7,16 @@ MEMIT is choosier.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from interp.behaviour.measure import Measure, mean, measured, undefined
-from interp.study.dissect import is_trained
+from interp.study.dissect import are_both_there, is_trained, trained, where
 from interp.study.dissect_signatures import SOURCE
 from interp.study.study import Finding
 
@@ -39,7 +41,8 @@ def kept(items: pd.DataFrame) -> pd.DataFrame:
         interval over questions.
     """
     by = ["method", "strength", "language", "questions"]
-    each = items.groupby([*by, "query_id"], sort=False)["bleu"].mean().reset_index()
+    groups: Any = items.groupby([*by, "query_id"], sort=False)
+    each = groups["bleu"].mean().reset_index()
     found = measured(each, by, {"bleu": lambda rows: mean(rows["bleu"].tolist())})
     return found.drop(columns="metric").rename(columns={"value": "bleu"})
 
@@ -71,9 +74,9 @@ def price(items: pd.DataFrame) -> Measure:
     """
 
     def statistic(models: pd.DataFrame, target: Means, unrelated: Means) -> Draws:
-        trained = models["method"].map(is_trained).to_numpy(bool)
+        of_trained = np.array([is_trained(method) for method in models["method"]])
         of = []
-        for chosen in (trained, ~trained):
+        for chosen in (of_trained, ~of_trained):
             lost, elsewhere = ((100 - values[:, chosen]).sum(1) for values in (target, unrelated))
             of.append(np.divide(elsewhere, lost, out=np.full(len(lost), np.nan), where=lost > 0))
         return of[0] - of[1]
@@ -83,13 +86,14 @@ def price(items: pd.DataFrame) -> Measure:
 
 def behaviour_findings(items: pd.DataFrame, language: str, *, note: str = "") -> list[Finding]:
     """Whether both fall together, and whether MEMIT is choosier, in one query language."""
-    rows = items[items["language"] == language]
-    trained = rows[rows["method"].map(is_trained)]
+    rows = where(items, "language", [language])
+    models = {*zip(*(trained(rows)[name] for name in _MODEL), strict=True)}
+    sizes = Counter(concept for concept, *_ in models)
     correlation = undefined("fewer than three trained models of a concept")
-    if len(trained) and trained[_MODEL].drop_duplicates().groupby("concept").size().min() >= 3:
-        correlation = fall_together(trained)
+    if min(sizes.values(), default=0) >= 3:
+        correlation = fall_together(trained(rows))
     difference = undefined("MEMIT and methods that train are not both there")
-    if rows["method"].map(is_trained).nunique() == 2:
+    if are_both_there(rows):
         difference = price(rows)
     return [
         Finding(
@@ -123,16 +127,20 @@ def _over_questions(
     unrelated ones, by themselves.
     """
     rows = items.dropna(subset=["bleu"])
-    about = rows["concept"].where(rows["questions"] == TARGET, "")
+    rows = rows.assign(
+        about=[
+            concept if kind == TARGET else ""
+            for concept, kind in zip(rows["concept"], rows["questions"], strict=True)
+        ]
+    )
     model = rows.groupby(_MODEL).ngroup().to_numpy()
-    models = rows.drop_duplicates(_MODEL).sort_values(_MODEL)[_MODEL].reset_index(drop=True)
-    keys = rows.assign(about=about)[["questions", "about", "query_id", "language"]]
-    question = keys.groupby([*keys]).ngroup().to_numpy()
+    models = rows.drop_duplicates(_MODEL).sort_values(_MODEL, ignore_index=True)
+    question = rows.groupby(["questions", "about", "query_id", "language"]).ngroup().to_numpy()
     shape = (model.max() + 1, question.max() + 1)
     score, asked = np.zeros(shape), np.zeros(shape)
     score[model, question] = rows["bleu"]
     asked[model, question] = 1
-    strata = keys.groupby(["questions", "about"]).ngroup().to_numpy()
+    strata = rows.groupby(["questions", "about"]).ngroup().to_numpy()
     stratum, is_target = np.empty(shape[1], int), np.empty(shape[1], bool)
     stratum[question], is_target[question] = strata, rows["questions"] == TARGET
 

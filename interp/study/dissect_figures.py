@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,7 +11,7 @@ import plotly.graph_objects as go
 from interp.behaviour.drift import COLUMNS
 from interp.figures import depth
 from interp.figures.facets import COLOURS, check_table, language_label, lay_out, num_columns
-from interp.study.dissect import is_trained
+from interp.study.dissect import is_trained, where
 from interp.study.dissect_behaviour import TARGET, UNRELATED
 
 _COLUMNS = ("method", "strength", "language", "questions", "bleu", "ci_low", "ci_high", "n")
@@ -57,7 +58,7 @@ def tradeoff(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         )
         figure.add_trace(diagonal, row=row, col=col)
         for number, method in enumerate(methods):
-            rows = table[(table["language"] == code) & (table["method"] == method)]
+            rows = where(where(table, "language", [code]), "method", [method])
             figure.add_trace(
                 _path(rows, method, number, is_first=code == languages[0]), row=row, col=col
             )
@@ -76,19 +77,19 @@ def mean_drift(drifts: pd.DataFrame, *, trained: bool, title: str | None = None)
     Raises:
         ValueError: there are no such models.
     """
-    rows = drifts[drifts["method"].map(is_trained) == trained]
+    names = {method for method in drifts["method"] if is_trained(method) == trained}
+    rows = where(drifts, "method", names)
     check_table(rows, COLUMNS, "the drift")
-    means = rows.groupby(["layer", "group"], sort=False)[
-        ["cosine", "relative_change", "effective_rank", "num_parameters"]
-    ].mean()
+    cells: Any = rows.groupby(["layer", "group"], sort=False)
+    means = cells[["cosine", "relative_change", "effective_rank", "num_parameters"]].mean()
     table = means.reset_index().astype({"num_parameters": int})
     return depth.drift(table, title=title)
 
 
 def _path(rows: pd.DataFrame, method: str, number: int, *, is_first: bool) -> go.Scatter:
     """A method's way from V, through its strengths."""
-    sides = {kind: rows[rows["questions"] == kind] for kind in (TARGET, UNRELATED)}
-    points = sides[TARGET].merge(sides[UNRELATED], on="strength", suffixes=("_y", "_x"))
+    target, unrelated = (where(rows, "questions", [kind]) for kind in (TARGET, UNRELATED))
+    points = target.merge(unrelated, on="strength", suffixes=("_y", "_x"))
     points = points.sort_values("strength")
     hover = ["V", *(_hover(row, method) for row in points.to_dict("records"))]
     colour = f"rgb({COLOURS[number % len(COLOURS)]})"

@@ -117,7 +117,7 @@ def concept_table(concepts: Sequence[Concept]) -> pd.DataFrame:
 def _drawings(
     krs: pd.DataFrame, mean: pd.DataFrame, kept: pd.DataFrame, drifts: pd.DataFrame, name: str
 ) -> dict[str, Drawing]:
-    in_english = krs[krs["language"] == REAL_LANGUAGE]
+    in_english = dissect.where(krs, "language", [REAL_LANGUAGE])
     drawn = {
         "curves": Drawing(
             figure=figures.lines(mean, title=f"KRS over the layers, mean over methods, {name}"),
@@ -140,7 +140,7 @@ def _drawings(
         ),
     }
     for trained, what in ((True, "trained"), (False, "memit")):
-        if (drifts["method"].map(dissect.is_trained) == trained).any():
+        if trained in {dissect.is_trained(method) for method in drifts["method"]}:
             of = "methods that train" if trained else "MEMIT"
             drawn[f"drift-{what}"] = Drawing(
                 figure=dissect_figures.mean_drift(
