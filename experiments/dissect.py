@@ -123,10 +123,12 @@ PRESETS: Mapping[str, Config] = {
         languages=("en", "de"),
         methods={name: in_steps(name, 5, batch_size=8) for name in ("gd", "npo")}
         | {"memit_empty": UNLEARNING["memit_empty"].config},
+        strengths=(0.5, 1.0),
         num_tokens=10,
     ),
     "full": Config(
         concepts=("capital/Europe", "capital/Asia", "capital/Africa"),
+        num_unrelated=16,
         methods={name: in_steps(name, 8) for name in TRAINED}
         | {name: UNLEARNING[name].config for name in EDITED},
         num_tokens=20,

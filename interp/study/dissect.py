@@ -179,10 +179,10 @@ def drift_findings(drifts: pd.DataFrame) -> list[Finding]:
         rows = where(trained(drifts), "group", groups)
         models = len({*zip(rows["method"], rows["concept"], strict=True)})
         measure = undefined("no model was compared")
-        if len(rows) and not any(rows["relative_change"]):
+        if len(rows) and not any(rows["relative_change"].tolist()):
             measure = undefined("not among the weights that were trained")
         elif len(rows):
-            value = float(min(rows["cosine"])) - 0.999
+            value = min(rows["cosine"].tolist()) - 0.999
             measure = Measure(value=value, ci_low=value, ci_high=value, n=models)
         found.append(
             Finding(

@@ -134,7 +134,7 @@ def _over_questions(
         ]
     )
     model = rows.groupby(_MODEL).ngroup().to_numpy()
-    models = rows.drop_duplicates(_MODEL).sort_values(_MODEL, ignore_index=True)
+    models: Any = rows.drop_duplicates(_MODEL).sort_values(_MODEL, ignore_index=True)
     question = rows.groupby(["questions", "about", "query_id", "language"]).ngroup().to_numpy()
     shape = (model.max() + 1, question.max() + 1)
     score, asked = np.zeros(shape), np.zeros(shape)

@@ -62,7 +62,9 @@ def tradeoff(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
             figure.add_trace(
                 _path(rows, method, number, is_first=code == languages[0]), row=row, col=col
             )
-    figure.update_layout(legend={"title": {"text": "from V to stronger"}, "tracegroupgap": 0})
+    figure.update_layout(
+        legend={"title": {"text": "from V to stronger", "font_size": 13}, "tracegroupgap": 0}
+    )
     return figure
 
 
