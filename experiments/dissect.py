@@ -33,7 +33,7 @@ EDITED = ("memit_empty", "memit_entropy")
 
 DISTANCE = 1e-4
 """Learning rate times steps, about how far AdamW moves a weight: alike for all methods at strength
-1, where Gemma-3-270M forgets and still speaks."""
+1, where Gemma-3-270M forgets by `gd` and still answers other questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
