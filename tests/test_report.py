@@ -326,6 +326,7 @@ def test_damage_is_one_sentence(written, tmp_path, capsys, damage, message):
 
 def test_what_is_no_study_is_refused(tmp_path, capsys):
     for args, message in [
+        ([], "at least one study"),
         ([str(tmp_path)], "neither a study nor a run directory"),
         ([str(tmp_path), str(tmp_path)], "needs --out"),
     ]:
@@ -372,7 +373,6 @@ def page_file(written, tmp_path_factory):
 def shown(browser, page_file):
     """The page in a browser, wide; no script of a name or an answer may run."""
     with opened(browser, page_file) as page:
-        page.set_default_timeout(10_000)
         page.wait_for_selector("html[data-ready]", state="attached")
         yield page
         assert page.evaluate("window.hacked") is None

@@ -24,10 +24,11 @@ def report(
     """
     from interp.report import write_report
 
-    if not directory:
+    folders = list(directory)
+    if not folders:
         raise ValueError("name at least one study or run directory")
     if out is None:
-        if len(directory) > 1:
+        if len(folders) > 1:
             raise ValueError("one page of several directories needs --out, its file")
-        out = directory[0] / "report.html"
-    print(write_report(directory, out=out))
+        out = folders[0] / "report.html"
+    print(write_report(folders, out=out))

@@ -46,9 +46,9 @@ def text_of(package: str, name: str) -> str:
     return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
-def number(value: float) -> float | int | None:
+def rounded(value: float) -> float | int | None:
     """A number for a page: to six digits, None where it is not finite."""
     if not math.isfinite(value):
         return None
-    rounded = float(f"{value:.6g}")
-    return int(rounded) if rounded.is_integer() else rounded
+    short = float(f"{value:.6g}")
+    return int(short) if short.is_integer() else short

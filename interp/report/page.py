@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from interp.figures.facets import COLOURS, DASHES
-from interp.figures.pages import number, page, text_of
+from interp.figures.pages import page, rounded, text_of
 from interp.files import write_atomically
 from interp.report.reading import Shown, read
 from interp.report.recovery import curves, labels, words
@@ -126,7 +126,7 @@ def _table(
         keys = words(list(column))
         entry: dict[str, Any] = {"name": str(name), "number": numeric}
         if numeric:
-            entry["values"] = [number(each) for each in column]
+            entry["values"] = [rounded(each) for each in column]
         else:
             entry["values"] = ["" if pd.isna(each) else str(each) for each in column]
         few = list(dict.fromkeys(keys))

@@ -12,7 +12,7 @@ import pandas as pd
 
 from interp.figures import heatmap, lines
 from interp.figures.facets import check_table, language_label
-from interp.figures.pages import number
+from interp.figures.pages import rounded
 from interp.languages import LANGUAGES
 
 _MEASURED = ("layer", "first_layer", "last_layer", "krs", "effect", "ci_low", "ci_high")
@@ -65,10 +65,10 @@ def curves(table: pd.DataFrame) -> dict[str, Any]:
             {
                 "key": [values[name].index(of[name]) for name in apart],
                 "also": ", ".join(f"{name} {of[name]}" for name in also if of[name]),
-                "score": [number(value) for value in rows[score]],
+                "score": [rounded(value) for value in rows[score]],
                 "reason": list(rows["reason"]),
                 **{
-                    name: [number(value) for value in rows[name]]
+                    name: [rounded(value) for value in rows[name]]
                     for name in (*_NUMBERS, "first_layer", "last_layer")
                 },
             }
