@@ -30,10 +30,10 @@ def curves(table: pd.DataFrame) -> dict[str, Any]:
             the others determine, such as a model's path beside its method, tells nothing apart.
 
     Returns:
-        `score` (`krs` or `effect`), `selectors` (name, values and labels of each, language and
+        `score` (`KRS` or `effect`), `selectors` (name, values and labels of each, language and
         site first), `curves` (`key`: the number of its value in each selector, `also`: its other
-        columns in words, and a list by layer of each measured column), `sites` (their titles) and
-        the `scale` of colours.
+        columns in words, and a list by layer of each measured column), what is the same
+        `everywhere`, `sites` (their titles) and the `scale` of colours.
 
     Raises:
         ValueError: the table is empty, lacks columns, has text where numbers belong, or holds a
@@ -56,11 +56,12 @@ def curves(table: pd.DataFrame) -> dict[str, Any]:
         cell = ", ".join(f"{name} {first[name]}" for name in [*apart, "layer"])
         raise ValueError(f"the table of scores holds a cell twice ({cell})")
     values = {name: list(dict.fromkeys(table[name])) for name in apart}
+    constant = {name: table[name].iloc[0] for name in extra if len(set(table[name])) == 1}
+    also = [name for name in extra if name not in (*apart, *constant)]
     found = []
     for _, rows in table.groupby(apart, sort=False):
         rows = rows.sort_values("layer")
         of = rows.iloc[0]
-        also = [name for name in extra if name not in apart and len(set(table[name])) > 1]
         found.append(
             {
                 "key": [values[name].index(of[name]) for name in apart],
@@ -80,9 +81,7 @@ def curves(table: pd.DataFrame) -> dict[str, Any]:
             for name, each in values.items()
         ],
         "curves": found,
-        "everywhere": ", ".join(
-            f"{name} {table[name].iloc[0]}" for name in extra if len(set(table[name])) == 1
-        ),
+        "everywhere": ", ".join(f"{name} {value}" for name, value in constant.items()),
         **_looks(table, score),
     }
 
