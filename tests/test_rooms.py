@@ -25,6 +25,7 @@ ROOMS = [
     "runs",
     "evaluation",
     "study",
+    "report",
     "demo",
     "cli",
 ]

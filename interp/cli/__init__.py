@@ -13,6 +13,7 @@ from tyro.conf import OmitSubcommandPrefixes
 from interp.cli.evaluation import evaluate
 from interp.cli.questions import queries
 from interp.cli.recovery import demo, figures, krs, sweep
+from interp.cli.report import report
 from interp.cli.unlearning import contaminate, unlearn
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sweep": sweep,
     "krs": krs,
     "figures": figures,
+    "report": report,
     "queries": queries,
 }
 
