@@ -1,24 +1,8 @@
-"use strict";
-
-const data = JSON.parse(document.getElementById("data").textContent);
-const at = (id) => document.getElementById(id);
-const minus = (text) => text.replace(/-/g, "−");
-const known = (value) => value !== null && value !== undefined;
-const fixed = (value) => (known(value) ? minus(value.toFixed(3)) : "undefined");
-const precise = (value) => (known(value) ? minus(value.toPrecision(4)) : "–");
-const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 // What is shown: a model, a cell of it, and the order of its questions.
 let model = null;
 let chosen = null;
 let order = { column: null, descending: true };
-
-function element(tag, text = "", attributes = {}) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
 
 // Facets
 
@@ -80,7 +64,6 @@ function highest() {
 
 // The figure
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
 const MIN_FACET = 240;
 const MIN_TICK = 26;
 
@@ -121,11 +104,7 @@ function outline() {
 async function draw() {
   const { data: traces, layout } = model.figure;
   at("figure").parentElement.style.setProperty("--figure", `${layout.width}px`);
-  const clear = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
-  await Plotly.react("plot", traces, { ...structuredClone(layout), ...clear, dragmode: false }, {
-    displaylogo: false,
-    modeBarButtons: [["toImage"]],
-  });
+  await Plotly.react("plot", traces, { ...structuredClone(layout), ...CLEAR, dragmode: false }, MODE_BAR);
   await Plotly.relayout("plot", { ...fitted(), shapes: outline() });
 }
 

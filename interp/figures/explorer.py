@@ -9,18 +9,16 @@ import html
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from plotly.offline import get_plotlyjs
 from plotly.utils import PlotlyJSONEncoder
 
 from interp.figures.facets import check_table, language_label
+from interp.figures.pages import page, rounded, text_of
 from interp.figures.recovery import heatmap
 from interp.files import write_atomically
 
@@ -100,21 +98,16 @@ def explore(
     """
     check_table(losses, _LOSSES, "losses")
     data = _data(losses, scores, questions=questions, answers=answers)
-    # Within a script element only "<" could end it, or begin a comment.
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    parts = {
-        "title": html.escape(title or f"Recovery: {losses['vanilla'].iloc[0]}"),
-        "plotly": get_plotlyjs(),
-        "data": text.replace("<", "\\u003c"),
-        "script": _own("explorer.js"),
-    }
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _own("explorer.html"))
+    name = title or f"Recovery: {losses['vanilla'].iloc[0]}"
+    whole = page(
+        title=name,
+        body=text_of("interp.figures", "explorer.html").replace("{{title}}", html.escape(name)),
+        data=data,
+        style=text_of("interp.figures", "explorer.css"),
+        script=text_of("interp.figures", "explorer.js"),
+    )
     tallest = max(model["figure"]["layout"]["height"] for model in data["models"])
-    return Explorer(page=page, height=tallest + _TABLE_HEIGHT)
-
-
-def _own(name: str) -> str:
-    return files("interp.figures").joinpath(name).read_text(encoding="utf-8")
+    return Explorer(page=whole, height=tallest + _TABLE_HEIGHT)
 
 
 def _data(
@@ -210,7 +203,7 @@ def _measured(rows: pd.DataFrame, index: Mapping[tuple, int]) -> dict[str, Any]:
     for key, (site, layer, tokens, unlearned, left, reason) in zip(
         _keys(rows), values, strict=True
     ):
-        number, loss = index[key], _number(unlearned)
+        number, loss = index[key], rounded(unlearned)
         first = once["unlearned"][number]
         if first is None:
             once["unlearned"][number] = loss
@@ -222,7 +215,7 @@ def _measured(rows: pd.DataFrame, index: Mapping[tuple, int]) -> dict[str, Any]:
         # Tables that went through a CSV file have NaN for an empty reason.
         once["tokens"][number], reasons[number] = tokens, "" if pd.isna(reason) else reason
         by_layer = restored.setdefault(site, {})
-        by_layer.setdefault(str(layer), [None] * len(index))[number] = _number(left)
+        by_layer.setdefault(str(layer), [None] * len(index))[number] = rounded(left)
     return {**once, "reasons": reasons, "restored": restored}
 
 
@@ -233,11 +226,11 @@ def _cells(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, Any]
     for row in scores.to_dict("records"):
         of_site = cells.setdefault(row["site"], {})
         of_site.setdefault(row["language"], {})[str(row["layer"])] = {
-            "score": _number(row[name]),
-            "low": _number(row["ci_low"]),
-            "high": _number(row["ci_high"]),
+            "score": rounded(row[name]),
+            "low": rounded(row["ci_low"]),
+            "high": rounded(row["ci_high"]),
             "queries": row["num_queries"],
-            "floor": _number(row["noise_floor"]),
+            "floor": rounded(row["noise_floor"]),
             "first": row["first_layer"],
             "last": row["last_layer"],
             "reason": row["reason"],
@@ -278,11 +271,3 @@ def _legend(rows: pd.DataFrame) -> str:
         f"V: {vanilla} (vanilla). U: {unlearned} (unlearned). R: {made}. All run on V's answer; "
         f"a loss is {_DISTANCES[distance]}, its mean over the scored tokens."
     )
-
-
-def _number(value: float) -> float | int | None:
-    """To six digits, None where it is not finite."""
-    if not math.isfinite(value):
-        return None
-    rounded = float(f"{value:.6g}")
-    return int(rounded) if rounded.is_integer() else rounded
