@@ -31,7 +31,7 @@ _SMALL = (
     "the paper has XGLM-564M and BLOOM, all weights, BMLAMA-53 and FLORES-200"
 )
 _ADAPTER = TrainingConfig(
-    parameters="lora", lora_rank=32, num_steps=10, batch_size=12, evaluate_every=1
+    parameters="lora", lora_rank=32, num_steps=10, batch_size=12, evaluate_every=2
 )
 _LANGUAGES = ("en", "fr", "es", "zh", "ar", "vi", "pt", "id")
 _FILES = {
@@ -46,7 +46,7 @@ PRESETS = {
         languages={"facts": ("en", "fr", "es", "zh"), "sentences": ("en", "fr", "es")},
         size=12,
         extras=("facts",),
-        steps_per_language=3,
+        steps_per_language=2,
         learning_rates={"facts": 2e-4, "sentences": 2e-4},
         training=_ADAPTER,
         num_queries=4,
@@ -63,7 +63,7 @@ PRESETS = {
         sizes=(64, 96, 128),
         steps_per_language=6,
         learning_rates={"facts": 2e-4, "sentences": 2e-4},
-        training=replace(_ADAPTER, num_steps=24, batch_size=16, evaluate_every=2),
+        training=replace(_ADAPTER, num_steps=24, batch_size=16),
         num_queries=10,
         note=_SMALL,
     ),

@@ -83,16 +83,17 @@ def test_built_in_facts_are_the_same_clozes_in_every_language():
     facts = built_in_facts(LANGUAGES, ["capital", "currency"], num_candidates=5)
     ids = list(dict.fromkeys(fact.id for fact in facts))
     assert [fact.language for fact in facts] == [*LANGUAGES] * len(ids)
-    assert [id.partition("-")[0] for id in ids[:4]] == ["capital", "currency"] * 2
+    assert [id.partition("-")[0] for id in ids[:8]] == ["capital"] * 4 + ["currency"] * 4
     (french,) = (fact for fact in facts if (fact.id, fact.language) == ("capital-FR", "de"))
-    assert french.filled("X") == "Die Stadt, die in Frankreich als Hauptstadt dient, heißt X"
+    assert french.filled("X") == "Die Hauptstadt von Frankreich ist X."
     assert french.answers[0] == "Paris"
     for fact in facts:
         assert fact.answers[0] in fact.candidates
         assert len(set(fact.candidates)) == 5
         assert not set(fact.answers[1:]) & set(fact.candidates)
     (text,) = texts_of_records([french], "test")
-    assert (text.text, text.answer, text.kind) == (french.filled("Paris"), " Paris", "test")
+    assert (text.text, text.answer) == ("Die Hauptstadt von Frankreich ist Paris", " Paris")
+    assert text.kind == "test"
     (query,) = queries_of_records([french], "forget")
     assert (query.prompt, query.answer) == (text.prompt, "Paris")
 
@@ -408,7 +409,7 @@ def test_the_model_of_these_tests_knows_what_it_is_to_forget(vanilla, facts, tmp
     values = table.set_index(["metric", "concept", "language"])["value"]
     for metric in ("memorization_accuracy", "accuracy"):
         assert (values[metric] == 1).all()
-    assert (values["perplexity"] < 2).all()
+    assert (values["perplexity"] < 5).all()
     assert table.query("metric == 'accuracy'")["reason"].eq("chance is 0.333").all()
 
 
@@ -510,6 +511,19 @@ def test_the_experiment_goes_on_where_it_was_killed(script, tmp_path, monkeypatc
         "memorization_accuracy",
         "perplexity",
     }
+
+
+def test_presets_fit_their_data():
+    presets = runpy.run_path(str(ROOT / "experiments" / "lingtea.py"))["PRESETS"]
+    for name, sizes in {"quick": [12, 12], "full": [32, 64, 96, 128, 32]}.items():
+        found = materials_of(presets[name])
+        assert [each.size for each in found] == sizes
+        for each in found:
+            records = (*each.forget, *each.retain, *each.test)
+            assert len({(record.id, record.language) for record in records}) == len(records)
+            assert {record.language for record in records} == {*presets[name].languages[each.name]}
+    with pytest.raises(ValueError, match=r"no file 'data/bmlama53/forget-32.jsonl' of facts to f"):
+        materials_of(presets["paper"])
 
 
 def test_an_unknown_preset_is_one_sentence(monkeypatch, capsys):

@@ -180,7 +180,8 @@ def run(
             progress=progress,
         )
         losses = recovery.losses
-        tables["losses"] = [losses.assign(method=losses["unlearned"].map(methods))]
+        named = [methods[path] for path in losses["unlearned"]]
+        tables["losses"] = [losses.assign(method=named)]
     about = {"material": material.name, "size": material.size}
     return {name: pd.concat(parts).assign(**about) for name, parts in tables.items()}
 

@@ -20,7 +20,10 @@ from interp.data.counterfactuals import in_hash_order
 from interp.data.datasets import ClozeFact, Dataset, Gap, Sentence, queries_of
 from interp.data.facts import Fact, facts_of
 from interp.data.query import Query
-from interp.data.templates import cloze, fill, templates
+from interp.data.templates import fill, templates
+
+_TURN = 4
+"""Facts of a relation before those of the next."""
 
 PARTS = ("forget", "retain", "test")
 
@@ -54,9 +57,12 @@ class Material:
 
 
 def built_in_facts(
-    languages: Sequence[str], relations: Sequence[str] = ("capital",), *, num_candidates: int = 16
+    languages: Sequence[str], relations: Sequence[str] = ("capital",), *, num_candidates: int = 10
 ) -> list[ClozeFact]:
-    """Built-in facts as parallel clozes, best-known countries first, relations taking turns.
+    """Built-in facts as parallel clozes, best-known countries first.
+
+    A cloze is the first statement of a fact, up to the answer. Relations take turns with four facts
+    each, so that every part of `divided` gets facts of every relation.
 
     Args:
         languages: BCP-47 codes; a fact that one of them lacks is left out.
@@ -67,12 +73,13 @@ def built_in_facts(
         ValueError: no such relation, or a language without facts or templates.
     """
     pools = [facts_of(relation, languages=languages) for relation in relations]
-    found = []
-    for place in range(max(map(len, pools))):
-        for pool in (pool for pool in pools if place < len(pool)):
-            fact = pool[place]
-            found += [_cloze_fact(fact, code, pool, num_candidates) for code in languages]
-    return found
+    return [
+        _cloze_fact(fact, code, pool, num_candidates)
+        for start in range(0, max(map(len, pools)), _TURN)
+        for pool in pools
+        for fact in pool[start : start + _TURN]
+        for code in languages
+    ]
 
 
 def built_in_sentences(languages: Sequence[str], relations: Sequence[str]) -> list[Sentence]:
@@ -135,7 +142,9 @@ def divided(
     return Material(
         name=name,
         languages=tuple(dict.fromkeys(record.language for record in pool)),
-        **{part: tuple(r for r in pool if r.id in chosen[part]) for part in PARTS},
+        forget=tuple(record for record in pool if record.id in chosen["forget"]),
+        retain=tuple(record for record in pool if record.id in chosen["retain"]),
+        test=tuple(record for record in pool if record.id in chosen["test"]),
     )
 
 
@@ -176,7 +185,14 @@ def from_files(
             ids = ids[:size]
         kept = set(ids)
         parts[part] = tuple(record for record in found if record.id in kept)
-    return Material(name=name, languages=tuple(languages), **parts, gaps=tuple(gaps))
+    return Material(
+        name=name,
+        languages=tuple(languages),
+        forget=parts["forget"],
+        retain=parts["retain"],
+        test=parts["test"],
+        gaps=tuple(gaps),
+    )
 
 
 def texts_of_records(records: Iterable[Record], part: str) -> list[Text]:
@@ -223,12 +239,12 @@ def _cloze_fact(fact: Fact, code: str, pool: Sequence[Fact], num_candidates: int
         for other in in_hash_order(pool, f"candidates/{fact.id}", key=lambda each: each.id)
     )
     wrong = [name for name in others if name not in {answer, *fact.aliases.get(code, ())}]
-    before = cloze(fact, code)
+    before, _, after = templates(code).wordings[fact.relation].statements[0].partition("{object}")
     return ClozeFact(
         id=fact.id,
         language=code,
-        prefix=before + templates(code).separator,
-        suffix="",
+        prefix=fill(before, fact, code),
+        suffix=fill(after, fact, code),
         answers=(answer, *fact.aliases.get(code, ())),
         # In an order that says nothing: of equally likely ones the first is a model's guess.
         candidates=tuple(sorted([answer, *wrong[: num_candidates - 1]])),

@@ -72,7 +72,8 @@ def cost_table(curves: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
         The rows that `bands` draws, with intervals over entries.
     """
     found = []
-    for (run, sequences), rows in curves.groupby(["run", "sequences"], sort=False):
+    groups: dict[Any, Any] = dict(list(curves.groupby(["run", "sequences"], sort=False)))
+    for (run, sequences), rows in groups.items():
         right, tokens = (
             rows.pivot(index="language", columns="text_id", values=name).to_numpy(dtype=float)
             for name in ("num_right", "num_tokens")
@@ -104,7 +105,7 @@ def _add(
         x=[*inside["x"], *inside["x"][::-1]],
         y=[*(100 * inside["ci_high"]), *(100 * inside["ci_low"][::-1])],
         fill="toself",
-        fillcolor=f"rgba({colour},0.15)",
+        fillcolor=f"rgba({colour},0.1)",
         line_width=0,
         mode="lines",
         hoverinfo="skip",

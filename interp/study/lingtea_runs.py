@@ -28,8 +28,6 @@ FORGET_MA = "forget_ma"
 
 _RIGHT = "right/"
 
-TEXTS = ["language", "text_id"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -124,13 +122,16 @@ class OnTheWay:
         self._seconds += time.monotonic() - self._mark
         with torch.autocast(model.device.type, torch.bfloat16):
             table = memorization(model, self._texts, progress=False)
-        sums = table.groupby("language")[["num_right", "num_tokens"]].sum()
-        shares = sums["num_right"] / sums["num_tokens"]
+        rows = table.to_dict("records")
+        right, tokens = (
+            [sum(row[name] for row in rows if row["language"] == code) for code in self._watched]
+            for name in ("num_right", "num_tokens")
+        )
+        shares = [known / there for known, there in zip(right, tokens, strict=True)]
         found = {
-            f"{_RIGHT}{row['language']}/{row['text_id']}": float(row["num_right"])
-            for row in table.to_dict("records")
+            f"{_RIGHT}{row['language']}/{row['text_id']}": float(row["num_right"]) for row in rows
         }
-        found |= {FORGET_MA: float(shares[list(self._watched)].mean()), "seconds": self._seconds}
+        found |= {FORGET_MA: sum(shares) / len(shares), "seconds": self._seconds}
         self._mark = time.monotonic()
         return found
 
@@ -158,7 +159,8 @@ def curve(
     """
     config = settings_of_plan(plan, material, config)
     texts = texts_of_records(material.forget, "forget")
-    sizes = memorization(vanilla, texts, progress=False)[[*TEXTS, "num_tokens"]]
+    columns = ["language", "text_id", "num_tokens"]
+    sizes = memorization(vanilla, texts, progress=False).reindex(columns=columns)
     before = OnTheWay(texts, material.languages)(vanilla)
     sequences, tokens = _trained_on(vanilla, material, plan, config, len(trained.history))
     evaluated = [(0, before | {"seconds": 0.0})]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,7 +97,8 @@ class Drawn:
         }
         self._tables: dict[tuple[str, str, str], np.ndarray] = {}
         columns = [name for name in ("num_right", "num_tokens", "right") if name in scores]
-        for (model, part), rows in scores.groupby(["model", "concept"]):
+        groups: dict[Any, Any] = dict(list(scores.groupby(["model", "concept"])))
+        for (model, part), rows in groups.items():
             for column in columns:
                 wide = rows.pivot(index="language", columns="text_id", values=column)
                 table = wide.loc[self.languages, self.ids[part]].to_numpy(dtype=float)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pandas as pd
 
@@ -102,17 +103,20 @@ def _own(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _measures(scores: pd.DataFrame) -> pd.DataFrame:
+    groups: dict[Any, Any] = dict(list(scores.groupby(["material", "size"], sort=False)))
     found = [
         measures(_own(rows)).assign(material=material, size=size)
-        for (material, size), rows in scores.groupby(["material", "size"], sort=False)
+        for (material, size), rows in groups.items()
     ]
     whole = pd.concat(found, ignore_index=True)
-    return whole[["material", "size", *whole.columns.drop(["material", "size"])]]
+    others = [name for name in whole if name not in ("material", "size")]
+    return whole.reindex(columns=["material", "size", *others])
 
 
 def _material_figures(name: str, scores: pd.DataFrame, krs: pd.DataFrame) -> dict[str, Drawing]:
     table = measures(scores)
-    accuracy = table.query("metric == @_MA")
+    # The short name has room under the axes.
+    accuracy = table.query("metric == @_MA").assign(metric="MA")
     drawn = {
         f"ma-{name}": Drawing(
             figure=spread(accuracy, title=f"Memorization accuracy on {name} (MA)"),
@@ -129,7 +133,7 @@ def _material_figures(name: str, scores: pd.DataFrame, krs: pd.DataFrame) -> dic
             caption="Lower right: forgets, and keeps the rest.",
         ),
     }
-    probed = table.query("metric == @_PA")
+    probed = table.query("metric == @_PA").assign(metric="PA")
     if not probed.empty:
         drawn[f"pa-{name}"] = Drawing(
             figure=spread(probed, title=f"Probing accuracy on {name} (PA)"),
@@ -169,7 +173,7 @@ def _cost_figure(name: str, curves: pd.DataFrame) -> Drawing:
 
 def _sizes(scores: pd.DataFrame, config: Config) -> pd.DataFrame:
     """MA over the size of the forget set, as `bands` draws it; empty where there is one size."""
-    if scores["size"].nunique() < 2:
+    if len(set(scores["size"])) < 2:
         return pd.DataFrame()
     found = []
     for size, rows in scores.groupby("size"):
