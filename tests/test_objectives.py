@@ -14,7 +14,7 @@ from torch.autograd import gradcheck
 
 from interp.unlearning import objectives
 from interp.unlearning.catalogue import OBJECTIVES, TENSORS
-from interp.unlearning.lingtea import confidence, lingtea, lingtea_code_retain
+from interp.unlearning.lingtea import confidence, lingtea, lingtea_code_retain, lingtea_fixed
 from interp.unlearning.objectives import (
     ce,
     dpo,
@@ -224,6 +224,14 @@ def test_lingtea_between_its_ends():
     kl = gd_kl(FORGET, FORGET_MASK, retain_kl=RETAIN_KL, retain_mask=RETAIN_MASK).item()
     plain = gd(FORGET, FORGET_MASK, retain_logprobs=RETAIN, retain_mask=RETAIN_MASK).item()
     assert ends == pytest.approx([kl, plain])
+
+
+def test_lingtea_with_a_fixed_kappa():
+    # κ·KL: 0.25 · (0.3 + 0.6 + 0.9) = 0.45. (1 − κ)·−log p: 0.75 · (2 + 1 + 1) = 3 (ln 2).
+    value = lingtea_fixed(FORGET, FORGET_MASK, kappa=0.25, **LINGTEA).item()
+    assert value == pytest.approx(-8 / 3 * LN2 + (0.45 + 3 * LN2) / 3)
+    with pytest.raises(ValueError, match=r"kappa is 1.5; it must be between 0 and 1"):
+        lingtea_fixed(FORGET, FORGET_MASK, kappa=1.5, **LINGTEA)
 
 
 def test_lingtea_code_retain():
@@ -471,6 +479,7 @@ def test_references_are_needed_where_the_formula_has_them():
         if any("reference" in need or "kl" in need for need in entry.needs)
     }
     assert with_reference == {
-        *("dpo", "gd_kl", "lingtea", "lingtea_code_retain", "npo", "npo_kl", "npo_rt", "rmu")
+        *("dpo", "gd_kl", "lingtea", "lingtea_fixed", "lingtea_code_retain"),
+        *("npo", "npo_kl", "npo_rt", "rmu"),
     }
     assert OBJECTIVES["lingtea_code_forget"].function is objectives.ga

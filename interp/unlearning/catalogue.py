@@ -123,6 +123,11 @@ OBJECTIVES: dict[str, Objective] = {
         function=lingtea.lingtea,
         needs=(*_FORGET, *_RETAIN_KL, "retain_logprobs", "retain_reference_logprobs"),
     ),
+    "lingtea_fixed": Objective(
+        function=lingtea.lingtea_fixed,
+        needs=(*_FORGET, *_RETAIN_KL, "retain_logprobs"),
+        settings={"kappa": 0.5},
+    ),
     "lingtea_code_forget": Objective(function=objectives.ga, needs=_FORGET),
     "lingtea_code_retain": Objective(
         function=lingtea.lingtea_code_retain,

@@ -62,6 +62,9 @@ class TrainingConfig:
         evaluate_every: steps between evaluations; 0 for none.
         checkpoint_every: steps between models that are kept, beside the directory of the last one;
             0 for none.
+        steps_per_language: of sequences in several languages: 0 draws the language anew for every
+            sequence (Choi et al. 2024), a number takes all of them in one language for that many
+            steps, then in the next.
         stops: when to stop early.
         layer: whose states `rmu` moves, from 0; 7 in its source.
         seed: of the order of the examples and of `rmu`'s direction.
@@ -84,6 +87,7 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     evaluate_every: int = 0
     checkpoint_every: int = 0
+    steps_per_language: int = 0
     stops: tuple[Stop, ...] = ()
     layer: int = 7
     seed: int = 0
@@ -105,6 +109,9 @@ def training_card(
     """
     settings = asdict(config)
     settings["settings"] = {**settings_of(config.objective), **config.settings}
+    if not config.steps_per_language:
+        # Cards say so only where it is set: older ones do not know it.
+        del settings["steps_per_language"]
     # JSON has no infinity.
     for stop in settings["stops"]:
         for bound in ("above", "below"):
@@ -180,7 +187,7 @@ def check(
     ]:
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
-    for name in ("warmup_steps", "evaluate_every", "checkpoint_every"):
+    for name in ("warmup_steps", "evaluate_every", "checkpoint_every", "steps_per_language"):
         if getattr(config, name) < 0:
             raise ValueError(f"{name} must be at least 0, not {getattr(config, name)}")
     for name in ("learning_rate", "max_grad_norm"):

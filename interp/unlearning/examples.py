@@ -27,7 +27,8 @@ class Example:
         answer: the labelled text, the space before it included.
         language: BCP-47 code, "" if it does not matter.
         group: examples of the same group, other than "", are one sequence in several languages:
-            each time it is drawn, its language is drawn anew (Choi et al. 2024).
+            each time it is drawn, its language is drawn anew (Choi et al. 2024), or all sequences
+            stay in a language for some steps; see `Draws`.
     """
 
     prompt: str
@@ -163,14 +164,30 @@ def batch_of(rows: Sequence[Tokens], device: torch.device) -> Batch:
 
 
 class Draws:
-    """The examples of each step: all sequences in random order, then all in another, and so on."""
+    """The examples of each step: all sequences in random order, then all in another, and so on.
 
-    def __init__(self, examples: Sequence[Example], *, seed: int, purpose: str) -> None:
+    Args:
+        examples: what is drawn from; versions of a sequence are those of the same group.
+        seed: of the order.
+        purpose: what tells the draws of one set from those of another.
+        steps_per_language: steps in which every sequence comes in its first version, then in its
+            second, and so on; 0 to draw a version anew each time.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        seed: int,
+        purpose: str,
+        steps_per_language: int = 0,
+    ) -> None:
         groups: dict[str, list[int]] = {}
         for number, example in enumerate(examples):
             groups.setdefault(example.group or f"\0{number}", []).append(number)
         self._groups = list(groups.values())
         self._seed, self._purpose = seed, purpose
+        self._steps_per_language = steps_per_language
         self._orders: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
@@ -185,7 +202,9 @@ class Draws:
             epoch, place = divmod(count, len(self))
             group = self._groups[self._order(epoch)[place]]
             version = 0
-            if len(group) > 1:
+            if self._steps_per_language:
+                version = step // self._steps_per_language % len(group)
+            elif len(group) > 1:
                 version = self._random("language", count).randint(0, len(group) - 1)
             found.append(group[version])
         return found

@@ -46,6 +46,26 @@ def lingtea(
     return ga(forget_logprobs, forget_mask) + label_mean(retain, retain_mask)
 
 
+def lingtea_fixed(
+    forget_logprobs: Float[Tensor, "forget_sequence forget_label"],
+    forget_mask: Bool[Tensor, "forget_sequence forget_label"],
+    *,
+    retain_logprobs: Float[Tensor, "retain_sequence retain_label"],
+    retain_kl: Float[Tensor, "retain_sequence retain_label"],
+    retain_mask: Bool[Tensor, "retain_sequence retain_label"],
+    kappa: float = 0.5,
+) -> Float[Tensor, ""]:
+    """`lingtea` with the same κ for every sequence, what the adaptive one is compared with.
+
+    Raises:
+        ValueError: κ is not between 0 and 1, or as all objectives.
+    """
+    if not 0 <= kappa <= 1:
+        raise ValueError(f"kappa is {kappa}; it must be between 0 and 1")
+    retain = kappa * retain_kl - (1 - kappa) * retain_logprobs
+    return ga(forget_logprobs, forget_mask) + label_mean(retain, retain_mask)
+
+
 def lingtea_code_retain(
     retain_logprobs: Float[Tensor, "sequence label"],
     retain_mask: Bool[Tensor, "sequence label"],

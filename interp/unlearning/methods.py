@@ -94,6 +94,7 @@ UNLEARNING: Mapping[str, Method] = MappingProxyType(
             settings={"c": 10_000.0, "alpha": 10.0},
         ),
         "lingtea": _by_gradient("lingtea", 4e-5, 5),
+        "lingtea_fixed": _by_gradient("lingtea_fixed", 4e-5, 5),
         "lingtea_code": _by_gradient("lingtea_code", 3e-5, 8),
         "task_vector": _by_gradient("task_vector", 1e-5, 12, "question", settings={"alpha": 2.2}),
         "memit_empty": Method(config=_memit("empty")),

@@ -130,7 +130,12 @@ class _Run:
         )
         # The preferred answer of a forget example is drawn with it.
         self.draws = {
-            name: Draws(given, seed=config.seed, purpose=name)
+            name: Draws(
+                given,
+                seed=config.seed,
+                purpose=name,
+                steps_per_language=config.steps_per_language,
+            )
             for name, given in examples.items()
             if name != "preferred"
         }
