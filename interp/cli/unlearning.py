@@ -156,8 +156,8 @@ def unlearn(
     Args:
         vanilla: The model that knows: a directory, a .gguf file, a Hub id or gemma-3-270m.
         out: Directory for the unlearned model; tables and figures go into its folder report.
-        method: ga, gd, gd_kl, dpo, npo, npo_kl, npo_rt, simnpo, idk, rmu, lingtea, lingtea_code,
-            task_vector, memit_empty or memit_entropy.
+        method: ga, gd, gd_kl, dpo, npo, npo_kl, npo_rt, simnpo, idk, rmu, lingtea, lingtea_fixed,
+            lingtea_code, task_vector, memit_empty or memit_entropy.
         languages: Languages to forget in: a mix (english, same, family, multilingual, combined), or
             BCP-47 codes.
         forget: What to forget instead: a .jsonl file of texts (prompt, answer, language), a
