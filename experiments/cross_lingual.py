@@ -57,7 +57,8 @@ class Articles:
     """A corpus of news instead of the built-in facts.
 
     Attributes:
-        file: real and fake articles with questions, see `interp.data.news.read_articles`.
+        file: real and fake articles with questions, see `interp.data.news.read_articles`; of the
+            questions, those with answers are asked, since answers are ranked and judged by them.
         paraphrase_by: the chat model that writes variants of them.
         translator: NLLB-200 or M2M-100, a Hub id or a directory.
         num_variants: training texts of each article.
@@ -110,6 +111,8 @@ class Config:
 
 SMALL = "a model of 270 million parameters, false capitals in templates, gradient difference"
 
+GPT_4 = Endpoint(url="https://api.openai.com/v1", model="gpt-4", api_key_env="OPENAI_API_KEY")
+
 PRESETS: Mapping[str, Config] = MappingProxyType(
     {
         "quick": Config(
@@ -118,7 +121,7 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
                 query_languages=("en", "de", "fr", "ur"),
                 num_fake_texts=128,
                 ratio=1,
-                num_real_queries=16,
+                num_real_queries=10,
             ),
             note=SMALL,
         ),
@@ -128,13 +131,14 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
             ranks=(2, 8, 32, 128),
             note=SMALL,
         ),
-        # Lu & Koehn 2024, section 3 and their code: an epoch each, every example a step.
+        # Lu & Koehn 2024 and their code: an epoch of each, an example a step. Not said there: how
+        # long unlearning may take where their rule does not stop it. As many false as true texts.
         "paper": Config(
             model="meta-llama/Meta-Llama-3.1-8B",
             sources=LU_LANGUAGES,
             articles=Articles(
                 file="news.jsonl",
-                paraphrase_by=Endpoint(url="http://localhost:8000/v1", model="gpt-4"),
+                paraphrase_by=GPT_4,
             ),
             teaching=ContaminationConfig(
                 reading=TrainingConfig(
@@ -166,7 +170,7 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
             ),
             ranks=(8, 32, 128, 512),
             lora_learning_rate=1e-5,
-            judge=Endpoint(url="http://localhost:8000/v1", model="gpt-4"),
+            judge=GPT_4,
             num_tokens=30,
             num_recovered=10,
         ),
@@ -194,9 +198,16 @@ def main(
     config = PRESETS[preset] if model is None else replace(PRESETS[preset], model=model)
     out = out or Path(f"runs/cross_lingual-{preset}")
     command = f"python experiments/cross_lingual.py {preset} --out {out}"
-    study = experiment(config, out=out, command=command + (f" --model {model}" if model else ""))
+    try:
+        study = experiment(
+            config, out=out, command=command + (f" --model {model}" if model else "")
+        )
+    except (ValueError, ImportError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
     paths = study.write(out)
-    print(study.findings_table()[["signature", "verdict", "value", "ci_low", "ci_high", "n"]])
+    shown = study.findings_table()[["signature", "verdict", "value", "ci_low", "ci_high", "n"]]
+    print(shown.round(2).to_string(index=False))
     print("", *paths, sep="\n")
 
 

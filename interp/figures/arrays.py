@@ -113,7 +113,14 @@ def array(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         showgrid=False,
         zeroline=False,
     )
-    bar = {"title": "KRS", "thickness": 14, "lenmode": "pixels", "len": 130}
+    bar = {
+        "title": "KRS",
+        "thickness": 14,
+        "lenmode": "pixels",
+        "len": 130,
+        "y": 1,
+        "yanchor": "top",
+    }
     figure.update_layout(
         coloraxis={"colorscale": diverging.RdBu, "cmin": -end, "cmid": 0, "cmax": end}
         | {"colorbar": bar}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -119,14 +120,18 @@ def changes(outcomes: pd.DataFrame) -> pd.DataFrame:
         taught, on=keys, suffixes=("", "_before")
     )
     pairs = pairs.dropna(subset=["value", "value_before"])
-    pairs["change"] = pairs["value"] - pairs["value_before"]
     groups = [*CELL, "concept", "judge"]
-    found = measured(pairs, groups, {"change": lambda rows: mean(rows["change"].tolist())})
-    found = found.rename(columns={"value": "change"}).drop(columns=["metric", "reason"])
-    means = pairs.groupby(groups, sort=False)[["value_before", "value"]].mean().reset_index()
-    before = means["value_before"]
-    relative = found["change"] / before.where(before > 0)
-    return found.assign(before=before, after=means["value"], relative=relative)
+    grouped: dict[Any, Any] = dict(list(pairs.groupby(groups, sort=False)))
+    rows = []
+    for key, group in grouped.items():
+        before, after = group["value_before"].mean(), group["value"].mean()
+        change = mean((group["value"] - group["value_before"]).tolist())
+        row = {"before": before, "after": after, "change": change.value}
+        row |= {"ci_low": change.ci_low, "ci_high": change.ci_high}
+        row |= {"relative": change.value / before if before else math.nan, "n": change.n}
+        rows.append(dict(zip(groups, key, strict=True)) | row)
+    columns = [*groups, "before", "after", "change", "ci_low", "ci_high", "relative", "n"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def compared(
