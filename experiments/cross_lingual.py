@@ -46,10 +46,10 @@ MIXES = ("english", "same", "family", "multilingual", "combined")
 # Lu's rule: stop where the score of true facts has lost a fifth.
 STOP = Stop(metric="real/en", below=0.8, relative=True)
 
-
-_DIFFERENCE = UNLEARNING["gd"].config
-assert isinstance(_DIFFERENCE, TrainingConfig)
-UNLEARNED = replace(_DIFFERENCE, stops=(*_DIFFERENCE.stops, STOP))
+# Ascent has no end in a language that does not know the facts; the preference's loss has one.
+_PREFERENCE = UNLEARNING["npo_rt"].config
+assert isinstance(_PREFERENCE, TrainingConfig)
+UNLEARNED = replace(_PREFERENCE, evaluate_every=8, stops=(STOP,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +109,19 @@ class Config:
     note: str = ""
 
 
-SMALL = "a model of 270 million parameters, false capitals in templates, gradient difference"
+SMALL = (
+    "a model of 270 million parameters, false capitals in templates, NPO instead of gradient ascent"
+)
+
+# English last: the study of ranks is of the first, where English is not the language taught.
+SOURCES = (*LU_LANGUAGES[1:], *LU_LANGUAGES[:1])
 
 GPT_4 = Endpoint(url="https://api.openai.com/v1", model="gpt-4", api_key_env="OPENAI_API_KEY")
 
 PRESETS: Mapping[str, Config] = MappingProxyType(
     {
         "quick": Config(
-            mixes=("english", "same", "multilingual", "combined"),
+            mixes=("english", "same", "combined"),
             corpus=CorpusConfig(
                 query_languages=("en", "de", "fr", "ur"),
                 num_fake_texts=128,
@@ -126,7 +131,7 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
             note=SMALL,
         ),
         "full": Config(
-            sources=LU_LANGUAGES,
+            sources=SOURCES,
             corpus=CorpusConfig(num_fake_texts=128, ratio=1, num_real_queries=16),
             ranks=(2, 8, 32, 128),
             note=SMALL,
@@ -135,7 +140,7 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
         # long unlearning may take where their rule does not stop it. As many false as true texts.
         "paper": Config(
             model="meta-llama/Meta-Llama-3.1-8B",
-            sources=LU_LANGUAGES,
+            sources=SOURCES,
             articles=Articles(
                 file="news.jsonl",
                 paraphrase_by=GPT_4,

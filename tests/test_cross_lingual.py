@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from models_for_tests import save, tiny_model
+from models_for_tests import save, tiny, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -19,6 +19,8 @@ from interp.behaviour.probing import probe
 from interp.data.corpora import CorpusConfig, contaminated
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
+from interp.runs import Run
+from interp.study import cross_lingual_report as report
 from interp.study.cross_lingual import (
     CLEAN,
     RANKING,
@@ -339,6 +341,63 @@ def test_recovery_is_that_of_the_cell_where_the_sites_are_nearest():
     # German 0.9 − 0.2, English 0.4 − 0.2.
     assert last.measure.value == pytest.approx(0.2)
     assert last.verdict == "seen"
+
+
+def test_a_chat_judge_decides_where_there_is_one():
+    judge, quality = "occurrence by m", "quality by m"
+    table = pd.concat(
+        [
+            rows(CLEAN, CLEAN, "de", [0.0] * 7 + [1.0], judge),
+            rows(CLEAN, CLEAN, "de", ALL, "alias"),
+            rows("de", TAUGHT, "de", ALL, judge),
+            rows("de", TAUGHT, "en", [8.0] * 8, quality, "real"),
+            rows("de", "english", "en", [6.0] * 8, quality, "real"),
+        ]
+    )
+    found = findings(table, pd.DataFrame(), pd.DataFrame(), judge=judge, quality=quality)
+    by_name = {each.signature: each for each in found}
+    never = by_name["fake information is never found without having been taught"]
+    assert never.measure.value == pytest.approx(0.1 - 1 / 8)
+    assert never.note == "judge: occurrence by m"
+    kept = by_name["unlearning keeps the true facts"]
+    assert kept.measure.value == pytest.approx(6 - 0.8 * 8)
+
+
+def test_what_no_judge_could_tell_is_an_outcome_without_value(tmp_path, monkeypatch):
+    asked_for = []
+
+    def evaluate(model, queries, metrics, *, out, **_):
+        asked_for.extend(metrics)
+        columns = "model,language,concept,query_id,prompt,expected,judged,judge,value,reason"
+        lines = [
+            'v,de,fake,q0,p,a,NA,occurrence by m,,"no verdict"',
+            "v,de,fake,q1,p,a,b,occurrence by m,1.0,yes",
+        ]
+        (out / "verdicts.csv").write_text("\n".join([columns, *lines]))
+        measures = ["answer_language/english", "alias"]
+        return pd.DataFrame({"metric": measures, "value": [0.5, 0.25]})
+
+    probes = rows("de", TAUGHT, "de", [1.0]).assign(right=True, model="after")
+    before = probes.assign(right=False, model="before")
+    probes = pd.concat([before, probes]).drop(columns=["source", "unlearning", "judge", "value"])
+    empty = pd.DataFrame()
+    monkeypatch.setattr(report, "evaluate", evaluate)
+    found = report.asked(
+        Run(model=tiny(), history=empty, probes=probes, edits=empty, reason=""),
+        [],
+        source="de",
+        unlearning="english",
+        taught="de",
+        judge=script.GPT_4,
+        num_tokens=3,
+        out=tmp_path,
+    )
+    assert asked_for == ["alias", "answer_language", "o_f", "q_r"]
+    outcomes = found["outcomes"]
+    assert outcomes["judge"].tolist() == [RANKING, "occurrence by m", "occurrence by m"]
+    assert outcomes["value"].fillna(-1).tolist() == [1, -1, 1]
+    assert found["answers"]["judged"].tolist() == ["NA", "b"]
+    assert found["languages"]["value"].tolist() == [0.5]
 
 
 # The experiment
