@@ -77,6 +77,7 @@ class Config:
     Attributes:
         model: V before any teaching, as `interp.load` takes it.
         sources: BCP-47 codes of the languages in which false facts are taught, a model for each.
+        unlearned: those of them whose models are unlearned; all if None.
         mixes: languages to forget in, see `interp.data.corpus.mix_languages`.
         corpus: sizes and query languages; its source and mix are replaced.
         articles: if given, the corpus is made of them, and of `corpus` only the languages hold.
@@ -95,6 +96,7 @@ class Config:
 
     model: str = "gemma-3-270m"
     sources: tuple[str, ...] = ("de",)
+    unlearned: tuple[str, ...] | None = None
     mixes: tuple[str, ...] = MIXES
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     articles: Articles | None = None
@@ -123,17 +125,21 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
         "quick": Config(
             mixes=("english", "same", "combined"),
             corpus=CorpusConfig(
-                query_languages=("en", "de", "fr", "ur"),
+                query_languages=("en", "de", "fr"),
                 num_fake_texts=128,
                 ratio=1,
                 num_real_queries=10,
             ),
+            unlearning=replace(UNLEARNED, learning_rate=7.5e-6, num_steps=20, evaluate_every=12),
+            num_recovered=6,
             note=SMALL,
         ),
         "full": Config(
             sources=SOURCES,
-            corpus=CorpusConfig(num_fake_texts=128, ratio=1, num_real_queries=16),
+            unlearned=("de", "zh", "ur", "en"),
+            corpus=CorpusConfig(num_fake_texts=128, ratio=1, num_real_queries=10),
             ranks=(2, 8, 32, 128),
+            num_recovered=6,
             note=SMALL,
         ),
         # Lu & Koehn 2024 and their code: an epoch of each, an example a step. Not said there: how
@@ -250,6 +256,8 @@ def experiment(config: Config, *, out: Path, command: str = "") -> Study:
         _say(f"teaching in {source}")
         taught = interp.contaminate(vanilla, corpus, out=out / "models" / source, **teach)
         ask(taught, probes, source, TAUGHT)
+        if source not in (config.unlearned or config.sources):
+            continue
         mixes, left_out = mixes_of(config.mixes, source)
         parts["gaps"].append(left_out.assign(source=source))
         for mix in mixes:

@@ -441,6 +441,8 @@ def config(vanilla):
     steps = TrainingConfig(learning_rate=1e-2, num_steps=6, batch_size=12, autocast=False)
     return script.Config(
         model=vanilla,
+        sources=("de", "fr"),
+        unlearned=("de",),
         mixes=("english", "combined"),
         corpus=CORPUS,
         teaching=ContaminationConfig(
@@ -474,7 +476,7 @@ def test_a_run_that_was_killed_goes_on_and_a_finished_one_is_told_again(
             script.experiment(config, out=tmp_path)
     assert made == ["layers"] * 3  # the baseline, the taught model, and the first mix
     study = script.experiment(config, out=tmp_path)
-    assert made[3:] == ["layers", "lora", "lora"]
+    assert made[3:] == ["layers", "lora", "lora", "layers"]  # the last learned French
 
     spread = study.tables["spread"].rows.query("metric == @RANKING")
     found = spread.set_index(["source", "unlearning", "language", "concept"])["value"]
@@ -486,9 +488,16 @@ def test_a_run_that_was_killed_goes_on_and_a_finished_one_is_told_again(
         for language, concept in shares.index:
             expected = shares[language, concept]
             assert found[source, unlearning, language, concept] == pytest.approx(expected)
-    assert {*spread["unlearning"]} == {CLEAN, TAUGHT, "english", "combined"}
+    models = spread[["source", "unlearning"]].drop_duplicates().to_numpy().tolist()
+    assert models == [
+        [CLEAN, CLEAN],
+        ["de", TAUGHT],
+        ["de", "english"],
+        ["de", "combined"],
+        ["fr", TAUGHT],
+    ]
     answers = study.tables["answers"].rows
-    assert len(answers) == 4 * 2 * 7  # models, languages, questions
+    assert len(answers) == 5 * 2 * 7  # models, languages, questions
     krs = study.tables["krs"].rows
     assert len(krs) == 2 * 2 * 2 * 5  # mixes, languages, sites, layers
     assert krs["num_queries"].eq(2).all()
