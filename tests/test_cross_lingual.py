@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from interp.behaviour.agreement import kappa
+from interp.behaviour.measure import wilson
 from interp.behaviour.probing import probe
 from interp.data.corpora import CorpusConfig, contaminated
 from interp.models.language_model import LanguageModel
@@ -86,7 +87,9 @@ def test_comparisons_are_of_means_and_draw_whole_facts():
     # Where both languages have the same outcomes, no resample tells them apart.
     same = pd.concat([rows("de", TAUGHT, code, [1, 0, 0, 1]) for code in ("de", "en")])
     found = compared(same, lambda rates: rates[de] - rates[en])
-    assert (found.value, found.ci_low, found.ci_high) == (0, 0, 0)
+    unseen = wilson(0, 4)[1]
+    assert (found.value, found.ci_low, found.ci_high) == (0, -unseen, unseen)
+    assert found.reason.startswith("all facts are alike")
     alone = compared(same, lambda rates: rates[de])
     assert alone.ci_high - alone.ci_low > 0.5
 
@@ -206,7 +209,7 @@ def test_mixes_are_run_once_and_what_is_left_out_is_said():
 
 def study_of(after: dict[str, dict[str, list[float]]], taught: dict[str, list[float]]):
     """Outcomes of false facts taught in German; the baseline finds none."""
-    none = [0.0] * 8
+    none = [0.0] * 20
     parts = [
         rows(CLEAN, CLEAN, code, none, judge) for code in taught for judge in (RANKING, "alias")
     ]
@@ -214,13 +217,13 @@ def study_of(after: dict[str, dict[str, list[float]]], taught: dict[str, list[fl
     parts += [rows("de", TAUGHT, code, values, "alias") for code, values in taught.items()]
     for mix, of_mix in after.items():
         parts += [rows("de", mix, code, values) for code, values in of_mix.items()]
-        parts.append(rows("de", mix, "en", [1.0] * 8, concept="real"))
-    parts.append(rows("de", TAUGHT, "en", [1.0] * 8, concept="real"))
+        parts.append(rows("de", mix, "en", [1.0] * 20, concept="real"))
+    parts.append(rows("de", TAUGHT, "en", [1.0] * 20, concept="real"))
     return pd.concat(parts)
 
 
-ALL, HALF, NONE = [1.0] * 8, [1.0, 0.0] * 4, [0.0] * 8
-MOST = [1.0] * 7 + [0.0]
+ALL, HALF, NONE = [1.0] * 20, [1.0, 0.0] * 10, [0.0] * 20
+MOST = [1.0] * 19 + [0.0]
 
 
 def verdicts(outcomes: pd.DataFrame, ranks: pd.DataFrame | None = None) -> dict[str, tuple]:
@@ -252,15 +255,15 @@ def test_findings_where_everything_is_as_in_the_paper():
         "fake information comes back most in the language that it was taught in": 1 - 1 / 3,
         "fake information comes back where it was taught": 1.0,
         "it spreads to languages in which it was never read": 0.25,
-        "fake information is never found without having been taught": 0.1,
-        "English unlearning leaves a share in the source language": 7 / 8,
-        "English unlearning leaves a share in low-resource languages": 7 / 8,
-        "unlearning in the source language leaves English": 7 / 8,
-        "unlearning in a related language leaves the source language": 7 / 8,
+        "fake information is never found without having been taught": 0.2,
+        "English unlearning leaves a share in the source language": 0.95,
+        "English unlearning leaves a share in low-resource languages": 0.95,
+        "unlearning in the source language leaves English": 0.95,
+        "unlearning in a related language leaves the source language": 0.95,
         "multilingual unlearning pushes it to English": 0.5,
         "multilingual unlearning pushes it to low-resource languages": 1.0,
-        "unlearning in English and the source language leaves almost nothing anywhere": 0.1,
-        "it removes more from the source language than English alone": 7 / 8,
+        "unlearning in English and the source language leaves almost nothing anywhere": 0.2,
+        "it removes more from the source language than English alone": 0.95,
         "unlearning keeps the true facts": 0.2,
         "the rank of LoRA has no large effect on unlearning": 0.2,
         "two judges agree on what is fake information": 1.0,
@@ -289,10 +292,10 @@ def test_findings_where_nothing_is_as_in_the_paper():
     found = verdicts(outcomes, ranks)
     for signature, value in {
         "fake information comes back most in the language that it was taught in": -1,
-        "fake information is never found without having been taught": 0.1 - 1,
+        "fake information is never found without having been taught": 0.2 - 1,
         "multilingual unlearning pushes it to English": -1,
         "multilingual unlearning pushes it to low-resource languages": -1,
-        "unlearning in English and the source language leaves almost nothing anywhere": 0.1 - 1,
+        "unlearning in English and the source language leaves almost nothing anywhere": 0.2 - 1,
         "it removes more from the source language than English alone": -1,
         "unlearning keeps the true facts": -0.8,
         "the rank of LoRA has no large effect on unlearning": 0.2 - 1,
@@ -357,7 +360,7 @@ def test_a_chat_judge_decides_where_there_is_one():
     found = findings(table, pd.DataFrame(), pd.DataFrame(), judge=judge, quality=quality)
     by_name = {each.signature: each for each in found}
     never = by_name["fake information is never found without having been taught"]
-    assert never.measure.value == pytest.approx(0.1 - 1 / 8)
+    assert never.measure.value == pytest.approx(0.2 - 1 / 8)
     assert never.note == "judge: occurrence by m"
     kept = by_name["unlearning keeps the true facts"]
     assert kept.measure.value == pytest.approx(6 - 0.8 * 8)

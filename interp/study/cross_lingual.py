@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -19,7 +20,7 @@ import pandas as pd
 
 from interp.behaviour.agreement import agreement
 from interp.behaviour.judges import Verdict
-from interp.behaviour.measure import Measure, mean, measured, resampled, share, undefined
+from interp.behaviour.measure import Measure, mean, measured, resampled, share, undefined, wilson
 from interp.data.corpus import mix_languages
 from interp.figures.facets import language_label
 from interp.recovery.krs import krs_table
@@ -145,7 +146,9 @@ def compared(
     """A statistic of mean outcomes, with its percentile bootstrap interval over facts.
 
     A fact that is asked of several models in several languages is drawn with all of it, so that
-    neither languages nor models pass for further evidence.
+    neither languages nor models pass for further evidence. Where every resample gives the same,
+    because all facts are alike, facts unlike them may be out there unseen: the interval is then as
+    wide as Wilson's for a share of which nothing was seen.
 
     Args:
         outcomes: at most one per fact (`query_id`) and combination of `by`.
@@ -176,7 +179,16 @@ def compared(
             means = filled[facts].sum(0) / there[facts].sum(0)
         return float(statistic(dict(zip(names, means.tolist(), strict=True))))
 
-    return resampled(len(wide), value, num_resamples=num_resamples, seed=seed)
+    found = resampled(len(wide), value, num_resamples=num_resamples, seed=seed)
+    if found.ci_low == found.ci_high:
+        _, unseen = wilson(0, found.n)
+        return replace(
+            found,
+            ci_low=found.value - unseen,
+            ci_high=found.value + unseen,
+            reason="all facts are alike: the interval is Wilson's for what was not seen",
+        )
+    return found
 
 
 def agreements(outcomes: pd.DataFrame) -> pd.DataFrame:

@@ -1,9 +1,10 @@
 """What Lu & Koehn 2024 saw, as findings: numbers of outcomes that must be above 0.
 
 What was taught or unlearned in one language is compared with the clean baseline, which never read
-the false facts, on the same questions: a model that guesses gets as much. "Almost nothing" is at
-most `NEAR` above it, "no large effect" a difference of at most `LARGE`. Where there are several
-sources, numbers are their mean. Intervals are over facts (`compared`).
+the false facts, on the same questions: a model that guesses gets as much. "Almost nothing" and "no
+large effect" are at most `TOLERANCE`, the share that the paper's stopping rule lets go of true
+facts. Where there are several sources, numbers are their mean. Intervals are over facts
+(`compared`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from interp.study.contrasts import Curves, contrast
 from interp.study.cross_lingual import CELL, CLEAN, RANKING, TAUGHT, Rates, compared, where
 from interp.study.study import Finding
 
-NEAR = 0.1
-LARGE = 0.2
+TOLERANCE = 0.2
 
 Cell = tuple[str, str, str]
 """Source, unlearning, query language."""
@@ -103,11 +103,11 @@ def _never(fake: pd.DataFrame, judge: str) -> Finding:
     cells = [cell for cell in _cells(fake) if cell[0] == CLEAN]
     measure = undefined("no answers of a clean baseline")
     if cells:
-        measure = compared(fake, lambda rates: NEAR - _mean([rates[cell] for cell in cells]))
+        measure = compared(fake, lambda rates: TOLERANCE - _mean([rates[cell] for cell in cells]))
     return _lu(
         "fake information is never found without having been taught",
         "Fig. 2",
-        f"{NEAR:g} − share of the clean baseline's answers in which it is found",
+        f"{TOLERANCE:g} − share of the clean baseline's answers in which it is found",
         measure,
         f"judge: {judge}",
     )
@@ -167,14 +167,14 @@ def _combined(fake: pd.DataFrame) -> list[Finding]:
         by_source: dict[str, list[float]] = {}
         for cell in after:
             by_source.setdefault(cell[0], []).append(rates[cell] - rates[_clean(cell)])
-        return NEAR - _mean([max(gaps) for gaps in by_source.values()])
+        return TOLERANCE - _mean([max(gaps) for gaps in by_source.values()])
 
     own = [((cell[0], "english", cell[2]), cell) for cell in after if cell[2] == cell[0]]
     return [
         _lu(
             "unlearning in English and the source language leaves almost nothing anywhere",
             "Fig. 6",
-            f"{NEAR:g} − (share still found − clean baseline) in the worst query language",
+            f"{TOLERANCE:g} − (share still found − clean baseline) in the worst query language",
             compared(fake, least) if after else undefined("this preset lacks the mix combined"),
             "the worst language is chosen anew in every resample, which is hard on the claim",
         ),
@@ -197,7 +197,7 @@ def _kept(real: pd.DataFrame) -> Finding:
         measure = compared(
             real,
             lambda rates: _mean(
-                [rates[cell] - 0.8 * rates[cell[0], TAUGHT, cell[2]] for cell in after]
+                [rates[cell] - (1 - TOLERANCE) * rates[cell[0], TAUGHT, cell[2]] for cell in after]
             ),
         )
     return _lu(
@@ -216,13 +216,13 @@ def _ranks(fake: pd.DataFrame) -> Finding:
         measure = compared(
             fake,
             lambda rates: (
-                LARGE - max(rates[cell] for cell in cells) + min(rates[cell] for cell in cells)
+                TOLERANCE - max(rates[cell] for cell in cells) + min(rates[cell] for cell in cells)
             ),
         )
     return _lu(
         "the rank of LoRA has no large effect on unlearning",
         "Fig. 8",
-        f"{LARGE:g} − largest difference between ranks in the share found in the language taught",
+        f"{TOLERANCE:g} − largest difference between ranks, share found in the language taught",
         measure,
         "the largest difference of resamples errs on the side of an effect",
     )

@@ -150,18 +150,14 @@ def drawings(seen: Seen) -> dict[str, Drawing]:
     before = f"unlearning in {[TAUGHT, CLEAN]}"
     for judge, rows in seen.outcomes.groupby("judge", sort=False):
         stem = str(judge).partition(" ")[0]
-        for name, part, title in (
-            ("spread", rows.query(before), "Taught in (rows), asked in (columns)"),
-            (
-                "left",
-                rows.query(f"not {before}"),
-                "Taught and unlearned in (rows), asked in (columns)",
-            ),
+        for name, part, title, which in (
+            ("spread", rows.query(before), "Before unlearning", "Taught in (rows)"),
+            ("left", rows.query(f"not {before}"), "After unlearning", "Taught in: unlearned in"),
         ):
             if len(part):
                 found[f"{name}-{stem}"] = Drawing(
-                    figure=figures.spread(cells(part), title=f"{title}; judge: {judge}"),
-                    caption=f"{title}; what {judge} finds in answers.",
+                    figure=figures.spread(cells(part), title=f"{title}, by {stem}"),
+                    caption=f"{title}. {which}, asked in (columns); what {judge} finds in answers.",
                 )
     for concept, title in CONCEPTS.items():
         steps = where(seen.steps, concept=concept)
