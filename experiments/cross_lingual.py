@@ -131,7 +131,7 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
                 num_real_queries=10,
             ),
             unlearning=replace(UNLEARNED, learning_rate=7.5e-6, num_steps=20, evaluate_every=12),
-            num_recovered=6,
+            num_recovered=5,
             note=SMALL,
         ),
         "full": Config(
