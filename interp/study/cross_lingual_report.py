@@ -162,7 +162,7 @@ def drawings(seen: Seen) -> dict[str, Drawing]:
     for concept, title in CONCEPTS.items():
         steps = where(seen.steps, concept=concept)
         if len(steps):
-            title = f"{title} while false ones are unlearned, by languages to forget in"
+            title = f"{title} during unlearning, by languages to forget in"
             found[f"curves-{concept}"] = Drawing(
                 figure=figures.curves(steps, title=title),
                 caption=f"{title}; candidate ranking, chance is dashed.",
