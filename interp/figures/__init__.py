@@ -1,5 +1,6 @@
 """Tables as plotly figures, and figures as files."""
 
+from interp.figures.arrays import array, curves
 from interp.figures.depth import drift, lens
 from interp.figures.evaluation import measures, spread, target_unrelated
 from interp.figures.explorer import Explorer, explore
@@ -14,6 +15,8 @@ __all__ = [
     "FORMATS",
     "Explorer",
     "accuracy",
+    "array",
+    "curves",
     "drift",
     "explore",
     "export",
