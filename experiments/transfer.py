@@ -28,8 +28,9 @@ from interp.study.transfer_tasks import Task, from_files, refusing
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.training import train
 
-FINETUNE = TrainingConfig(objective="finetune", learning_rate=1e-5, num_steps=20, batch_size=16)
-DPO = TrainingConfig(objective="dpo", learning_rate=5e-6, num_steps=20, batch_size=16)
+# The same pairs at the same rate: what differs is the objective.
+FINETUNE = TrainingConfig(objective="finetune", learning_rate=1e-5, num_steps=8, batch_size=8)
+DPO = replace(FINETUNE, objective="dpo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +83,12 @@ class Config:
     files: Files | None = None
     neutral: float = 0.0
     num_training: int = 40
-    num_asked: int = 24
-    num_prompts: int = 12
-    num_held_out: int = 8
+    num_asked: int = 16
+    num_prompts: int = 8
+    num_held_out: int = 6
     num_tokens: int = 10
     swept: tuple[str, ...] = ("en", "de", "zh")
-    num_swept: int = 8
+    num_swept: int = 6
     sites: tuple[str, ...] = ("coef", "attn", "coef+attn", "value")
     note: str = "refusals in place of bias and toxicity, one small model"
 

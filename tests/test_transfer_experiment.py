@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -116,10 +115,11 @@ def test_a_task_from_files(tmp_path):
     # Sentences without a prompt cannot be asked.
     assert [query.prompt for query in task.questions] == ["Es war"]
     assert [one.answer for one in task.examples("finetune")["retain"]] == ["People work."]
-    assert task.neutral == 0.5
+    assert (task.neutral, task.per_token) == (0.5, True)
     with_prompt = lines(tmp_path / "asked2.jsonl", pair | {"id": "a", "language": "de"})
-    (query,) = from_files(**files | {"asked": with_prompt}).questions
-    assert (query.prompt, query.answer) == ("Say it.", "Yes.")
+    answers = from_files(**files | {"asked": with_prompt})
+    assert [(query.prompt, query.answer) for query in answers.questions] == [("Say it.", "Yes.")]
+    assert not answers.per_token
     files["training"] = lines(tmp_path / "german.jsonl", pair | {"language": "de"})
     with pytest.raises(ValueError, match="has pairs in 'de'; training is in 'en'"):
         from_files(**files)
@@ -142,17 +142,20 @@ def pair(chosen: str, rejected: str) -> Pair:
     return Pair(id="q", language="en", prompt="w3 w4", chosen=chosen, rejected=rejected)
 
 
-def test_the_preferred_answer_is_the_likelier_per_token():
+@pytest.mark.parametrize("per_token", [False, True])
+def test_the_preferred_answer_is_the_likelier(per_token):
     model = tiny()
-    rows = preferences(model, [pair(" w5 w6 w7", " w8"), pair(" w8", " w5 w6 w7")], progress=False)
+    pairs = [pair(" w5 w6 w7", " w8"), pair(" w8", " w5 w6 w7")]
+    rows = preferences(model, pairs, per_token=per_token, progress=False)
 
-    def per_token(answer: str) -> float:
+    def likelihood(answer: str) -> float:
         ids = torch.tensor([model.encode("w3 w4" + answer)])
         logs = model.model(ids).logits[0].double().log_softmax(-1)
         # <s> w3 w4 and then the answer.
-        return np.mean([logs[at - 1, ids[0, at]].item() for at in range(3, ids.shape[1])])
+        found = [logs[at - 1, ids[0, at]].item() for at in range(3, ids.shape[1])]
+        return np.mean(found) if per_token else sum(found)
 
-    margin = per_token(" w8") - per_token(" w5 w6 w7")
+    margin = likelihood(" w8") - likelihood(" w5 w6 w7")
     found = pd.DataFrame(rows)
     assert found["measure"].tolist() == ["behaviour", "margin"] * 2
     assert found["value"].tolist() == pytest.approx(
@@ -241,7 +244,7 @@ def measured_items() -> pd.DataFrame:
     told = {("vanilla", code): [1.0] * ten for code in ("en", "ru", "de", "hy")}
     told |= {("dpo", code): [1.0] * ten for code in ("en", "ru", "de", "hy")}
     told |= {("finetune", code): [0.0] * ten for code in ("en", "ru", "de")}
-    # What is not told in one model does not count in the others.
+    # Where nothing is told, there is nothing to compare.
     told["finetune", "hy"] = [None] * ten
     nll = {(model, code): [2.0] * ten for model, code in behaviour}
     nll |= {("finetune", code): [2.5] * ten for code in ("ru", "de", "hy")}
@@ -412,9 +415,9 @@ def test_items_are_those_of_the_models(tmp_path):
     )
 
 
-def test_an_unknown_preset_is_one_sentence():
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "huge"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.strip() == "transfer: no preset 'huge'; valid: quick, full, paper"
+def test_an_unknown_preset_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "huge"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "transfer: no preset 'huge'; valid: quick, full, paper\n"

@@ -12,10 +12,18 @@ import numpy as np
 import pandas as pd
 
 from interp.behaviour.measure import Measure, undefined
-from interp.behaviour.transfer import LEAST_LANGUAGES, reductions, transfer
+from interp.behaviour.transfer import reductions, transfer
 from interp.study.contrasts import contrast
 from interp.study.study import Finding
-from interp.study.transfer_scores import BEHAVIOUR, CONSISTENCY, DIVERSITY, NLL, Rates, paired
+from interp.study.transfer_scores import (
+    BEHAVIOUR,
+    CONSISTENCY,
+    DIVERSITY,
+    NLL,
+    Rates,
+    paired,
+    rates_of,
+)
 from interp.study.transfer_tasks import METHODS, SOURCE
 
 VANILLA = "vanilla"
@@ -47,11 +55,9 @@ def reduction_table(items: pd.DataFrame, method: str, *, neutral: float = 0.0) -
         95 % interval over items.
     """
     rows = []
+    whole = rates_of(items, BEHAVIOUR)
     for code in _languages(items):
-        before, after = (
-            paired(items, BEHAVIOUR, lambda rates, name=name, code=code: rates[name, code]).value
-            for name in (VANILLA, method)
-        )
+        before, after = whole[VANILLA, code], whole[method, code]
         found = paired(items, BEHAVIOUR, _reduction(method, code, neutral))
         row = {"language": code, "before": before - neutral, "after": after - neutral}
         rows.append(row | {"reduction_low": found.ci_low, "reduction_high": found.ci_high})
@@ -88,12 +94,14 @@ def findings(
                     note=note,
                 )
             )
+        correlation, about = _correlation(reduced[method], note)
         found.append(
             Finding(
                 signature=f"after {name} the reduction goes with the share of pretraining data",
                 source=_ABSTRACT,
                 quantity="Spearman's ρ of reduction and share of web pages, over languages",
-                **_correlation(reduced[method], note),
+                measure=correlation,
+                note=about,
             )
         )
         for measure, (ability, unit, sign) in _PRICES.items():
@@ -130,7 +138,7 @@ def _reduction(method: str, code: str, neutral: float) -> Callable[[Rates], floa
 
 def _fall(method: str, codes: Sequence[str], sign: int = 1) -> Callable[[Rates], float]:
     def of(rates: Rates) -> float:
-        there = [code for code in codes if _there(rates, code)]
+        there = [code for code in codes if _there(rates, code, VANILLA, method)]
         falls = [rates[VANILLA, code] - rates[method, code] for code in there]
         return sign * float(np.mean(falls)) if falls else np.nan
 
@@ -139,29 +147,30 @@ def _fall(method: str, codes: Sequence[str], sign: int = 1) -> Callable[[Rates],
 
 def _costlier(codes: Sequence[str], sign: int) -> Callable[[Rates], float]:
     def of(rates: Rates) -> float:
-        there = [code for code in codes if _there(rates, code)]
+        there = [code for code in codes if _there(rates, code, *METHODS)]
         more = [rates["dpo", code] - rates["finetune", code] for code in there]
         return sign * float(np.mean(more)) if more else np.nan
 
     return of
 
 
-def _there(rates: Rates, code: str) -> bool:
-    """Whether every model has a rate in a language: the mean is of the same languages for all."""
-    models = {model for model, _ in rates}
+def _there(rates: Rates, code: str, *models: str) -> bool:
+    """Whether all of these models have a rate in a language."""
     return not any(np.isnan(rates.get((model, code), np.nan)) for model in models)
 
 
-def _correlation(table: pd.DataFrame, note: str) -> dict[str, Measure | str]:
-    if (~table["unlearned_in"].astype(bool)).sum() < LEAST_LANGUAGES:
-        return {"measure": undefined("too few languages"), "note": note}
+def _correlation(table: pd.DataFrame, note: str) -> tuple[Measure, str]:
+    """Spearman's ρ over the other languages, and the note with its p-value."""
     row = transfer(table).set_index("predictor").loc["web_share"]
-    names = ("value", "ci_low", "ci_high", "n", "reason")
+    found = Measure(
+        value=float(row["value"]),
+        ci_low=float(row["ci_low"]),
+        ci_high=float(row["ci_high"]),
+        n=int(row["n"]),
+        reason=row["reason"],
+    )
     p_value = f"n are languages, permutation p = {row['p_value']:.2g}"
-    return {
-        "measure": Measure(**{name: row[name] for name in names}),
-        "note": "; ".join(filter(None, [p_value, note])),
-    }
+    return found, "; ".join([p_value, *filter(None, [note])])
 
 
 def _recovery(losses: pd.DataFrame, method: str, note: str) -> Finding:

@@ -2,8 +2,8 @@
 
 | measure | of an item |
 |---|---|
-| `behaviour` | whether the unwanted answer is the likelier one, per token |
-| `margin` | how much likelier, in nats per token |
+| `behaviour` | whether the unwanted answer is the likelier one |
+| `margin` | how much likelier, in nats |
 | `consistency` | whether a text is continued in its language; no weight where that is not told |
 | `distinct-2` | different pairs of tokens in a continuation, as a share of its pairs |
 | `nll` | negative log-likelihood of a held-out text; weighted by its tokens |
@@ -19,10 +19,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from interp.behaviour.answers import Answer, generate
 from interp.behaviour.diversity import distinct
@@ -84,6 +84,7 @@ def items(
             asked=repr([asdict(pair) for pair in task.asked]),
             prompts=repr([asdict(query) for query in task.prompts]),
             held_out=repr([asdict(text) for text in task.held_out]),
+            per_token=task.per_token,
             num_tokens=num_tokens,
         )
         file = None if out is None else out / "items" / f"{key[:16]}.parquet"
@@ -95,7 +96,7 @@ def items(
                 model, task.prompts, num_tokens=num_tokens, cache=cache, progress=progress
             )
             rows = [
-                *preferences(model, task.asked, progress=progress),
+                *preferences(model, task.asked, per_token=task.per_token, progress=progress),
                 *abilities(said),
                 *likelihoods(model, task, progress=progress),
             ]
@@ -103,23 +104,27 @@ def items(
             if file is not None:
                 write_table(file, found, of=key)
         parts.append(found.assign(model=name))
-    return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+    return pd.concat(parts, ignore_index=True).reindex(columns=list(COLUMNS))
 
 
 def preferences(
-    model: LanguageModel, pairs: Sequence[Pair], *, progress: bool = True
+    model: LanguageModel, pairs: Sequence[Pair], *, per_token: bool = False, progress: bool = True
 ) -> list[dict[str, object]]:
     """Which answer of each pair a model prefers: rows of `behaviour` and `margin`.
 
-    Likelihoods are per token, as in the paper's released code: answers have different lengths.
+    Args:
+        model: the model.
+        pairs: of answers.
+        per_token: see `Task`; the margin is then in nats per token.
+        progress: show a progress bar.
     """
     examples = [example for pair in pairs for example in pair.examples()]
-    means = [
-        scores.logprobs.double().mean().item()
-        for scores in label_scores(model, examples, progress=progress)
+    found = [
+        scores.logprobs.double() for scores in label_scores(model, examples, progress=progress)
     ]
+    likelihoods = [(each.mean() if per_token else each.sum()).item() for each in found]
     rows = []
-    for pair, chosen, rejected in zip(pairs, means[::2], means[1::2], strict=True):
+    for pair, chosen, rejected in zip(pairs, likelihoods[::2], likelihoods[1::2], strict=True):
         about = {"language": pair.language, "item": pair.id, "weight": 1.0}
         rows.append(about | {"measure": BEHAVIOUR, "value": float(rejected > chosen)})
         rows.append(about | {"measure": MARGIN, "value": rejected - chosen})
@@ -168,9 +173,10 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
         `PERPLEXITY`.
     """
     rows = []
-    for (model, code, name), group in table.groupby(["model", "language", "measure"], sort=False):
-        kept = group[group["weight"] > 0]
-        value, weight = kept["value"].to_numpy(float), kept["weight"].to_numpy(float)
+    for _, group in table.groupby(["model", "language", "measure"], sort=False):
+        model, code, name = (group[key].iloc[0] for key in ("model", "language", "measure"))
+        kept = group.query("weight > 0")
+        value, weight = (np.array(kept[key], dtype=float) for key in ("value", "weight"))
         left_out = len(group) - len(kept)
         reason = f"{left_out} of {len(group)} items have no value" if left_out else ""
         if name in (BEHAVIOUR, CONSISTENCY):
@@ -186,6 +192,14 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
             name, found = PERPLEXITY, replace(found, **ends)
         rows.append({"model": model, "language": code, "measure": name, **asdict(found)})
     return pd.DataFrame(rows)
+
+
+def rates_of(table: pd.DataFrame, measure: str) -> Rates:
+    """One measure of all models in all languages where it has a weight."""
+    kept = table.query(f"measure == {measure!r} and weight > 0")
+    sums = kept.groupby(["model", "language"])[["value", "weight"]].sum()
+    found: Any = sums["value"] / sums["weight"]
+    return found.to_dict()
 
 
 def paired(
@@ -211,19 +225,20 @@ def paired(
     Raises:
         ValueError: an item stands twice in a cell.
     """
-    rows = table[(table["measure"] == measure) & (table["weight"] > 0)]
+    rows = table.query("measure == @measure and weight > 0")
     if rows.empty:
         return undefined(f"nothing was measured of {measure}")
     keys = ["model", "language"]
-    if rows.duplicated([*keys, "item"]).any():
+    if rows.duplicated(subset=[*keys, "item"]).any():
         raise ValueError(f"an item stands twice in a cell of {measure}")
     item, names = pd.factorize(rows["item"])
     grouped = rows.groupby(keys)
-    cell, order = grouped.ngroup().to_numpy(), list(grouped.indices)
+    cell = grouped.ngroup().to_numpy()
+    order: list[Any] = list(grouped.indices)
     values, weights = np.zeros((len(names), len(order))), np.zeros((len(names), len(order)))
     values[item, cell], weights[item, cell] = rows["value"], rows["weight"]
 
-    def compared(draw: Float[np.ndarray, " item"]) -> float:
+    def compared(draw: np.ndarray) -> float:
         with np.errstate(invalid="ignore", divide="ignore"):
             rates = (draw @ values) / (draw @ weights)
             return float(statistic(dict(zip(order, rates, strict=True))))

@@ -77,6 +77,8 @@ class Task:
         curated: wanted texts that fine-tuning learns; the wanted answers of `training` if none.
         neutral: the rate of the behaviour in a model without it: 0, or for stereotypes 0.5, since
             of two sentences one is always likelier.
+        per_token: likelihoods are compared per token, as in the paper's released code, and not of
+            whole answers. Right for sentences of one kind: long answers are likelier per token.
     """
 
     training: tuple[Pair, ...]
@@ -86,6 +88,7 @@ class Task:
     held_out: tuple[Text, ...]
     curated: tuple[Text, ...] = field(default=())
     neutral: float = 0.0
+    per_token: bool = False
 
     def examples(self, method: str) -> dict[str, list[Example]]:
         """Sets of examples to train on by a method, see `interp.unlearning.training.train`.
@@ -226,6 +229,7 @@ def from_files(
         held_out=tuple(text for text in read_texts(held_out) if text.language in kept),
         curated=tuple(read_texts(curated)) if curated else (),
         neutral=neutral,
+        per_token=not any(pair.prompt for pair in found),
     )
 
 
