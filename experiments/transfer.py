@@ -130,13 +130,12 @@ PRESETS = {
     "quick": Config(),
     "full": Config(
         languages=template_languages(),
-        num_training=60,
-        num_asked=48,
-        num_prompts=30,
-        num_held_out=30,
-        num_tokens=30,
+        num_asked=32,
+        num_prompts=20,
+        num_held_out=20,
+        num_tokens=20,
         swept=("en", "de", "fr", "ru", "zh", "ar", "hi", "sw", "hy"),
-        num_swept=10,
+        num_swept=8,
         sites=("coef", "attn", "coef+attn", "value", "key", "attn_weights"),
     ),
     "paper": Config(

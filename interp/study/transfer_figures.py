@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.facets import COLOURS, check_table, language_label, lay_out, num_columns
+from interp.figures.facets import COLOURS, check_table, language_label, lay_out
 from interp.study.transfer_findings import NAMES, VANILLA
 from interp.study.transfer_scores import BEHAVIOUR, CONSISTENCY, DIVERSITY, PERPLEXITY
 
@@ -28,7 +28,8 @@ TITLES: Mapping[str, tuple[str, str]] = {
 _COLUMNS = ("model", "language", "measure", "value", "ci_low", "ci_high", "n", "reason")
 _SYMBOLS = ("circle-open", "circle", "diamond")
 _COLOURS = (COLOURS[5], COLOURS[0], COLOURS[1])
-_WIDTH = 300
+_WIDTH = 205
+_LEGEND = 30
 # How far apart the dots of a language stand, in rows.
 _SPREAD = 0.24
 
@@ -45,7 +46,7 @@ def by_language(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     labels = [language_label(code) for code in languages]
     figure, places = lay_out(
         [TITLES[name][0] for name in drawn],
-        num_columns=num_columns(len(drawn), _WIDTH),
+        num_columns=len(drawn),
         size=(_WIDTH, max(120, 26 * len(languages))),
         left=30 + 8 * max(map(len, labels)),
         right=40,
@@ -77,8 +78,10 @@ def by_language(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
             )
             figure.add_trace(dots, row=row, col=col)
         axis: dict[str, Any] = {"title_text": TITLES[name][1], "gridcolor": "#e6e6e6"}
+        axis |= {"title_font_size": 13}
         if name == PERPLEXITY:
-            axis |= {"type": "log", "dtick": "D2", "tickfont_size": 11}
+            ticks = [step * 10.0**power for power in range(7) for step in (1, 2, 5)]
+            axis |= {"type": "log", "tickvals": ticks, "ticktext": [f"{at:,.0f}" for at in ticks]}
         else:
             # Room for dots at the ends.
             axis |= {"range": [-4, 104] if scale == 100 else [-0.04, 1.04]}
@@ -90,9 +93,11 @@ def by_language(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         gridcolor="#f0f0f0",
         zeroline=False,
     )
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0.005}
     figure.update_layout(
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
-        | {"yref": "container", "y": 0.995, "yanchor": "top"}
+        legend=legend | {"yanchor": "bottom"},
+        height=figure.layout.height + _LEGEND,
+        margin_b=figure.layout.margin.b + _LEGEND,
     )
     return figure
 

@@ -198,6 +198,8 @@ def from_files(
 ) -> Task:
     """A task of one's own data, such as that of the paper.
 
+    Sentences without prompts are compared per token, answers to prompts as wholes.
+
     Args:
         training: pairs in `SOURCE`, see `read_pairs`: BiasDPO, or pairs of toxic and other texts.
         asked: pairs in many languages, such as CrowS-Pairs, or RTP-LX with answers.
