@@ -84,7 +84,7 @@ def measure(
             out=out / of,
             progress=progress,
         )
-        measures.append(table.assign(of=of, model=table["model"].map(own)))
+        measures.append(table.assign(of=of, model=[own[name] for name in table["model"]]))
         answers.append(_said(models, queries, num_tokens, out / of))
     scored = items(models, task, num_tokens=num_tokens, out=out / "texts", progress=progress)
     recovery = sweep(
@@ -101,7 +101,7 @@ def measure(
         items=scored,
         measures=pd.concat(measures, ignore_index=True),
         answers=pd.concat(answers, ignore_index=True),
-        losses=losses.assign(method=losses["unlearned"].map(own)),
+        losses=losses.assign(method=[own[name] for name in losses["unlearned"]]),
     )
 
 
@@ -131,7 +131,7 @@ def tell(
         )
     }
     for method, table in reduced.items():
-        if table["reduction"].notna().any():
+        if len(table.dropna(subset=["reduction"])):
             drawings[f"transfer-{method}"] = Drawing(
                 figure=figures.transfer(table, title=f"Transfer of {NAMES[method]} in English"),
                 caption=f"Reduction of the behaviour by {NAMES[method]} in English against each "

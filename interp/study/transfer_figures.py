@@ -56,7 +56,7 @@ def by_language(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     for name, (row, col) in zip(drawn, places, strict=True):
         scale = 100 if name in (BEHAVIOUR, CONSISTENCY) else 1
         for number, model in enumerate(models):
-            cells = table[(table["measure"] == name) & (table["model"] == model)]
+            cells = table.query(f"measure == {name!r} and model == {model!r}")
             rows = [each for each in cells.to_dict("records") if not math.isnan(each["value"])]
             offset = _SPREAD * (number - (len(models) - 1) / 2)
             dots = go.Scatter(
@@ -93,11 +93,12 @@ def by_language(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         gridcolor="#f0f0f0",
         zeroline=False,
     )
+    layout: Any = figure.layout
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0.005}
     figure.update_layout(
         legend=legend | {"yanchor": "bottom"},
-        height=figure.layout.height + _LEGEND,
-        margin_b=figure.layout.margin.b + _LEGEND,
+        height=layout.height + _LEGEND,
+        margin_b=layout.margin.b + _LEGEND,
     )
     return figure
 

@@ -174,7 +174,7 @@ def _correlation(table: pd.DataFrame, note: str) -> tuple[Measure, str]:
 
 
 def _recovery(losses: pd.DataFrame, method: str, note: str) -> Finding:
-    own = losses[losses["method"] == method] if len(losses) else losses
+    own = losses.query(f"method == {method!r}") if len(losses) else losses
     measure = undefined("no sweep of these sites")
     if len(own) and {_FULLEST, "value"} <= {*own["site"]}:
         measure = contrast(own, lambda krs: np.nanmax(krs[_FULLEST]) - np.nanmax(krs["value"]))

@@ -197,9 +197,8 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
 def rates_of(table: pd.DataFrame, measure: str) -> Rates:
     """One measure of all models in all languages where it has a weight."""
     kept = table.query(f"measure == {measure!r} and weight > 0")
-    sums = kept.groupby(["model", "language"])[["value", "weight"]].sum()
-    found: Any = sums["value"] / sums["weight"]
-    return found.to_dict()
+    sums: Any = kept.groupby(["model", "language"])[["value", "weight"]].sum()
+    return (sums["value"] / sums["weight"]).to_dict()
 
 
 def paired(
