@@ -34,9 +34,9 @@ from interp.data.translator import LocalTranslator
 from interp.languages import LU_LANGUAGES
 from interp.runs import AFTER, Run
 from interp.study import Study
-from interp.study.cross_lingual import CLEAN, RANKING, TAUGHT, mixes_of, ranked, where
-from interp.study.cross_lingual_findings import findings
-from interp.study.cross_lingual_report import Seen, asked, drawings, tables
+from interp.study.cross_lingual.findings import findings
+from interp.study.cross_lingual.outcomes import CLEAN, RANKING, TAUGHT, mixes_of, ranked, where
+from interp.study.cross_lingual.report import Seen, asked, drawings, tables
 from interp.unlearning.config import Stop, TrainingConfig
 from interp.unlearning.contamination import ContaminationConfig, clean
 from interp.unlearning.methods import UNLEARNING

@@ -21,9 +21,9 @@ import tyro
 
 import interp
 from interp.study import Study
-from interp.study.dissect_concepts import Concept, fact_concepts, file_concepts
-from interp.study.dissect_models import at_strength, measured
-from interp.study.dissect_report import study
+from interp.study.dissect.concepts import Concept, fact_concepts, file_concepts
+from interp.study.dissect.models import at_strength, measured
+from interp.study.dissect.report import study
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.edits import MemitConfig
 from interp.unlearning.methods import UNLEARNING

@@ -22,8 +22,8 @@ import tyro
 
 import interp
 from interp.languages import CHOI_LANGUAGES
-from interp.study.lingtea import Config, materials_of, run
-from interp.study.lingtea_study import study_of
+from interp.study.lingtea.experiment import Config, materials_of, run
+from interp.study.lingtea.report import study_of
 from interp.unlearning.config import TrainingConfig
 
 _SMALL = (

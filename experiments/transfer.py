@@ -22,9 +22,9 @@ import tyro
 import interp
 from interp.data.query import Query
 from interp.data.templates import template_languages
-from interp.study.transfer import measure, tell
-from interp.study.transfer_findings import NAMES, VANILLA
-from interp.study.transfer_tasks import Task, from_files, refusing
+from interp.study.transfer.findings import NAMES, VANILLA
+from interp.study.transfer.report import measure, tell
+from interp.study.transfer.tasks import Task, from_files, refusing
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.training import train
 
@@ -35,7 +35,7 @@ DPO = replace(FINETUNE, objective="dpo")
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Data of one's own: JSON Lines, see `interp.study.transfer_tasks.from_files`.
+    """Data of one's own: JSON Lines, see `interp.study.transfer.tasks.from_files`.
 
     Attributes:
         training: English pairs of prompt, chosen and rejected (BiasDPO).

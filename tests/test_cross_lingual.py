@@ -21,8 +21,9 @@ from interp.data.corpora import CorpusConfig, contaminated
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
 from interp.runs import Run
-from interp.study import cross_lingual_report as report
-from interp.study.cross_lingual import (
+from interp.study.cross_lingual import report
+from interp.study.cross_lingual.findings import findings, kappa_of_shares
+from interp.study.cross_lingual.outcomes import (
     CLEAN,
     RANKING,
     TAUGHT,
@@ -33,7 +34,6 @@ from interp.study.cross_lingual import (
     compared,
     mixes_of,
 )
-from interp.study.cross_lingual_findings import findings, kappa_of_shares
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.contamination import ContaminationConfig
 

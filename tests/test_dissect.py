@@ -18,16 +18,10 @@ import interp
 from experiments import dissect as script
 from interp.behaviour.answers import Answer
 from interp.data.datasets import read_concepts
-from interp.study import (
-    dissect,
-    dissect_behaviour,
-    dissect_concepts,
-    dissect_figures,
-    dissect_models,
-)
-from interp.study.dissect_concepts import EDIT, QUESTION, STATEMENT
-from interp.study.dissect_models import at_strength
-from interp.study.dissect_signatures import SIGNATURES
+from interp.study.dissect import behaviour, concepts, figures, models, recovery
+from interp.study.dissect.concepts import EDIT, QUESTION, STATEMENT
+from interp.study.dissect.models import at_strength
+from interp.study.dissect.signatures import SIGNATURES
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.edits import MemitConfig
 from interp.unlearning.methods import edits_of
@@ -77,10 +71,10 @@ def test_methods_count_alike_however_much_they_broke():
         {("ga", "attn"): [0.2], ("npo", "attn"): [0.6], ("memit_empty", "attn"): [0.0]},
         unlearned={"ga": [60.0, 140.0], "npo": [0.5, 1.5], "memit_empty": [1.0, 1.0]},
     )
-    found = dissect.mean_krs(table)
+    found = recovery.mean_krs(table)
     assert found["krs"].tolist() == pytest.approx([0.4])
     assert found["num_queries"].tolist() == [2]
-    each = dissect.method_krs(table).set_index("method")["krs"]
+    each = recovery.method_krs(table).set_index("method")["krs"]
     assert each.to_dict() == pytest.approx({"ga": 0.2, "npo": 0.6, "memit_empty": 0.0})
 
 
@@ -88,12 +82,12 @@ def test_within_a_method_it_is_the_ratio_of_means():
     table = losses({("ga", "attn"): [0.0]}, unlearned={"ga": [1.0, 3.0]})
     table["loss_restored"] = [0.5, 0.5]
     # 1 − (0.5 + 0.5) / (1 + 3)
-    assert dissect.mean_krs(table)["krs"].tolist() == pytest.approx([0.75])
+    assert recovery.mean_krs(table)["krs"].tolist() == pytest.approx([0.75])
 
 
 def test_a_mean_needs_a_method_that_trains():
     with pytest.raises(ValueError, match="a method that trains"):
-        dissect.mean_krs(losses({("memit_empty", "attn"): [0.2]}))
+        recovery.mean_krs(losses({("memit_empty", "attn"): [0.2]}))
 
 
 AS_PUBLISHED = {
@@ -110,7 +104,7 @@ def found_in(curves: dict[str, list[float]]) -> dict[str, tuple[str, float]]:
     table = losses({("gd", site): curve for site, curve in curves.items()})
     return {
         item.signature: (item.verdict, item.measure.value)
-        for item in dissect.recovery_findings(table, "en")
+        for item in recovery.recovery_findings(table, "en")
     }
 
 
@@ -151,7 +145,7 @@ def test_the_language_in_which_it_is_least_so_decides():
     english = losses({("gd", "value"): [0.1, 0.1], ("gd", "attn"): [0.5, 0.7]})
     german = losses({("gd", "value"): [0.1, 0.3], ("gd", "attn"): [0.0, 0.2]}, language="de")
     edited = losses({("memit_empty", "value"): [0.2, 1.0]})
-    value, order, control = dissect.language_findings(pd.concat([english, german, edited]))
+    value, order, control = recovery.language_findings(pd.concat([english, german, edited]))
     assert value.measure.value == pytest.approx(-0.1)
     assert value.verdict == "contradicted"
     assert "of en, de" in value.note
@@ -159,8 +153,8 @@ def test_the_language_in_which_it_is_least_so_decides():
     # Trained: layer 1, (0.1 + 0.3) / 2, the mean of both languages' equal losses.
     assert control.measure.value == pytest.approx(1.0 - 0.2)
     both = pd.concat([english, german])
-    table = dissect.by_language(
-        {code: dissect.recovery_findings(both, code) for code in ("en", "de")}
+    table = recovery.by_language(
+        {code: recovery.recovery_findings(both, code) for code in ("en", "de")}
     )
     rows = table.set_index(["language", "signature"])
     assert rows.loc[("en", "KRS(value) < KRS(attn)"), "value"] == pytest.approx(0.5)
@@ -202,14 +196,14 @@ FALLING = answers(
 
 
 def test_what_falls_together_is_correlated():
-    found = dissect_behaviour.fall_together(FALLING)
+    found = behaviour.fall_together(FALLING)
     # Target 90, 60, 0; unrelated 90, 80, 60: a line, whichever questions are drawn.
     assert (found.value, found.ci_low, found.ci_high) == pytest.approx((1, 1, 1))
     assert found.n == 4
     both = pd.concat([FALLING, FALLING.assign(concept="other", bleu=100 - FALLING["bleu"])])
     rising = both["concept"].eq("other") & both["questions"].eq("target")
     both.loc[rising, "bleu"] = 100 - both.loc[rising, "bleu"]
-    assert dissect_behaviour.fall_together(both).value == pytest.approx(0)
+    assert behaviour.fall_together(both).value == pytest.approx(0)
 
 
 def test_the_price_is_what_is_lost_elsewhere_per_loss_on_targets():
@@ -219,13 +213,13 @@ def test_the_price_is_what_is_lost_elsewhere_per_loss_on_targets():
             ("memit_empty", 1.0, "unrelated"): [100, 91],
         }
     )
-    found = dissect_behaviour.price(pd.concat([FALLING, edited]))
+    found = behaviour.price(pd.concat([FALLING, edited]))
     # Trained: (10 + 20 + 40) / (10 + 40 + 100); MEMIT: 4.5 / 90.
     assert found.value == pytest.approx(70 / 150 - 0.05)
     # The first unrelated question alone: 100 / 150 − 0; the second alone: 40 / 150 − 9 / 90.
     assert found.ci_low < 40 / 150 - 9 / 100 + 1e-9
     assert found.ci_high > 100 / 150 - 1e-9
-    together, choosier = dissect_behaviour.behaviour_findings(
+    together, choosier = behaviour.behaviour_findings(
         pd.concat([FALLING, edited]), "en", note="small"
     )
     assert (together.verdict, choosier.verdict) == ("seen", "seen")
@@ -234,16 +228,16 @@ def test_the_price_is_what_is_lost_elsewhere_per_loss_on_targets():
 
 def test_too_few_models_have_no_correlation():
     few = FALLING[FALLING["strength"] < 2]
-    together, choosier = dissect_behaviour.behaviour_findings(few, "en")
+    together, choosier = behaviour.behaviour_findings(few, "en")
     assert (together.verdict, choosier.verdict) == ("not measured", "not measured")
     german = FALLING.assign(language="de")
-    verdicts = [item.verdict for item in dissect_behaviour.behaviour_findings(german, "de")]
+    verdicts = [item.verdict for item in behaviour.behaviour_findings(german, "de")]
     assert verdicts == ["seen", "not measured"]
 
 
 def test_a_question_asked_of_two_models_counts_once():
     second = FALLING.assign(concept="d", bleu=FALLING["bleu"] / 2)
-    found = dissect_behaviour.kept(pd.concat([FALLING, second]))
+    found = behaviour.kept(pd.concat([FALLING, second]))
     row = found[(found["strength"] == 0.5) & (found["questions"] == "unrelated")].iloc[0]
     assert row["n"] == 2
     # (80 + 40) / 2 and (100 + 50) / 2
@@ -251,7 +245,7 @@ def test_a_question_asked_of_two_models_counts_once():
 
 
 def test_a_method_is_drawn_from_v_to_its_strongest():
-    figure = dissect_figures.tradeoff(dissect_behaviour.kept(FALLING.iloc[::-1]))
+    figure = figures.tradeoff(behaviour.kept(FALLING.iloc[::-1]))
     diagonal, path = figure.data
     assert list(path.x) == pytest.approx([100, 90, 80, 60])
     assert list(path.y) == pytest.approx([100, 90, 60, 0])
@@ -285,46 +279,46 @@ def moved(**groups: tuple[float, float]) -> pd.DataFrame:
 
 def test_norms_that_hardly_move_are_seen():
     table = moved(unembed=(1.0, 0.0), norms=(0.9999, 0.01), final_norm=(0.9995, 0.02))
-    unembedding, norms = dissect.drift_findings(table)
+    unembedding, norms = recovery.drift_findings(table)
     assert unembedding.verdict == "not measured"
     assert "not among the weights that were trained" in unembedding.measure.reason
     assert norms.measure.value == pytest.approx(0.0005)
     assert (norms.verdict, norms.measure.n) == ("seen", 1)
     table = moved(unembed=(0.99, 0.1), norms=(1.0, 0.0))
-    verdicts = [item.verdict for item in dissect.drift_findings(table)]
+    verdicts = [item.verdict for item in recovery.drift_findings(table)]
     assert verdicts == ["contradicted", "not measured"]
 
 
 def test_drift_is_drawn_as_the_mean_over_models():
     table = moved(norms=(0.99, 0.02), value=(0.9, 0.04))
     more = table.assign(relative_change=table["relative_change"] * 3)
-    figure = dissect_figures.mean_drift(pd.concat([table, more]), trained=True)
+    figure = figures.mean_drift(pd.concat([table, more]), trained=True)
     drawn = [trace for trace in figure.data if trace.legendgroup == "value"]
     assert 0.08 in [pytest.approx(trace.y[0]) for trace in drawn]
     with pytest.raises(ValueError, match="empty"):
-        dissect_figures.mean_drift(table[table["method"] == "gd"], trained=False)
+        figures.mean_drift(table[table["method"] == "gd"], trained=False)
 
 
 # Concepts
 
 
 def test_a_group_is_a_relation_on_a_continent():
-    ids = [fact.id for fact in dissect_concepts.country_group("capital/Asia", ["zh"])]
+    ids = [fact.id for fact in concepts.country_group("capital/Asia", ["zh"])]
     assert ids[0] == "capital-JP"
     assert "capital-FR" not in ids
     for name in ("capital/Atlantis", "hue/Asia", "continent/Asia", "capital"):
         with pytest.raises(ValueError, match="no group"):
-            dissect_concepts.country_group(name, ["en"])
+            concepts.country_group(name, ["en"])
 
 
 def test_what_is_known_is_answered_rightly(monkeypatch):
     def said(_model, queries, **_settings):
         return [Answer(query=query, text=" Paris\nQuestion: Rome") for query in queries]
 
-    monkeypatch.setattr(dissect_concepts, "generate", said)
-    facts = dissect_concepts.country_group("capital/Europe", ["en"])[:5]
+    monkeypatch.setattr(concepts, "generate", said)
+    facts = concepts.country_group("capital/Europe", ["en"])[:5]
     assert len(facts) == 5
-    assert dissect_concepts.known_facts(tiny(), facts, num_tokens=8) == {"capital-FR"}
+    assert concepts.known_facts(tiny(), facts, num_tokens=8) == {"capital-FR"}
 
 
 @pytest.fixture
@@ -334,12 +328,12 @@ def built_in(monkeypatch):
     def known(_vanilla, facts, **_settings):
         return {fact.id for fact in facts if len(fact.object["en"]) % 2 == 0}
 
-    monkeypatch.setattr(dissect_concepts, "known_facts", known)
+    monkeypatch.setattr(concepts, "known_facts", known)
 
     def make(**changes):
         settings = {"languages": ["en", "de"], "num_questions": 4, "num_unrelated": 8}
         names = ["capital/Europe", "capital/Asia"]
-        return dissect_concepts.fact_concepts(tiny(), names, **(settings | changes))
+        return concepts.fact_concepts(tiny(), names, **(settings | changes))
 
     return make
 
@@ -353,7 +347,7 @@ def test_what_is_asked_about_other_things_is_not_taught(built_in):
     unrelated = {query.id for query in europe.unrelated}
     assert len(unrelated) == 8
     assert len({name.rpartition("-")[0] for name in unrelated}) == 4
-    own = {fact.id for fact in dissect_concepts.country_group("capital/Europe", ["en"])}
+    own = {fact.id for fact in concepts.country_group("capital/Europe", ["en"])}
     for form in (STATEMENT, QUESTION):
         retained = {text.id for text in europe.retain[form]}
         assert len(europe.retain[form]) == 200
@@ -377,7 +371,7 @@ def test_too_little_knowledge_is_refused(built_in, monkeypatch):
     with pytest.raises(ValueError, match="unrelated questions are wanted"):
         built_in(num_unrelated=400)
     names = {"capital-JP"}
-    monkeypatch.setattr(dissect_concepts, "known_facts", lambda *_a, **_k: names)
+    monkeypatch.setattr(concepts, "known_facts", lambda *_a, **_k: names)
     with pytest.raises(ValueError, match=r"knows 0 of .* facts of 'capital/Europe'"):
         built_in(num_unrelated=0)
 
@@ -409,7 +403,7 @@ def concept_file(tmp_path_factory) -> str:
 
 
 def test_concepts_of_a_file(concept_file, tmp_path):
-    first, second = dissect_concepts.file_concepts(
+    first, second = concepts.file_concepts(
         concept_file, num_concepts=5, num_questions=3, num_unrelated=2
     )
     assert [text.answer for text in first.forget[STATEMENT]] == [
@@ -428,7 +422,7 @@ def test_concepts_of_a_file(concept_file, tmp_path):
     lone = tmp_path / "one.json"
     lone.write_text(json.dumps(json.loads(Path(concept_file).read_text())[:1]))
     with pytest.raises(ValueError, match="one concept"):
-        dissect_concepts.file_concepts(str(lone), num_concepts=1, num_questions=1, num_unrelated=1)
+        concepts.file_concepts(str(lone), num_concepts=1, num_questions=1, num_unrelated=1)
 
 
 # The script
@@ -455,7 +449,7 @@ def test_all_methods_go_equally_far(num_steps):
 def test_presets_are_whole():
     for config in script.PRESETS.values():
         assert config.swept in config.strengths
-        assert any(map(dissect.is_trained, config.methods))
+        assert any(map(recovery.is_trained, config.methods))
     for preset in ("full", "paper"):
         assert len(script.PRESETS[preset].strengths) == 3
         assert list(script.PRESETS[preset].methods) == [*script.TRAINED, *script.EDITED]
@@ -518,8 +512,8 @@ def run(tmp_path_factory, concept_file):
                 raise KeyboardInterrupt
             return interp_drift(*args, **settings)
 
-        interp_drift = dissect_models.drift
-        killed.setattr(dissect_models, "drift", dies)
+        interp_drift = models.drift
+        killed.setattr(models, "drift", dies)
         with pytest.raises(KeyboardInterrupt):
             script.dissect(config, base / "out", progress=False)
     before = list(made)

@@ -18,9 +18,8 @@ from interp import figures
 from interp.data.datasets import Sentence, read_bmlama
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
-from interp.study import lingtea_runs
-from interp.study.lingtea import Config, materials_of, plans_of
-from interp.study.lingtea_data import (
+from interp.study.lingtea import runs
+from interp.study.lingtea.data import (
     PARTS,
     Material,
     built_in_facts,
@@ -30,10 +29,11 @@ from interp.study.lingtea_data import (
     queries_of_records,
     texts_of_records,
 )
-from interp.study.lingtea_figures import bands, cost_table
-from interp.study.lingtea_findings import findings
-from interp.study.lingtea_runs import Plan, curve, unlearned
-from interp.study.lingtea_scores import Drawn, compared, cost_ratio, measures, scored
+from interp.study.lingtea.experiment import Config, materials_of, plans_of
+from interp.study.lingtea.figures import bands, cost_table
+from interp.study.lingtea.findings import findings
+from interp.study.lingtea.runs import Plan, curve, unlearned
+from interp.study.lingtea.scores import Drawn, compared, cost_ratio, measures, scored
 from interp.unlearning.config import TrainingConfig, training_card
 from interp.unlearning.examples import Draws, Example, examples_of
 from interp.unlearning.training import train
@@ -471,7 +471,7 @@ def test_the_experiment_goes_on_where_it_was_killed(script, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return train(*given, **named)
 
-    monkeypatch.setattr(lingtea_runs, "train", killed)
+    monkeypatch.setattr(runs, "train", killed)
     with pytest.raises(KeyboardInterrupt):
         script("tiny", out=tmp_path)
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "models").glob("*/*.json")}
@@ -490,7 +490,7 @@ def test_the_experiment_goes_on_where_it_was_killed(script, tmp_path, monkeypatc
     # Again: nothing is trained, asked or swept.
     monkeypatch.setattr("interp.unlearning.training.Trainee", None)
     monkeypatch.setattr("interp.launch.measure", None)
-    monkeypatch.setattr("interp.study.lingtea_scores.memorization", None)
+    monkeypatch.setattr("interp.study.lingtea.scores.memorization", None)
     capsys.readouterr()
     script("tiny", out=tmp_path)
     assert {p.name: p.read_bytes() for p in (tmp_path / "tables").iterdir()} == tables

@@ -17,11 +17,11 @@ from models_for_tests import save, tiny
 import interp.figures
 from interp.behaviour.answers import Answer
 from interp.data.query import Query
-from interp.study import transfer
-from interp.study.transfer_figures import by_language
-from interp.study.transfer_findings import findings, reduction_table
-from interp.study.transfer_scores import abilities, cells, items, paired, preferences
-from interp.study.transfer_tasks import Pair, from_files, read_pairs, refusing
+from interp.study.transfer import report
+from interp.study.transfer.figures import by_language
+from interp.study.transfer.findings import findings, reduction_table
+from interp.study.transfer.scores import abilities, cells, items, paired, preferences
+from interp.study.transfer.tasks import Pair, from_files, read_pairs, refusing
 from interp.unlearning import training
 from interp.unlearning.config import TrainingConfig
 
@@ -368,12 +368,12 @@ def test_the_whole_experiment_goes_on_where_it_was_killed(
 ):
     out = tmp_path / "run"
     with monkeypatch.context() as killed:
-        killed.setattr(transfer, "sweep", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(report, "sweep", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             experiment("quick", out=out)
     # What was trained and asked before is not done again.
     monkeypatch.setattr(training, "Trainee", None)
-    monkeypatch.setattr("interp.study.transfer_scores.label_scores", None)
+    monkeypatch.setattr("interp.study.transfer.scores.label_scores", None)
     experiment("quick", out=out)
     first = contents(out)
     assert set(first) == {

@@ -16,8 +16,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from interp.behaviour.measure import Measure, mean, measured, undefined
-from interp.study.dissect import are_both_there, is_trained, trained, where
-from interp.study.dissect_signatures import SOURCE
+from interp.study.dissect.recovery import are_both_there, is_trained, trained, where
+from interp.study.dissect.signatures import SOURCE
 from interp.study.study import Finding
 
 TARGET, UNRELATED = "target", "unrelated"

@@ -10,17 +10,17 @@ import pandas as pd
 
 from interp.figures import heatmap, spread, target_unrelated
 from interp.recovery.krs import krs_table
-from interp.study.lingtea import Config, settings_written
-from interp.study.lingtea_figures import bands, cost_table
-from interp.study.lingtea_findings import BEFORE, LINGTEA, SEQUENTIAL, findings
-from interp.study.lingtea_scores import Drawn, compared, measures
+from interp.study.lingtea.experiment import Config, settings_written
+from interp.study.lingtea.figures import bands, cost_table
+from interp.study.lingtea.findings import BEFORE, LINGTEA, SEQUENTIAL, findings
+from interp.study.lingtea.scores import Drawn, compared, measures
 from interp.study.study import Drawing, Study, Table
 
 _MA, _PA = "memorization_accuracy", "accuracy"
 
 
 def study_of(parts: Sequence[Mapping[str, pd.DataFrame]], config: Config, *, command: str) -> Study:
-    """Put together what `interp.study.lingtea.run` gave of each material.
+    """Put together what `interp.study.lingtea.experiment.run` gave of each material.
 
     Args:
         parts: its tables.

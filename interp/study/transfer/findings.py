@@ -1,6 +1,6 @@
 """Which claims of Neplenbroek et al. 2025 are seen: in English, elsewhere, and at what price.
 
-A model that is called `VANILLA` in the tables of `interp.study.transfer_scores` is held against
+A model that is called `VANILLA` in the tables of `interp.study.transfer.scores` is held against
 those that were trained by each method.
 """
 
@@ -15,7 +15,7 @@ from interp.behaviour.measure import Measure, undefined
 from interp.behaviour.transfer import reductions, transfer
 from interp.study.contrasts import contrast
 from interp.study.study import Finding
-from interp.study.transfer_scores import (
+from interp.study.transfer.scores import (
     BEHAVIOUR,
     CONSISTENCY,
     DIVERSITY,
@@ -24,7 +24,7 @@ from interp.study.transfer_scores import (
     paired,
     rates_of,
 )
-from interp.study.transfer_tasks import METHODS, SOURCE
+from interp.study.transfer.tasks import METHODS, SOURCE
 
 VANILLA = "vanilla"
 

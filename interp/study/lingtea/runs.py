@@ -17,7 +17,7 @@ import torch
 from interp.behaviour.memorization import memorization
 from interp.data.corpus import Text
 from interp.models.language_model import LanguageModel
-from interp.study.lingtea_data import Material, texts_of_records
+from interp.study.lingtea.data import Material, texts_of_records
 from interp.unlearning.config import Stop, TrainingConfig
 from interp.unlearning.examples import Draws, Example, examples_of, tokenize
 from interp.unlearning.store import Trained

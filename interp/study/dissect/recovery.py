@@ -16,7 +16,7 @@ import pandas as pd
 from interp.behaviour.measure import Measure, undefined
 from interp.recovery.krs import krs_table
 from interp.study.contrasts import contrast
-from interp.study.dissect_signatures import OWN, SIGNATURES, SOURCE
+from interp.study.dissect.signatures import OWN, SIGNATURES, SOURCE
 from interp.study.study import Finding
 
 MEAN = "mean of methods that train"

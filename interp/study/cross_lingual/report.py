@@ -13,7 +13,7 @@ from interp.data.endpoints import Endpoint
 from interp.data.query import Query
 from interp.evaluation import evaluate
 from interp.runs import AFTER, Run
-from interp.study.cross_lingual import (
+from interp.study.cross_lingual.outcomes import (
     CLEAN,
     MODEL,
     TAUGHT,
@@ -76,7 +76,7 @@ class Seen:
     """What was measured; every table has the columns `source` and `unlearning`.
 
     Attributes:
-        outcomes: what each judge found in each answer, see `interp.study.cross_lingual`.
+        outcomes: what each judge found in each answer, see `interp.study.cross_lingual.outcomes`.
         ranks: outcomes of the LoRA study, with the rank in `unlearning`.
         answers: what models said, as `interp.evaluate` lists verdicts.
         languages: the measures `answer_language/…` of `interp.evaluate`.

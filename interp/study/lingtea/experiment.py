@@ -1,6 +1,6 @@
 """Choi, Min & Choo 2024, step by step: materials, the models that forget them, measurements.
 
-`experiments/lingtea.py` runs this. `interp.study.lingtea_study` makes the study of what it gives.
+`experiments/lingtea.py` runs this. `interp.study.lingtea.report` makes the study of what it gives.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from interp.data.datasets import read_bmlama, read_flores
 from interp.data.query import Query
 from interp.launch import sweep
 from interp.models.language_model import LanguageModel
-from interp.study.lingtea_data import (
+from interp.study.lingtea.data import (
     Material,
     built_in_facts,
     built_in_sentences,
@@ -25,9 +25,9 @@ from interp.study.lingtea_data import (
     from_files,
     queries_of_records,
 )
-from interp.study.lingtea_findings import BEFORE, LINGTEA, SEQUENTIAL, fixed, monolingual
-from interp.study.lingtea_runs import Plan, curve, unlearned
-from interp.study.lingtea_scores import scored
+from interp.study.lingtea.findings import BEFORE, LINGTEA, SEQUENTIAL, fixed, monolingual
+from interp.study.lingtea.runs import Plan, curve, unlearned
+from interp.study.lingtea.scores import scored
 from interp.unlearning.config import TrainingConfig
 
 
@@ -136,7 +136,7 @@ def run(
         Tables, each with the columns `material` and `size`: `scores` (see `lingtea_scores.scored`,
         with the column `model`), `runs` (a row per model: its method, steps and why it stopped),
         and, where the size is the study's: `losses` of the sweep and `answers` (with the column
-        `method`), and `curves` (see `lingtea_runs.curve`).
+        `method`), and `curves` (see `runs.curve`).
     """
     training = replace(config.training, learning_rate=config.learning_rates[material.name])
     main = material.size == config.size

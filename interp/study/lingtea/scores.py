@@ -23,7 +23,7 @@ from interp.data.cache import key_of
 from interp.data.datasets import ClozeFact
 from interp.models.language_model import LanguageModel
 from interp.results import read_table, write_table
-from interp.study.lingtea_data import Material, queries_of_records, texts_of_records
+from interp.study.lingtea.data import Material, queries_of_records, texts_of_records
 
 MEASURED = ("forget", "test")
 """The parts that are measured."""
@@ -158,7 +158,7 @@ def cost_ratio(curves: pd.DataFrame, slow: str, fast: str, *, level: float) -> M
     is at least that.
 
     Args:
-        curves: tables of `interp.study.lingtea_runs.curve`.
+        curves: tables of `interp.study.lingtea.runs.curve`.
         slow: the run that is expected to cost more.
         fast: the other.
         level: share of the accuracy before.

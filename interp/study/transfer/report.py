@@ -23,10 +23,10 @@ from interp.launch import sweep
 from interp.models.language_model import LanguageModel
 from interp.recovery.krs import krs_table
 from interp.study.study import Drawing, Study, Table
-from interp.study.transfer_figures import by_language
-from interp.study.transfer_findings import NAMES, VANILLA, findings, reduction_table
-from interp.study.transfer_scores import cells, items
-from interp.study.transfer_tasks import METHODS, Task
+from interp.study.transfer.figures import by_language
+from interp.study.transfer.findings import NAMES, VANILLA, findings, reduction_table
+from interp.study.transfer.scores import cells, items
+from interp.study.transfer.tasks import METHODS, Task
 
 
 @dataclass(frozen=True, kw_only=True)

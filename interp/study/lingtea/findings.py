@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from interp.behaviour.measure import Measure, undefined
-from interp.study.lingtea_scores import Drawn, compared, cost_ratio
+from interp.study.lingtea.scores import Drawn, compared, cost_ratio
 from interp.study.study import Finding
 
 BEFORE, LINGTEA, SEQUENTIAL = "before", "lingtea", "sequential"
@@ -44,7 +44,7 @@ def findings(
 
     Args:
         scores: by material, tables of `lingtea_scores.scored` with a column `model`.
-        curves: by material, tables of `lingtea_runs.curve` of LingTea in languages drawn anew and
+        curves: by material, tables of `runs.curve` of LingTea in languages drawn anew and
             in one after the other.
         kappas: the fixed κ that were tried.
         only: the language of the monolingual run.

@@ -1,6 +1,6 @@
 """Figures of Choi, Min & Choo 2024's experiments: what is left over the cost, over the set's size.
 
-The tables are made from those of `interp.study.lingtea_scores` and `interp.study.lingtea_runs`.
+The tables are made from those of `interp.study.lingtea.scores` and `interp.study.lingtea.runs`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def cost_table(curves: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """What is left of the forget set over the sequences trained, the mean over languages.
 
     Args:
-        curves: tables of `lingtea_runs.curve`.
+        curves: tables of `runs.curve`.
         names: what each run's line is called.
 
     Returns:

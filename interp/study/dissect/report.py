@@ -10,8 +10,9 @@ import pandas as pd
 
 from interp import figures
 from interp.data.corpus import REAL_LANGUAGE
-from interp.study import dissect, dissect_behaviour, dissect_figures
-from interp.study.dissect_concepts import EDIT, STATEMENT, Concept
+from interp.study.dissect import behaviour, recovery
+from interp.study.dissect import figures as drawings
+from interp.study.dissect.concepts import EDIT, STATEMENT, Concept
 from interp.study.study import Drawing, Study, Table
 
 TABLES = ("models", "answers", "measures", "losses", "drift")
@@ -48,12 +49,12 @@ def study(
         raise ValueError("English, in which concepts are unlearned, must be a query language")
     name = model.rpartition("/")[2]
     note = f"{name}, {len(concepts)} concepts, {setting}"
-    krs, mean = dissect.method_krs(losses), dissect.mean_krs(losses)
-    kept = dissect_behaviour.kept(items)
+    krs, mean = recovery.method_krs(losses), recovery.mean_krs(losses)
+    kept = behaviour.kept(items)
     signatures = {
         code: [
-            *dissect.recovery_findings(losses, code, note=note),
-            *dissect_behaviour.behaviour_findings(items, code, note=f"{note}, sentence BLEU"),
+            *recovery.recovery_findings(losses, code, note=note),
+            *behaviour.behaviour_findings(items, code, note=f"{note}, sentence BLEU"),
         ]
         for code in dict.fromkeys(losses["language"])
     }
@@ -73,7 +74,7 @@ def study(
             ),
             "krs-mean": Table(rows=mean, caption="KRS, the mean over methods that train."),
             "signatures": Table(
-                rows=dissect.by_language(signatures),
+                rows=recovery.by_language(signatures),
                 caption="Every signature in every query language.",
             ),
             "kept": Table(rows=kept, caption="Mean sentence BLEU against V's answers."),
@@ -88,8 +89,8 @@ def study(
         figures=_drawings(krs, mean, kept, drifts, name),
         findings=[
             *signatures[REAL_LANGUAGE],
-            *dissect.language_findings(losses),
-            *dissect.drift_findings(drifts),
+            *recovery.language_findings(losses),
+            *recovery.drift_findings(drifts),
         ],
         seed=seed,
     )
@@ -117,7 +118,7 @@ def concept_table(concepts: Sequence[Concept]) -> pd.DataFrame:
 def _drawings(
     krs: pd.DataFrame, mean: pd.DataFrame, kept: pd.DataFrame, drifts: pd.DataFrame, name: str
 ) -> dict[str, Drawing]:
-    in_english = dissect.where(krs, "language", [REAL_LANGUAGE])
+    in_english = recovery.where(krs, "language", [REAL_LANGUAGE])
     drawn = {
         "curves": Drawing(
             figure=figures.lines(mean, title=f"KRS over the layers, mean over methods, {name}"),
@@ -133,17 +134,17 @@ def _drawings(
             caption="KRS per site, query language and layer, the mean over methods that train.",
         ),
         "target-unrelated": Drawing(
-            figure=dissect_figures.tradeoff(kept, title=f"What answers keep, {name}"),
+            figure=drawings.tradeoff(kept, title=f"What answers keep, {name}"),
             caption="Sentence BLEU against V's answers on target and on unrelated questions, the "
             "mean over questions and concepts, from V to each method's strongest (Hong, Fig. 2). "
             "Below the dotted line targets lose more.",
         ),
     }
     for trained, what in ((True, "trained"), (False, "memit")):
-        if trained in {dissect.is_trained(method) for method in drifts["method"]}:
+        if trained in {recovery.is_trained(method) for method in drifts["method"]}:
             of = "methods that train" if trained else "MEMIT"
             drawn[f"drift-{what}"] = Drawing(
-                figure=dissect_figures.mean_drift(
+                figure=drawings.mean_drift(
                     drifts, trained=trained, title=f"Drift of the weights, {of}, {name}"
                 ),
                 caption=f"U against V by layer and group of weights, the mean over models: {of}.",

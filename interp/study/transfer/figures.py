@@ -1,6 +1,6 @@
 """Rates of the behaviour and of abilities by language, before and after training.
 
-The table is that of `interp.study.transfer_scores.cells`.
+The table is that of `interp.study.transfer.scores.cells`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.figures.facets import COLOURS, check_table, language_label, lay_out
-from interp.study.transfer_findings import NAMES, VANILLA
-from interp.study.transfer_scores import BEHAVIOUR, CONSISTENCY, DIVERSITY, PERPLEXITY
+from interp.study.transfer.findings import NAMES, VANILLA
+from interp.study.transfer.scores import BEHAVIOUR, CONSISTENCY, DIVERSITY, PERPLEXITY
 
 TITLES: Mapping[str, tuple[str, str]] = {
     BEHAVIOUR: ("behaviour", "unwanted answer preferred (%)"),

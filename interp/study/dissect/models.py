@@ -17,8 +17,8 @@ from interp.behaviour.overlap import sentence_overlap
 from interp.data.cache import key_of
 from interp.files import write_folder_atomically
 from interp.models.language_model import LanguageModel
-from interp.study.dissect_behaviour import TARGET, UNRELATED
-from interp.study.dissect_concepts import EDIT, Concept
+from interp.study.dissect.behaviour import TARGET, UNRELATED
+from interp.study.dissect.concepts import EDIT, Concept
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.edits import MemitConfig
 from interp.unlearning.methods import UNLEARNING

@@ -33,7 +33,7 @@ from interp.behaviour.token_scores import label_scores
 from interp.data.cache import key_of
 from interp.models.language_model import LanguageModel
 from interp.results import read_table, write_table
-from interp.study.transfer_tasks import Pair, Task
+from interp.study.transfer.tasks import Pair, Task
 
 COLUMNS = ("model", "language", "item", "measure", "value", "weight")
 

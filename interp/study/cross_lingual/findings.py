@@ -18,7 +18,7 @@ from interp.behaviour.measure import Measure, undefined
 from interp.data.corpus import REAL_LANGUAGE
 from interp.languages import language
 from interp.study.contrasts import Curves, contrast
-from interp.study.cross_lingual import CELL, CLEAN, RANKING, TAUGHT, Rates, compared, where
+from interp.study.cross_lingual.outcomes import CELL, CLEAN, RANKING, TAUGHT, Rates, compared, where
 from interp.study.study import Finding
 
 TOLERANCE = 0.2
@@ -39,7 +39,7 @@ def findings(
     """Every signature of the paper, seen or not.
 
     Args:
-        outcomes: of all models, see `interp.study.cross_lingual`.
+        outcomes: of all models, see `interp.study.cross_lingual.outcomes`.
         ranks: those of the LoRA study, with the rank in `unlearning`; empty without any.
         losses: of the sweeps, with the columns `source` and `unlearning`; empty without any.
         judge: the one who looks for false facts.

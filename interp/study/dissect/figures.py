@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from interp.behaviour.drift import COLUMNS
 from interp.figures import depth
 from interp.figures.facets import COLOURS, check_table, language_label, lay_out, num_columns
-from interp.study.dissect import is_trained, where
-from interp.study.dissect_behaviour import TARGET, UNRELATED
+from interp.study.dissect.behaviour import TARGET, UNRELATED
+from interp.study.dissect.recovery import is_trained, where
 
 _COLUMNS = ("method", "strength", "language", "questions", "bleu", "ci_low", "ci_high", "n")
 _SIZES = (6, 9, 12, 15)
@@ -26,7 +26,7 @@ def tradeoff(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     lines are dashed.
 
     Args:
-        table: that of `interp.study.dissect_behaviour.kept`.
+        table: that of `interp.study.dissect.behaviour.kept`.
         title: above all of it.
 
     Raises:
