@@ -82,7 +82,7 @@ def with_own_names(
                         f"{where}: no {kind} {key!r}; valid: {', '.join(sorted(kinds[kind]))}"
                     )
     return with_language(
-        content, code, table, lambda kind, key: tidy(table.get(kind, {}).get(key)) or None
+        content, code, table, lambda kind, key: tidy(table.get(kind, {}).get(key) or None) or None
     )
 
 
