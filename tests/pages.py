@@ -92,10 +92,10 @@ def read(words: Sequence[str]) -> dict[str, object]:
     return meant
 
 
-# A command of a page with less to do.
+# A command of a page with less to do, on a tiny model where it would take the embedded one.
 _SMALLER = {
-    "contaminate": "--num-facts 4 --num-texts 8 --num-instructions 0 --num-real 2 --steps 1 "
-    "--batch-size 4 --languages de en --formats html",
+    "contaminate": "--vanilla models/vanilla --num-facts 4 --num-texts 8 --num-instructions 0 "
+    "--num-real 2 --steps 1 --batch-size 4 --languages de en --formats html",
     "unlearn": "--steps 1 --batch-size 2 --formats html",
     "evaluate": "--num-tokens 3 --limit 2 --languages de en --formats html",
     "sweep": "--num-tokens 3 --limit 2 --window 3 --languages en de",

@@ -222,7 +222,8 @@ def test_a_language_is_added_by_the_guide(copy, home):
     assert passed == 7
     # Germany's germana and Spain's hispana could be copied from the question.
     assert "{'capital': 24, 'currency': 24, 'official language': 6, 'continent': 20}" in said
-    queries = [json.loads(line) for line in (home / "queries.jsonl").open(encoding="utf-8")]
+    written = (home / "queries.jsonl").read_text(encoding="utf-8")
+    queries = [json.loads(line) for line in written.splitlines()]
     (france,) = (q for q in queries if (q["id"], q["language"]) == ("capital-FR", "eo"))
     assert france["prompt"] == "Demando: Kiu urbo estas la ĉefurbo de Francio?\nRespondo:"
     assert (france["answer"], france["aliases"]) == ("Parizo", ["Paris"])
