@@ -10,7 +10,7 @@ import torch
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
-KEPT: tuple[str, ...] = ()
+KEPT = ("06_build_your_own.ipynb",)
 """Notebooks with their outputs."""
 
 PLOTLY, PICTURE = "application/vnd.plotly.v1+json", "image/png"
