@@ -23,6 +23,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from interp.data.naming import tidy, with_language
+
 HERE = Path(__file__).parent
 OUTPUT = HERE / "facts.json"
 VERSION = 1
@@ -66,31 +68,11 @@ def build() -> dict[str, Any]:
             **{k: v.values() for k, v in relations.items()},
         }.items()
     }
-    aliases: dict[str, dict[str, dict[str, list[str]]]] = {}
-    forms: dict[str, dict[str, dict[str, str]]] = {}
     english = _Names("en", reviewed["en"], tables, countries)
+    content: dict[str, Any] = {"names": names, "aliases": {}, "forms": {}}
     for code, table in reviewed.items():
         source = _Names(code, table, tables, countries, english)
-        for kind, found in names.items():
-            for key in found:
-                name = source.name(kind, key)
-                if name:
-                    found[key][code] = name
-        for kind, by_key in table.get("aliases", {}).items():
-            for key, others in by_key.items():
-                if code in names[kind].get(key, {}):
-                    spelled = dict.fromkeys(map(_tidy, others))
-                    spelled.pop(names[kind][key][code], None)
-                    aliases.setdefault(kind, {}).setdefault(key, {})[code] = list(spelled)
-        for slot, phrases in table.get("form", {}).items():
-            default = phrases.get("default")
-            forms.setdefault(code, {})[slot] = {
-                country: _tidy(
-                    phrases.get(country) or default.format(name=names["country"][country][code])
-                )
-                for country in order
-                if code in names["country"][country] and (country in phrases or default)
-            }
+        content = with_language(content, code, table, source.name)
     provenance = {
         "made_by": "python -m interp.data.build_facts",
         "sources": [
@@ -119,9 +101,7 @@ def build() -> dict[str, Any]:
         "version": VERSION,
         "provenance": provenance,
         "relations": relations,
-        "names": names,
-        "aliases": aliases,
-        "forms": forms,
+        **content,
     }
 
 
@@ -162,13 +142,13 @@ class _Names:
         """The name of a country, capital, currency unit, language or continent, if known."""
         written = self.reviewed.get(kind, {}).get(key)
         if written is not None:
-            return _tidy(written) if written else None
+            return tidy(written) if written else None
         if kind == "country":
-            return _tidy(self.locale.territories.get(key))
+            return tidy(self.locale.territories.get(key))
         if kind == "continent":
-            return _tidy(self.locale.territories.get(self.tables["continents"][key]))
+            return tidy(self.locale.territories.get(self.tables["continents"][key]))
         if kind == "official language":
-            return _tidy(self.locale.languages.get(key))
+            return tidy(self.locale.languages.get(key))
         return self._capital(key) if kind == "capital" else None
 
     def _capital(self, country: str) -> str | None:
@@ -178,7 +158,7 @@ class _Names:
             if self is not self.english:
                 return self.english.name("capital", country)
             listed = zone.split("/")[-1].replace("_", " ") if zone else None
-        return _tidy(listed)
+        return tidy(listed)
 
     def _capital_zone(self, country: str) -> str | None:
         """The time zone of which the capital is the exemplar city, in CLDR's name."""
@@ -255,12 +235,6 @@ def _reviewed(path: Path, tables: dict[str, Any]) -> dict[str, Any]:
             if keys is not None and key not in keys:
                 raise ValueError(f"{path}: no {section} {key!r}")
     return table
-
-
-def _tidy(name: str | None) -> str:
-    """NFC without soft hyphens and other invisible format characters; "" for no name."""
-    visible = "".join(char for char in name or "" if unicodedata.category(char) != "Cf")
-    return unicodedata.normalize("NFC", visible).strip()
 
 
 def _plain(name: str) -> str:

@@ -8,6 +8,7 @@ share a root (Brazil and Brasília, France and French).
 """
 
 import json
+import tomllib
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
+from interp.data.naming import with_own_names
 from interp.languages import LANGUAGES
 
 RELATIONS: tuple[str, ...] = ("capital", "currency", "official language", "continent")
@@ -155,7 +157,16 @@ def _without_class(word: str) -> str:
 
 @cache
 def _content() -> dict[str, Any]:
-    return json.loads(files("interp.data").joinpath("facts.json").read_text(encoding="utf-8"))
+    """`facts.json`, and the names of languages that bring their own with their templates."""
+    here = files("interp.data")
+    content = json.loads(here.joinpath("facts.json").read_text(encoding="utf-8"))
+    built = {code for names in content["names"]["continent"].values() for code in names}
+    for code in LANGUAGES:
+        file = here.joinpath("templates", f"{code}.toml")
+        if code not in built and file.is_file():
+            table = tomllib.loads(file.read_text(encoding="utf-8")).get("names", {})
+            content = with_own_names(content, code, table, str(file))
+    return content
 
 
 @cache

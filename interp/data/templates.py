@@ -13,8 +13,9 @@ what it unlearns and what it is asked never share a sentence:
 | `questions` | queries in question form: the first is the usual one | `question` |
 | `clozes` | queries in cloze form: a sentence that ends in the answer | `cloze` |
 
-To add a language: `names/<language>.toml` (see `build_facts.py`) and a file here. Slots are
-`{subject}`, `{object}` and the inflected phrases that the language's names file defines. A
+To add a language: a file here, whose section `names` holds its names as `names/<language>.toml`
+does (those have CLDR's too, see `build_facts.py`); docs/own-language.md has an example. Slots are
+`{subject}`, `{object}` and the inflected phrases that the language's names define. A
 question that contains a line break is a whole prompt; others are put into the file's `prompt`.
 """
 

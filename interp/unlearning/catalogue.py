@@ -7,6 +7,7 @@ minimises two of them in turn. `task_vector` learns F, and then what it learned 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -140,11 +141,40 @@ IN_TURN: dict[str, tuple[str, ...]] = {
 }
 """Methods that minimise several objectives in turn, each for an epoch of its set."""
 
-METHODS: tuple[str, ...] = (
-    *(name for name in OBJECTIVES if not any(name in parts for parts in IN_TURN.values())),
-    *IN_TURN,
-)
-"""All that a model can be trained with."""
+
+def methods() -> tuple[str, ...]:
+    """All that a model can be trained with, what was registered included."""
+    alone = (name for name in OBJECTIVES if not any(name in parts for parts in IN_TURN.values()))
+    return (*alone, *IN_TURN)
+
+
+METHODS: tuple[str, ...] = methods()
+"""The methods that come with the library."""
+
+
+def register(name: str, objective: Objective) -> None:
+    """Give an objective of one's own a name, for this process: `TrainingConfig(objective=name)`.
+
+    Registering a name again replaces it. The card of a model has the name and the settings, not the
+    formula: what a changed objective makes belongs into another directory.
+
+    Raises:
+        ValueError: the name is one of the library's, a need is not in `TENSORS`, or needs and
+            settings are not the function's arguments.
+    """
+    if name in METHODS or any(name in parts for parts in IN_TURN.values()):
+        raise ValueError(f"{name!r} is an objective of the library: choose another name")
+    for need in objective.needs:
+        if need not in TENSORS:
+            raise ValueError(f"{name} needs {need!r}, which is not computed: {', '.join(TENSORS)}")
+    given = {*objective.needs, *objective.settings}
+    taken = inspect.signature(objective.function).parameters.keys()
+    if taken != given:
+        raise ValueError(
+            f"the function of {name} takes {', '.join(sorted(taken))}; its needs and settings are "
+            f"{', '.join(sorted(given))}"
+        )
+    OBJECTIVES[name] = objective
 
 
 def objectives_of(method: str) -> tuple[Objective, ...]:

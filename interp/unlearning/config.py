@@ -13,7 +13,7 @@ from types import MappingProxyType
 import torch
 
 from interp.models.language_model import LanguageModel
-from interp.unlearning.catalogue import METHODS, SETS, objectives_of, sets_of, settings_of
+from interp.unlearning.catalogue import SETS, methods, objectives_of, sets_of, settings_of
 from interp.unlearning.examples import Example
 
 OWN_METRICS = ("forget_ce", "retain_ce")
@@ -43,7 +43,7 @@ class TrainingConfig:
     """Settings of a training run.
 
     Attributes:
-        objective: a name out of `interp.unlearning.catalogue.METHODS`.
+        objective: a name out of `interp.unlearning.catalogue.methods()`.
         settings: the objective's own settings; those of its sources where not given.
         parameters: `layers` (all weights but embedding and unembedding), `mlp`, `attn`, or `lora`.
         layers: only these layers, from 0; all if None.
@@ -160,8 +160,8 @@ def check(
     Raises:
         ValueError: it cannot; the message names the setting and what would be right.
     """
-    if config.objective not in METHODS:
-        raise ValueError(f"no objective {config.objective!r}; valid: {', '.join(METHODS)}")
+    if config.objective not in methods():
+        raise ValueError(f"no objective {config.objective!r}; valid: {', '.join(methods())}")
     for name in config.settings:
         if name not in settings_of(config.objective):
             valid = ", ".join(settings_of(config.objective)) or "none"

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from interp.data.corpus import Text
 from interp.models.gguf import cache_directory
 from interp.models.language_model import LanguageModel
-from interp.unlearning.catalogue import METHODS, sets_of
+from interp.unlearning import catalogue
+from interp.unlearning.catalogue import sets_of
 from interp.unlearning.config import Stop, TrainingConfig, make_card
 from interp.unlearning.covariance import fact_texts, second_moments
 from interp.unlearning.edits import Edit, MemitConfig, check
@@ -101,18 +102,21 @@ UNLEARNING: Mapping[str, Method] = MappingProxyType(
         "memit_entropy": Method(config=_memit("entropy")),
     }
 )
-"""All methods by name, with their defaults."""
+"""Methods by name, with the defaults that were found for them."""
 
 
 def method_of(name: str) -> Method:
-    """A method by its name.
+    """A method by its name; an objective without defaults of its own has 20 steps of 1e-5.
 
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in UNLEARNING:
-        raise ValueError(f"no method {name!r}; valid: {', '.join(UNLEARNING)}")
-    return UNLEARNING[name]
+    if name in UNLEARNING:
+        return UNLEARNING[name]
+    others = [one for one in catalogue.methods() if one not in UNLEARNING and one != "finetune"]
+    if name not in others:
+        raise ValueError(f"no method {name!r}; valid: {', '.join((*UNLEARNING, *others))}")
+    return _by_gradient(name, 1e-5, 20, "question" if "preferred" in sets_of(name) else "statement")
 
 
 def unlearn(
@@ -154,7 +158,7 @@ def unlearn(
         "forget": examples_of(forget, parallel=parallel),
         "retain": examples_of(retain, parallel=parallel),
     }
-    if config.objective in METHODS and "preferred" in sets_of(config.objective):
+    if config.objective in catalogue.methods() and "preferred" in sets_of(config.objective):
         chosen = preferred_answers(forget, preferred, retain=retain, seed=config.seed)
         sets["preferred"] = examples_of(chosen)
     return train(vanilla, sets, config, evaluate=evaluate, about=about, out=out, progress=progress)
