@@ -73,6 +73,7 @@ def test_no_cell_defines_over_ten_lines(path):
                     assert (node.end_lineno or 0) - node.lineno <= 10
 
 
+@pytest.mark.slow
 @pytest.mark.gemma
 def test_build_your_own_runs(tmp_path, threads):
     """Without pictures; what it shows is of the right kind."""
