@@ -207,6 +207,7 @@ ALIKE = {
 }
 
 
+@pytest.mark.slow
 def test_no_fact_is_found_in_another_ones_name():
     """All answers against all others of their kind and against all countries, in 28 languages."""
     found = set()

@@ -460,6 +460,7 @@ def config(vanilla):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_a_finished_one_is_told_again(
     config, tmp_path, monkeypatch, capsys
 ):

@@ -98,6 +98,7 @@ def executed(name: str, folder: Path, *changes: tuple[str, str]) -> nbformat.Not
     return notebook
 
 
+@pytest.mark.slow
 def test_the_quickstart_notebook_runs(tmp_path, threads):
     shown = 'said[["site", "first_layer", "last_layer", "vanilla", "unlearned", "restored"]]'
     executed("01_quickstart.ipynb", tmp_path, (shown, f"said.to_csv('said.csv')\n{shown}"))

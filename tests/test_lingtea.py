@@ -461,6 +461,7 @@ def script(config, monkeypatch):
     return module["main"]
 
 
+@pytest.mark.slow
 def test_the_experiment_goes_on_where_it_was_killed(script, tmp_path, monkeypatch, capsys):
     count = 0
 
