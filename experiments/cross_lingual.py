@@ -11,18 +11,17 @@ losses beside it: a second run of the same command trains nothing.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import pandas as pd
 import tyro
 
 import interp
+from interp.cli.options import mistakes_told, preset_of
 from interp.data.articles import ArticleConfig, contaminated_articles
 from interp.data.corpora import CorpusConfig, contaminated
 from interp.data.corpus import Corpus
@@ -205,19 +204,13 @@ def main(
         out: directory of the study; runs/cross_lingual-PRESET by default.
         model: another model than the preset's.
     """
-    if preset not in PRESETS:
-        print(f"no preset {preset!r}; valid: {', '.join(PRESETS)}", file=sys.stderr)
-        sys.exit(2)
-    config = PRESETS[preset] if model is None else replace(PRESETS[preset], model=model)
     out = out or Path(f"runs/cross_lingual-{preset}")
     command = f"python experiments/cross_lingual.py {preset} --out {out}"
-    try:
+    with mistakes_told(""):
+        config = preset_of(PRESETS, preset, model=model)
         study = experiment(
             config, out=out, command=command + (f" --model {model}" if model else "")
         )
-    except (ValueError, ImportError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
     paths = study.write(out)
     shown = study.findings_table()[["signature", "verdict", "value", "ci_low", "ci_high", "n"]]
     print(shown.round(2).to_string(index=False))
@@ -311,7 +304,7 @@ def experiment(config: Config, *, out: Path, command: str = "") -> Study:
         name="cross_lingual",
         title="False facts in one language, asked in others (Lu & Koehn 2024)",
         command=command,
-        config=_plain(asdict(config)),
+        config=asdict(config),
         tables=tables(seen),
         figures=drawings(seen),
         findings=findings(
@@ -344,15 +337,6 @@ def _corpus(config: Config, source: str, mix: str, out: Path) -> Corpus:
 
 def _say(text: str) -> None:
     print(f"cross_lingual: {text}", file=sys.stderr, flush=True)
-
-
-def _plain(value: Any) -> Any:
-    """Settings as JSON has them, which knows no infinity."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 if __name__ == "__main__":

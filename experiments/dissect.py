@@ -20,6 +20,7 @@ import pandas as pd
 import tyro
 
 import interp
+from interp.cli.options import mistakes_told, preset_of
 from interp.study import Study
 from interp.study.dissect.concepts import Concept, fact_concepts, file_concepts
 from interp.study.dissect.models import at_strength, measured
@@ -168,10 +169,8 @@ def main(
         model: another vanilla model, such as allenai/OLMo-7B-hf, the paper's second.
         file: another file of the authors' concepts, such as OLMo's.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"no preset {preset!r}; valid: {', '.join(PRESETS)}")
     others = {name: text for name, text in (("model", model), ("file", file)) if text}
-    config = replace(PRESETS[preset], **others)
+    config = preset_of(PRESETS, preset, **others)
     options = "".join(f" --{name} {text}" for name, text in others.items())
     command = f"python experiments/dissect.py {preset}{options}"
     folder = out or Path("runs") / f"dissect-{preset}"
@@ -268,8 +267,5 @@ def _models(config: Config, concepts: list[Concept]) -> Iterator[tuple[Concept, 
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_told("error"):
         tyro.cli(main)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -14,13 +14,13 @@ data, in the files that `fact_files` and `sentence_files` name.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import tyro
 
 import interp
+from interp.cli.options import mistakes_told, preset_of
 from interp.languages import CHOI_LANGUAGES
 from interp.study.lingtea.experiment import Config, materials_of, run
 from interp.study.lingtea.report import study_of
@@ -99,9 +99,7 @@ def main(
         out: the study's directory; runs/lingtea-<preset> by default.
         model: the model that forgets, instead of the preset's.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"no preset {preset!r}; valid: {', '.join(PRESETS)}")
-    config = PRESETS[preset] if model is None else replace(PRESETS[preset], model=model)
+    config = preset_of(PRESETS, preset, model=model)
     out = out or Path(f"runs/lingtea-{preset}")
     # What is wrong with the data is said before anything is trained.
     materials = materials_of(config)
@@ -115,8 +113,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_told("lingtea"):
         tyro.cli(main)
-    except (ValueError, LookupError, ImportError, OSError) as error:
-        print(f"lingtea: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)

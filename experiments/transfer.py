@@ -12,7 +12,6 @@ output directory: a run that was killed goes on.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import tyro
 
 import interp
+from interp.cli.options import mistakes_told, preset_of
 from interp.data.query import Query
 from interp.data.templates import template_languages
 from interp.study.transfer.findings import NAMES, VANILLA
@@ -181,9 +181,7 @@ def main(
         out: directory of models, tables, figures and findings; runs/transfer-PRESET if not given.
         model: another vanilla model than the preset's: a directory, a .gguf file or a Hub id.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"no preset {preset!r}; valid: {', '.join(PRESETS)}")
-    config = PRESETS[preset] if model is None else replace(PRESETS[preset], model=model)
+    config = preset_of(PRESETS, preset, model=model)
     out = Path(f"runs/transfer-{preset}") if out is None else out
     task = config.task()
     vanilla = interp.load(config.model, dtype=config.dtype)
@@ -202,8 +200,7 @@ def main(
         sites=config.sites,
     )
     command = f"python experiments/transfer.py {preset}"
-    settings = json.loads(json.dumps(asdict(config), default=str))
-    study = tell(parts, task, command=command, config=settings, note=config.note)
+    study = tell(parts, task, command=command, config=asdict(config), note=config.note)
     paths = study.write(out)
     columns = ["signature", "verdict", "value", "ci_low", "ci_high", "n"]
     print(study.findings_table()[columns].round(3).to_string())
@@ -211,8 +208,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_told("transfer"):
         tyro.cli(main)
-    except (ValueError, LookupError, ImportError, OSError) as error:
-        print(f"transfer: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)

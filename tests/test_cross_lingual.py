@@ -34,6 +34,7 @@ from interp.study.cross_lingual.outcomes import (
     compared,
     mixes_of,
 )
+from interp.study.study import as_json
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.contamination import ContaminationConfig
 
@@ -552,5 +553,5 @@ def test_a_mistake_is_one_sentence(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["quick", "full", "paper"])
 def test_settings_of_a_preset_are_json_without_infinity(name):
-    settings = script._plain(script.asdict(script.PRESETS[name]))
+    settings = as_json(script.asdict(script.PRESETS[name]))
     assert json.loads(json.dumps(settings, allow_nan=False)) == settings

@@ -18,6 +18,7 @@ import interp
 from experiments import dissect as script
 from interp.behaviour.answers import Answer
 from interp.data.datasets import read_concepts
+from interp.study import Study
 from interp.study.dissect import behaviour, concepts, figures, models, recovery
 from interp.study.dissect.concepts import EDIT, QUESTION, STATEMENT
 from interp.study.dissect.models import at_strength
@@ -444,6 +445,17 @@ def test_all_methods_go_equally_far(num_steps):
         config = script.in_steps(name, num_steps)
         assert config.num_steps * config.learning_rate == pytest.approx(1e-4)
         assert config.objective == name
+
+
+@pytest.mark.parametrize("preset", ["quick", "full", "paper"])
+def test_a_study_of_any_preset_can_be_written(preset, tmp_path):
+    """Bounds that stop nothing are infinite, which JSON is not."""
+    settings = script.asdict(script.PRESETS[preset])
+    Study(name="dissect", title="t", command="c", config=settings).write(tmp_path)
+    about = json.loads((tmp_path / "study.json").read_text(), parse_constant=pytest.fail)
+    assert about["config"]["window"] == 5
+    if preset != "paper":
+        assert about["config"]["methods"]["gd"]["stops"][0]["below"] == "-inf"
 
 
 def test_presets_are_whole():

@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes
 
 from interp.cli.evaluation import evaluate
+from interp.cli.options import mistakes_told
 from interp.cli.questions import queries
 from interp.cli.recovery import demo, figures, krs, sweep
 from interp.cli.report import report
@@ -34,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        try:
+        with mistakes_told("interp"):
             tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
                 prog="interp",
@@ -43,17 +44,6 @@ def main(args: Sequence[str] | None = None) -> None:
                 args=args,
                 config=(OmitSubcommandPrefixes,),
             )
-        except (ValueError, LookupError, ImportError, OSError) as error:
-            print(f"interp: {_sentence(error)}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print("interp: stopped; the same command goes on where it was", file=sys.stderr)
-            sys.exit(130)
-
-
-def _sentence(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    return " ".join(text.split())
 
 
 def _show_warning(message: Warning | str, *_rest: object, **_more: object) -> None:

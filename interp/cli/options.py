@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -30,6 +32,30 @@ def changed(config: T, changes: Mapping[str, object]) -> T:
         if name not in valid:
             raise ValueError(f"no setting {name!r}; valid: {', '.join(valid)}")
     return replace(config, **asked)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def preset_of(presets: Mapping[str, T], name: str, **changes: object) -> T:
+    """A preset by its name, with those changes that a person asked for."""
+    if name not in presets:
+        raise ValueError(f"no preset {name!r}; valid: {', '.join(presets)}")
+    return changed(presets[name], changes)
+
+
+@contextmanager
+def mistakes_told(speaker: str) -> Iterator[None]:
+    """A person's mistake inside the block is one sentence on standard error, and exit code 2.
+
+    An interruption is exit code 130.
+    """
+    start = f"{speaker}: " if speaker else ""
+    try:
+        yield
+    except (ValueError, LookupError, ImportError, OSError) as error:
+        print(start + " ".join((str(error) or type(error).__name__).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{start}stopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
 
 
 def stop_of(text: str) -> Stop:

@@ -91,7 +91,7 @@ class Study:
         name: the experiment's, such as `dissect`.
         title: a line.
         command: what was typed.
-        config: settings, as JSON values.
+        config: settings, such as `asdict` gives them; see `as_json`.
         tables: by name, which becomes a file's. One called `krs` has the columns of `krs_table`
             with what tells its models apart (`method`, `source` …) in columns of their own; one
             called `answers` what models said. The page has selectors for both.
@@ -184,7 +184,7 @@ class Study:
             "name": self.name,
             "title": self.title,
             "command": self.command,
-            "config": dict(self.config),
+            "config": as_json(self.config),
             "seed": self.seed,
             "day": date.today().isoformat(),
             "versions": versions(),
@@ -198,6 +198,17 @@ class Study:
             folder / "study.json", lambda scratch: scratch.write_text(text, encoding="utf-8")
         )
         return written
+
+
+def as_json(value: Any) -> Any:
+    """Settings as JSON has them, which knows no infinity and no paths: those become texts."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(each) for each in value]
+    if isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    return value
 
 
 def _number(row: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -219,11 +219,3 @@ def _answers(
         for item in found
     ]
     return pd.DataFrame(rows)
-
-
-def settings_written(config: Config) -> dict[str, object]:
-    """The settings as JSON values."""
-    written = asdict(config)
-    for stop in written["training"]["stops"]:
-        stop |= {bound: str(stop[bound]) for bound in ("above", "below")}
-    return written

@@ -10,7 +10,7 @@ import pandas as pd
 
 from interp.figures import heatmap, spread, target_unrelated
 from interp.recovery.krs import krs_table
-from interp.study.lingtea.experiment import Config, settings_written
+from interp.study.lingtea.experiment import Config
 from interp.study.lingtea.figures import bands, cost_table
 from interp.study.lingtea.findings import BEFORE, LINGTEA, SEQUENTIAL, findings
 from interp.study.lingtea.scores import Drawn, compared, measures
@@ -89,7 +89,7 @@ def study_of(parts: Sequence[Mapping[str, pd.DataFrame]], config: Config, *, com
         name="lingtea",
         title="Forgetting in many languages (Choi, Min & Choo 2024)",
         command=command,
-        config=settings_written(config),
+        config=asdict(config),
         tables=tables,
         figures=figures,
         findings=found,
