@@ -3,20 +3,14 @@ file or another configuration never leaves something that would be trusted."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from models_for_tests import question, save, tiny, trajectory
+from models_for_tests import question, tiny, trajectory
 
 import interp
 from interp import launch
@@ -159,76 +153,6 @@ def test_shards_that_are_no_shards(pair):
 
 
 # Killed
-
-
-def shards_of(out: Path) -> list[Path]:
-    return sorted((out / "losses").glob("*.parquet"))
-
-
-def sweep_from_disk(directory: Path, out: Path) -> None:
-    vanilla = interp.load(directory / "V")
-    unlearned = interp.load(directory / "U", like=vanilla)
-    run((vanilla, unlearned), out)
-
-
-# A process that has imported everything, and makes a child for every sweep it is told to do.
-SERVER = """
-import os, sys
-import torch
-import transformers.models.llama.modeling_llama
-import test_results
-torch.set_num_threads(1)
-test_results.launch.BLOCK = 2
-for line in sys.stdin:
-    if (child := os.fork()) == 0:
-        test_results.sweep_from_disk(*map(test_results.Path, line.split()))
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-
-def test_killed_at_random_moments(pair, tmp_path):
-    for model in pair:
-        save(model, tmp_path / model.name)
-    sweep_from_disk(tmp_path, tmp_path / "undisturbed")
-    expected = read_losses(tmp_path / "undisturbed")
-    rng = random.Random(0)
-    seen, num_killed = [], 0
-    runs = [tmp_path / f"run-{number}" for number in range(4)]
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        cwd=Path(__file__).parent,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        for out in (run for run in runs for _ in range(2)):
-            print(tmp_path, out, file=server.stdin, flush=True)
-            child = int(server.stdout.readline())
-            num_shards = rng.choice([-1, 0, 1, 3, 5, 7])
-            deadline = time.monotonic() + 60
-            while len(shards_of(out)) < num_shards and time.monotonic() < deadline:
-                time.sleep(0.001)
-            # A cell takes some 20 ms.
-            time.sleep(rng.uniform(0, 0.04 if num_shards > 0 else 0.1))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-            status = int(server.stdout.readline())
-            assert status in (0, signal.SIGKILL)
-            num_killed += status == signal.SIGKILL
-            seen.append(len(shards_of(out)))
-            for shard in shards_of(out):
-                part = pd.read_parquet(shard)
-                assert_equal(part, expected.merge(part[KEY], on=KEY)[part.columns])
-    assert num_killed >= 3
-    assert len(set(seen) - {0, 12}) >= 2, seen
-    for out in runs:
-        sweep_from_disk(tmp_path, out)
-        assert_equal(read_losses(out), expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"half", None])

@@ -22,6 +22,7 @@ from interp.figures.facets import (
     language_label,
     lay_out,
     num_columns,
+    written_cells,
 )
 from interp.languages import LANGUAGES
 
@@ -76,22 +77,7 @@ def array(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
                 )
             scores[cell], hover[cell] = record["krs"], _hover(record)
             texts[cell] = "–" if math.isnan(record["krs"]) else f"{record['krs']:.2f}"
-        heat = go.Heatmap(
-            x=list(range(len(languages))),
-            y=list(range(len(lines))),
-            z=scores,
-            text=texts,
-            texttemplate="%{text}",
-            textfont={"size": 12},
-            hovertext=hover,
-            hoverinfo="text",
-            hoverongaps=False,
-            coloraxis="coloraxis",
-            xgap=1,
-            ygap=1,
-            name=site,
-        )
-        figure.add_trace(heat, row=row, col=col)
+        figure.add_trace(written_cells(scores, texts, hover, name=site), row=row, col=col)
         for number, (source, _) in enumerate(lines):
             if source in languages:
                 x = languages.index(source)

@@ -21,6 +21,7 @@ from interp.figures.facets import (
     lay_out,
     num_columns,
     shorten,
+    written_cells,
 )
 
 _COLUMNS = ("model", "language", "concept", "metric", "value", "ci_low", "ci_high", "n", "reason")
@@ -114,21 +115,7 @@ def spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
             values[cell] = scale * entry["value"]
             texts[cell] = "–" if math.isnan(entry["value"]) else _written(values[cell], scale)
             hover[cell] = _hover(entry, scale)
-        heat = go.Heatmap(
-            x=list(range(len(languages))),
-            y=list(range(len(models))),
-            z=values,
-            text=texts,
-            texttemplate="%{text}",
-            textfont={"size": 12},
-            hovertext=hover,
-            hoverinfo="text",
-            hoverongaps=False,
-            coloraxis="coloraxis",
-            xgap=1,
-            ygap=1,
-        )
-        figure.add_trace(heat, row=row, col=col)
+        figure.add_trace(written_cells(values, texts, hover), row=row, col=col)
     figure.update_xaxes(
         tickvals=list(range(len(languages))), ticktext=languages, showgrid=False, zeroline=False
     )

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -156,6 +157,32 @@ def lay_out(
         },
     )
     return figure, places
+
+
+def written_cells(
+    values: np.ndarray[Any, Any],
+    texts: np.ndarray[Any, Any],
+    hover: np.ndarray[Any, Any],
+    *,
+    name: str | None = None,
+) -> go.Heatmap:
+    """A heatmap with its numbers written in the cells: values, texts and hovers [row, column]."""
+    num_rows, num_columns = values.shape
+    return go.Heatmap(
+        x=list(range(num_columns)),
+        y=list(range(num_rows)),
+        z=values,
+        text=texts,
+        texttemplate="%{text}",
+        textfont={"size": 12},
+        hovertext=hover,
+        hoverinfo="text",
+        hoverongaps=False,
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=1,
+        name=name,
+    )
 
 
 def num_columns(num_facets: int, width: int) -> int:
