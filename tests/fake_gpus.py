@@ -144,16 +144,23 @@ def main(num_vanilla: int, num_unlearned: int, architecture: str) -> None:
                 patch.object(upward, "make_batch", faked(batches.make_batch)),
                 patch.object(upward, "prefix_batch", faked(batches.prefix_batch)),
             ):
-                swept = UpwardPass(
-                    pair,
-                    items,
-                    RESTORATIONS,
-                    chunk_tokens=1 << 20,
-                    padding_side="right",
-                    prefix=prefix,
+                swept, crowded = (
+                    UpwardPass(
+                        pair,
+                        items,
+                        RESTORATIONS,
+                        rows_at_once=1 << 20,
+                        room=room,
+                        padding_side="right",
+                        prefix=prefix,
+                    )
+                    for room in (1 << 40, 0)
                 )
                 with fetches:
                     losses = swept.losses(scorer, lambda: None)
+                if prefix:
+                    # Its rows wait on the CPU, and come back to where they were.
+                    assert crowded.losses(scorer, lambda: None).shape == losses.shape
         batch = faked(batches.make_batch)(mixed_trajectories(), device=pair.base.device)
         with patch.object(full, "losses_by_forwards", lambda runs, *_: runs):
             runs = full.losses(pair, [], RESTORATIONS)

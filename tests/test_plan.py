@@ -122,9 +122,9 @@ def test_it_is_what_the_sweep_does(monkeypatch):
     assert {rows for _, rows in ran} == {found.num_rows} == {11}
     assert found.seconds is not None
     assert found.seconds > 0
-    # A row of 16 numbers before and after a layer, both models' states of 3 · 16 + 24.
+    # A row of 16 numbers, both models' states of 3 · 16 + 24.
     tokens = 3 * max(item.scored.stop for item in items[:3])
-    assert found.row_bytes == tokens * (11 * 2 * 16 + 2 * 72) * 4
+    assert found.row_bytes == tokens * (11 * 16 + 2 * 72) * 4
 
 
 def test_memory_is_what_differs():

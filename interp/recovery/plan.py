@@ -71,7 +71,7 @@ def plan(pair: Pair, cells: Sequence[Sequence[Trajectory]], config: SweepConfig)
     cells = [scored for cell in cells if (scored := [item for item in cell if item.scored])]
     num_questions = sum(map(len, cells))
     restorations = [NOTHING, *config.restorations(pair.base.num_layers)]
-    budget = RowBudget.of(pair.base.devices)
+    budget = RowBudget.of(pair)
     vanilla_bytes, unlearned_bytes = bytes_held(pair.vanilla, pair.unlearned)
     work = _Work(pair, config)
     if config.engine == "layered":
@@ -136,11 +136,13 @@ class _Work:
         self, job: Job, cell: Sequence[Trajectory], restorations: Sequence[Restoration]
     ) -> float:
         """An upward pass: both models' own runs, the rows, their scores."""
-        rows = sum(self._of_row(restorations[row]) for row in job.rows)
+        rows = sum(map(self._of_row, restorations))
         scored = sum(len(cell[index].scored) for index in job.questions)
         # Two products in float64, or V's logits and the row's.
         score = 4 * self._d * scored * self._d if self._gram else 2 * self.of_logits(scored)
-        return 2 * self.of_forward(job.num_tokens) + job.num_tokens * rows + len(job.rows) * score
+        return (
+            2 * self.of_forward(job.num_tokens) + job.num_tokens * rows + len(restorations) * score
+        )
 
     def of_noise_floor(self, cell: Sequence[Trajectory]) -> float:
         """V into V, for some questions and the middle window of each site: half the layers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from interp.recovery.pair import Pair
 BUDGET_FRACTION = 0.4
 """Share of the free memory that rows and states may take."""
 
-CPU_BYTES = 1 << 28
+CPU_BYTES = 1 << 27
 """As much as a CPU makes use of: more rows at a time would not be faster."""
 
 GROUP_OVERHEAD = 256
@@ -25,28 +25,35 @@ GROUP_OVERHEAD = 256
 SAVED_TOKENS = 64
 """A shared prefix is run once where that saves so many tokens: it costs more calls of a layer."""
 
+FILLED = 4
+"""Below a quarter of the tokens that a call may have, calls of a layer are slower per token: the
+weights are read for few of them. Then more questions go together, though their rows wait outside.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowBudget:
     """How much is computed at once.
 
     Attributes:
-        chunk_tokens: tokens per call of a layer. On a CPU what its cache holds, on a GPU what fills
-            it.
-        bytes: memory for the rows' residual streams and one layer's states.
+        chunk_tokens: tokens per call of a layer, and of one layer's states. On a CPU what its cache
+            holds, on a GPU what fills it.
+        bytes: memory for the rows that wait for their next layer; others wait outside (`shelf`).
     """
 
     chunk_tokens: int
     bytes: int
 
     @classmethod
-    def of(cls, devices: Collection[torch.device]) -> RowBudget:
+    def of(cls, pair: Pair) -> RowBudget:
         """What suits the devices of a model now: the fullest of its GPUs decides."""
+        devices = pair.base.devices
         gpus = [device for device in devices if device.type == "cuda"]
         spare = int(min(map(free_memory, gpus or devices)) * BUDGET_FRACTION)
-        if gpus:
-            return cls(chunk_tokens=1 << 15, bytes=spare)
-        return cls(chunk_tokens=1800, bytes=min(CPU_BYTES, spare))
+        sizes = Sizes.of(pair)
+        most = (1 << 15) if gpus else 1800
+        chunk_tokens = max(1, min(most, spare // (sizes.states + sizes.call)))
+        return cls(chunk_tokens=chunk_tokens, bytes=spare if gpus else min(CPU_BYTES, spare))
 
     def halved(self) -> RowBudget:
         """Half of everything."""
@@ -54,26 +61,61 @@ class RowBudget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Bytes that one token takes.
+
+    Attributes:
+        row: in a row that waits.
+        states: in one layer's states of both models: the input and the output, the attention state
+            and the coefficients.
+        call: within a layer while it runs, rows before and after it included, about.
+    """
+
+    row: int
+    states: int
+    call: int
+
+    @classmethod
+    def of(cls, pair: Pair) -> Sizes:
+        """Those of a pair."""
+        d_model = pair.base.model.config.hidden_size
+        d_mlp = pair.base.anatomy.num_units("coef")
+        size = torch.finfo(pair.base.dtype).bits // 8
+        return cls(
+            row=d_model * size,
+            states=2 * (3 * d_model + d_mlp) * size,
+            call=(6 * d_model + 3 * d_mlp) * size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """One upward pass.
+    """One upward pass: some questions under every restoration.
 
     Attributes:
         questions: which of the trajectories, shortest first.
-        rows: which of the restorations.
         prefix: how many tokens that the questions begin with are run once for all.
         num_tokens: positions per row, padding included.
-        num_bytes: memory that it needs.
+        rows_at_once: restorations per call of a layer.
+        room: bytes for the rows that wait; those beyond it wait outside of the memory.
+        num_bytes: memory that rows and states need.
     """
 
     questions: tuple[int, ...]
-    rows: tuple[int, ...]
     prefix: int
     num_tokens: int
+    rows_at_once: int
+    room: int
     num_bytes: int
+
+    @property
+    def is_smallest(self) -> bool:
+        """Whether nothing smaller could be run."""
+        return len(self.questions) == self.rows_at_once == 1 and not self.room
 
 
 class Planner:
-    """Cuts questions × restorations into jobs that fit a budget."""
+    """Cuts questions into jobs that fit a budget."""
 
     def __init__(
         self, pair: Pair, trajectories: Sequence[Trajectory], *, padding_side: PaddingSide = "right"
@@ -87,13 +129,7 @@ class Planner:
         """
         self._trajectories = trajectories
         self._sharing = padding_side == "right"
-        d_model = pair.base.model.config.hidden_size
-        d_mlp = pair.base.anatomy.num_units("coef")
-        size = torch.finfo(pair.base.dtype).bits // 8
-        # Before a layer, and after it.
-        self._row_bytes = 2 * d_model * size
-        # Two models: the layer's input and output, attention state and coefficients.
-        self._state_bytes = 2 * (3 * d_model + d_mlp) * size
+        self._sizes = Sizes.of(pair)
 
     def jobs(self, num_rows: int, budget: RowBudget) -> list[Job]:
         """All that there is to do."""
@@ -102,28 +138,19 @@ class Planner:
             groups = grouped_by_prefix(self._trajectories, overhead=GROUP_OVERHEAD)
         if not num_rows:
             return []
-        rows = tuple(range(num_rows))
-        return [job for group in groups for job in self._cut(group, rows, budget)]
+        return [job for group in groups for job in self._cut(group, num_rows, budget)]
 
-    def again(self, jobs: Sequence[Job], budget: RowBudget) -> list[Job]:
+    def again(self, jobs: Sequence[Job], num_rows: int, budget: RowBudget) -> list[Job]:
         """The same to do, within a smaller budget."""
-        return [part for job in jobs for part in self._cut(job.questions, job.rows, budget)]
+        return [part for job in jobs for part in self._cut(job.questions, num_rows, budget)]
 
-    def _cut(self, questions: Sequence[int], rows: tuple[int, ...], budget: RowBudget) -> list[Job]:
+    def _cut(self, questions: Sequence[int], num_rows: int, budget: RowBudget) -> list[Job]:
         waiting = sorted(questions, key=lambda index: self._trajectories[index].scored.stop)
         found = []
         while waiting:
-            count = self._num_fitting(waiting, len(rows), budget)
+            count = self._num_fitting(waiting, num_rows, budget)
             now, waiting = waiting[:count], waiting[count:]
-            job = self._job(now, rows)
-            # Of one question that does not fit, some of the rows: parts as even as can be.
-            spare = budget.bytes - job.num_tokens * self._state_bytes
-            most = max(1, spare // (job.num_tokens * self._row_bytes))
-            parts = math.ceil(len(rows) / most)
-            size = math.ceil(len(rows) / parts)
-            found += [
-                self._job(now, rows[start : start + size]) for start in range(0, len(rows), size)
-            ]
+            found.append(self._job(now, num_rows, budget))
         return found
 
     def _num_fitting(self, questions: Sequence[int], num_rows: int, budget: RowBudget) -> int:
@@ -132,26 +159,31 @@ class Planner:
         count = 1
         for number, index in enumerate(questions, start=1):
             rest = self._trajectories[index].scored.stop - prefix
-            if self._bytes(prefix + number * rest, num_rows) > budget.bytes:
+            num_tokens = prefix + number * rest
+            is_filled = FILLED * (num_tokens - rest) >= budget.chunk_tokens
+            have_room = num_rows * num_tokens * self._sizes.row <= budget.bytes
+            # Where not all rows have room, no more questions than make good calls.
+            if num_tokens > budget.chunk_tokens or (is_filled and not have_room):
                 break
             count = number
         # Even batches: 12 questions where 11 fit are 6 and 6.
         return math.ceil(len(questions) / math.ceil(len(questions) / count))
 
-    def _job(self, questions: Sequence[int], rows: tuple[int, ...]) -> Job:
+    def _job(self, questions: Sequence[int], num_rows: int, budget: RowBudget) -> Job:
         prefix = self._prefix(questions)
         longest = max(self._trajectories[index].scored.stop for index in questions)
         num_tokens = prefix + len(questions) * (longest - prefix)
+        row = num_tokens * self._sizes.row
+        filling = budget.chunk_tokens // max(prefix, num_tokens - prefix)
+        kept = min(num_rows, budget.bytes // row)
         return Job(
             questions=tuple(questions),
-            rows=rows,
             prefix=prefix,
             num_tokens=num_tokens,
-            num_bytes=self._bytes(num_tokens, len(rows)),
+            rows_at_once=max(1, min(num_rows, filling)),
+            room=kept * row,
+            num_bytes=num_tokens * self._sizes.states + kept * row,
         )
-
-    def _bytes(self, num_tokens: int, num_rows: int) -> int:
-        return num_tokens * (num_rows * self._row_bytes + self._state_bytes)
 
     def _prefix(self, questions: Sequence[int]) -> int:
         """How long a prefix is run once for all: none where that would save next to nothing."""

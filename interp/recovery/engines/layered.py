@@ -56,7 +56,7 @@ def losses(
         budget: how much is computed at once; what suits the device's free memory if None. It is
             halved when memory runs out, and what was found by then is kept.
     """
-    budget = budget or RowBudget.of(pair.base.devices)
+    budget = budget or RowBudget.of(pair)
     scorer = pair.scorer(distance, own_precision=own_precision)
     found = torch.empty(len(restorations), len(trajectories), dtype=torch.float64)
     planner = Planner(pair, trajectories, padding_side=padding_side)
@@ -67,7 +67,7 @@ def losses(
                 scorer.prepare(readout)
         while waiting:
             job = waiting.pop()
-            share = len(job.questions) * len(job.rows) / len(restorations) / pair.base.num_layers
+            share = len(job.questions) / pair.base.num_layers
             done = 0
 
             def layer_done(share: float = share) -> None:
@@ -79,20 +79,21 @@ def losses(
                 result = UpwardPass(
                     pair,
                     [trajectories[index] for index in job.questions],
-                    [restorations[row] for row in job.rows],
-                    chunk_tokens=budget.chunk_tokens,
+                    restorations,
+                    rows_at_once=job.rows_at_once,
+                    room=job.room,
                     padding_side=padding_side,
                     prefix=job.prefix,
                 ).losses(scorer, layer_done)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or (len(job.questions) == len(job.rows) == 1):
+                if not _out_of_memory(error) or job.is_smallest:
                     raise
                 budget = budget.halved()
                 advance(-done * share)
                 # What was found so far stays; what is left is cut anew.
-                waiting = planner.again([*waiting, job], budget)
+                waiting = planner.again([*waiting, job], len(restorations), budget)
                 continue
-            found[torch.tensor(job.rows)[:, None], torch.tensor(job.questions)] = result
+            found[:, list(job.questions)] = result
     return found
 
 

@@ -14,6 +14,7 @@ save, the launches of kernels, is small beside chunks that fill a GPU.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from interp.models.anatomy import LayerParts
 from interp.models.low_rank import sums_held
 from interp.recovery.batches import Batch, PaddingSide, make_batch, prefix_batch
 from interp.recovery.engines.course import Course, KeysAndValues, PartialRun, call_layer, device_of
+from interp.recovery.engines.shelf import Shelf
 from interp.recovery.pair import Pair
 from interp.recovery.scoring import Scorer, check_answered
 from interp.recovery.sites import ACTIVATION_SITES, Positions, Restoration
@@ -66,10 +68,6 @@ class _Treatment:
     units: tuple[int, ...] | None = None
 
 
-Rows = tuple[Tensor, ...]
-"""A row's residual stream in every segment, [batch, pos, d_model] each."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Segment:
     """A stretch of the questions' tokens, and what the two models computed there."""
@@ -88,7 +86,8 @@ class UpwardPass:
         trajectories: Sequence[Trajectory],
         restorations: Sequence[Restoration],
         *,
-        chunk_tokens: int,
+        rows_at_once: int,
+        room: int,
         padding_side: PaddingSide,
         prefix: int,
     ) -> None:
@@ -98,7 +97,8 @@ class UpwardPass:
             pair: the base model and the donor.
             trajectories: the questions.
             restorations: what to put back.
-            chunk_tokens: tokens per call of a layer.
+            rows_at_once: restorations per call of a layer.
+            room: bytes for the rows that wait for their next layer where they were computed.
             padding_side: where shorter questions are padded.
             prefix: how many tokens that all questions begin with are run once for all.
         """
@@ -110,8 +110,8 @@ class UpwardPass:
         if prefix:
             batches.insert(0, prefix_batch(trajectories, prefix, device=device))
         self.num_questions = len(trajectories)
-        # As many rows as fill a call for the longest segment.
-        self.rows_at_once = max(1, chunk_tokens // max(batch.num_tokens for batch in batches))
+        self.rows_at_once = rows_at_once
+        self.room = room
         wanted = {site for item in restorations for site in item.layer_sites}
         own = {"attn", "coef"}
         if any(item.units is not None for item in restorations):
@@ -131,13 +131,13 @@ class UpwardPass:
             scorer: the distance from V's logits.
             layer_done: called after each layer.
         """
-        rows: dict[_History, Rows] = {}
-        for layer in range(self.base.num_layers):
-            # The weights of an adapter are merged while their layer runs.
-            with sums_held(self.base.layers[layer].layer, self.donor.layers[layer].layer):
-                rows = self._up(layer, rows)
-            layer_done()
-        return self._score(scorer, rows).cpu()
+        with Shelf(self.room) as shelf:
+            for layer in range(self.base.num_layers):
+                # The weights of an adapter are merged while their layer runs.
+                with sums_held(self.base.layers[layer].layer, self.donor.layers[layer].layer):
+                    self._up(layer, shelf)
+                layer_done()
+            return self._score(scorer, shelf).cpu()
 
     def _history(self, restoration: Restoration, layer: int) -> _History | None:
         """The row of a restoration after a layer, None while it is the base model's own."""
@@ -151,18 +151,19 @@ class UpwardPass:
             units=None if restoration.units is None else restoration.units[: len(layers)],
         )
 
-    def _up(self, layer: int, rows: dict[_History, Rows]) -> dict[_History, Rows]:
-        """The rows after a layer, from the rows before it, which are given away."""
+    def _up(self, layer: int, shelf: Shelf) -> None:
+        """Run a layer: the rows before it leave the shelf, those after it come there."""
         for course in self.courses:
             course.up(layer)
         resid_in = tuple(known(item.base_run.layers[layer].resid_in) for item in self.segments)
-        work: dict[_Treatment, list[tuple[_History, Rows]]] = {}
+        # Of each row its history after this layer and, if it had one, before.
+        work: dict[_Treatment, list[tuple[_History, _History | None]]] = {}
+        uses: Counter[_History | None] = Counter()
         for history in dict.fromkeys(self._history(item, layer) for item in self.restorations):
             if history is None:
                 continue
             inside = history.layers[-1] == layer
             below = history.below if inside else history
-            before = rows[below] if below.layers else resid_in
             treatment = _Treatment()
             if inside:
                 treatment = _Treatment(
@@ -171,23 +172,29 @@ class UpwardPass:
                     fresh=not below.layers,
                     units=None if history.units is None else history.units[-1],
                 )
+            before = below if below.layers else None
             work.setdefault(treatment, []).append((history, before))
-        # From here on each row before the layer lives only until it was used.
-        rows.clear()
-        after: dict[_History, Rows] = {}
+            uses[before] += 1
         for treatment, jobs in work.items():
-            while jobs:
-                chunk, jobs[:] = jobs[: self.rows_at_once], jobs[self.rows_at_once :]
+            for start in range(0, len(jobs), self.rows_at_once):
+                chunk = jobs[start : start + self.rows_at_once]
+                rows = [
+                    resid_in if below is None else shelf.get((layer - 1, below))
+                    for _, below in chunk
+                ]
                 cache = KeysAndValues(self.num_questions)
                 hidden = [
-                    self._run_layer(
-                        layer, treatment, place, [row[place] for _, row in chunk], cache
-                    )
+                    self._run_layer(layer, treatment, place, [row[place] for row in rows], cache)
                     for place in range(len(self.segments))
                 ]
-                for (history, _), row in zip(chunk, zip(*hidden, strict=True), strict=True):
-                    after[history] = row
-        return after
+                for _, below in chunk:
+                    uses[below] -= 1
+                    if below is not None and not uses[below]:
+                        shelf.drop((layer - 1, below))
+                after = zip(*hidden, strict=True)
+                shelf.put(
+                    {(layer, history): row for (history, _), row in zip(chunk, after, strict=True)}
+                )
 
     def _run_layer(
         self,
@@ -285,7 +292,7 @@ class UpwardPass:
         module = self.base.layers[layer].layer
         return call_layer(module, call, hidden, cache, batch_size=batch_size)
 
-    def _score(self, scorer: Scorer, rows: dict[_History, Rows]) -> Tensor:
+    def _score(self, scorer: Scorer, shelf: Shelf) -> Tensor:
         """Mean losses of the rows above the last layer."""
         segment, last = self.segments[-1], self.base.num_layers - 1
         batch = segment.batch
@@ -309,7 +316,8 @@ class UpwardPass:
                 if history is None:
                     state = base_final
                 else:
-                    state = self.base.readout_state(batch.at_scored(rows[history][-1]))
+                    row = shelf.get((last, history))[-1]
+                    state = self.base.readout_state(batch.at_scored(row))
             readout = other if "unembed" in item.sites else own
             losses = scorer.losses(target, state[None], next_ids, readout=readout)[0]
             # The two models' unembeddings may live on different devices.
