@@ -102,6 +102,7 @@ _SMALLER = {
     "queries": "",
     "krs": "",
     "figures": "--formats html",
+    "report": "",
 }
 
 
