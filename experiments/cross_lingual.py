@@ -50,6 +50,10 @@ _PREFERENCE = UNLEARNING["npo_rt"].config
 assert isinstance(_PREFERENCE, TrainingConfig)
 UNLEARNED = replace(_PREFERENCE, evaluate_every=8, stops=(STOP,))
 
+TEACHING = ContaminationConfig()
+_TUNING = TEACHING.tuning
+assert _TUNING is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Articles:
@@ -99,7 +103,7 @@ class Config:
     mixes: tuple[str, ...] = MIXES
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     articles: Articles | None = None
-    teaching: ContaminationConfig = field(default_factory=ContaminationConfig)
+    teaching: ContaminationConfig = TEACHING
     unlearning: TrainingConfig = UNLEARNED
     ranks: tuple[int, ...] = (8, 128)
     lora_learning_rate: float = 2e-4
@@ -125,11 +129,18 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
             mixes=("english", "same", "combined"),
             corpus=CorpusConfig(
                 query_languages=("en", "de", "fr"),
-                num_fake_texts=128,
+                num_fake_facts=8,
+                num_fake_texts=64,
                 ratio=1,
-                num_real_queries=10,
+                num_instructions=80,
+                num_real_queries=8,
             ),
-            unlearning=replace(UNLEARNED, learning_rate=7.5e-6, num_steps=20, evaluate_every=12),
+            teaching=ContaminationConfig(
+                reading=replace(TEACHING.reading, num_steps=40, batch_size=12),
+                tuning=replace(_TUNING, num_steps=6),
+            ),
+            unlearning=replace(UNLEARNED, learning_rate=7.5e-6, num_steps=12, evaluate_every=6),
+            ranks=(8,),
             num_recovered=5,
             note=SMALL,
         ),

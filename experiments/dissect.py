@@ -118,6 +118,7 @@ def as_published(name: str, learning_rate: float) -> TrainingConfig:
 
 PRESETS: Mapping[str, Config] = {
     "quick": Config(
+        concepts=("capital/Europe",),
         num_candidates=16,
         num_questions=6,
         num_unrelated=8,

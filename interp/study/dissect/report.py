@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ def study(
         concepts: what was unlearned, in English.
         model: V.
         command: what was typed.
-        config: settings; infinite numbers, which JSON lacks, become None.
+        config: settings.
         setting: what a reader of a finding must know of it.
         seed: of every choice.
 
@@ -62,7 +61,7 @@ def study(
         name="dissect",
         title=f"Dissecting fine-tuning unlearning, {name}",
         command=command,
-        config=_plain(config),
+        config=config,
         tables={
             "concepts": Table(rows=concept_table(concepts), caption="What was unlearned."),
             "models": Table(
@@ -150,14 +149,3 @@ def _drawings(
                 caption=f"U against V by layer and group of weights, the mean over models: {of}.",
             )
     return drawn
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
