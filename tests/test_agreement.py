@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.behaviour.agreement import OVERALL, agreement, kappa, read_labels
@@ -58,6 +58,7 @@ def test_quadratic_weights_by_hand():
 scores = st.integers(1, 10)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(scores, scores), min_size=2, max_size=30))
 def test_kappa_is_that_of_the_table_of_all_scores(pairs):
     first, second = zip(*pairs, strict=True)

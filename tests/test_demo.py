@@ -108,6 +108,7 @@ def test_the_quickstart_notebook_runs(tmp_path, threads):
     assert "Paris" in said["restored"]["coef+attn"]
 
 
+@pytest.mark.slow
 def test_the_languages_notebook_runs(tmp_path, threads):
     """With fewer facts: English capitals are known, nothing else is claimed of so few."""
     keep = "known.to_csv('known.csv')\nknown"

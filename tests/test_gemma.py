@@ -10,7 +10,7 @@ from interp.recovery.sites import NOTHING, SITES, windows
 pytestmark = pytest.mark.gemma
 
 
-@pytest.mark.parametrize("direction", ["restore", "corrupt"])
+@pytest.mark.parametrize("direction", ["restore", pytest.param("corrupt", marks=pytest.mark.slow)])
 def test_layered_equals_full_on_gemma(gemma_pair, direction):
     vanilla, unlearned = gemma_pair.vanilla, gemma_pair.unlearned
     queries = [

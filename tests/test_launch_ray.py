@@ -224,6 +224,7 @@ def test_cells_of_a_model_stay_with_one_worker(here):
         assert {(t.unlearned, pid) for t, (pid, _) in found[:8]} == set(first_pids.items())
 
 
+@pytest.mark.slow
 def test_a_cell_that_kills_its_workers(here):
     with pytest.raises(ChildProcessError, match="3 Ray workers died one after the other at bad"):
         done(pretending(), [task("good", 1), task("bad", method="die")])

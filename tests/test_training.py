@@ -479,6 +479,7 @@ print(done.model.content_hash(), len(done.history))
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_goes_on_bit_for_bit(tmp_path):
     def start(out):
         script = SCRIPT.format(here=str(Path(__file__).parent), out=str(tmp_path / out))

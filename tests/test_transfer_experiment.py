@@ -363,6 +363,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in (folder / "tables").iterdir()}
 
 
+@pytest.mark.slow
 def test_the_whole_experiment_goes_on_where_it_was_killed(
     experiment, tmp_path, monkeypatch, capsys
 ):
