@@ -21,7 +21,7 @@ import pandas as pd
 import tyro
 
 import interp
-from interp.cli.options import mistakes_told, preset_of
+from interp.cli.options import command_of, mistakes_told, preset_of
 from interp.data.articles import ArticleConfig, contaminated_articles
 from interp.data.corpora import CorpusConfig, contaminated
 from interp.data.corpus import Corpus
@@ -216,12 +216,10 @@ def main(
         model: another model than the preset's.
     """
     out = out or Path(f"runs/cross_lingual-{preset}")
-    command = f"python experiments/cross_lingual.py {preset} --out {out}"
+    command = command_of("cross_lingual", preset, model=model)
     with mistakes_told(""):
         config = preset_of(PRESETS, preset, model=model)
-        study = experiment(
-            config, out=out, command=command + (f" --model {model}" if model else "")
-        )
+        study = experiment(config, out=out, command=command)
     paths = study.write(out)
     shown = study.findings_table()[["signature", "verdict", "value", "ci_low", "ci_high", "n"]]
     print(shown.round(2).to_string(index=False))

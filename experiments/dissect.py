@@ -20,7 +20,7 @@ import pandas as pd
 import tyro
 
 import interp
-from interp.cli.options import mistakes_told, preset_of
+from interp.cli.options import command_of, mistakes_told, preset_of
 from interp.study import Study
 from interp.study.dissect.concepts import Concept, fact_concepts, file_concepts
 from interp.study.dissect.models import at_strength, measured
@@ -170,10 +170,8 @@ def main(
         model: another vanilla model, such as allenai/OLMo-7B-hf, the paper's second.
         file: another file of the authors' concepts, such as OLMo's.
     """
-    others = {name: text for name, text in (("model", model), ("file", file)) if text}
-    config = preset_of(PRESETS, preset, **others)
-    options = "".join(f" --{name} {text}" for name, text in others.items())
-    command = f"python experiments/dissect.py {preset}{options}"
+    config = preset_of(PRESETS, preset, model=model, file=file)
+    command = command_of("dissect", preset, model=model, file=file)
     folder = out or Path("runs") / f"dissect-{preset}"
     found = dissect(config, folder, command=command)
     print(found.markdown())

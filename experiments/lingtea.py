@@ -20,7 +20,7 @@ from pathlib import Path
 import tyro
 
 import interp
-from interp.cli.options import mistakes_told, preset_of
+from interp.cli.options import command_of, mistakes_told, preset_of
 from interp.languages import CHOI_LANGUAGES
 from interp.study.lingtea.experiment import Config, materials_of, run
 from interp.study.lingtea.report import study_of
@@ -33,7 +33,7 @@ _SMALL = (
 _ADAPTER = TrainingConfig(
     parameters="lora", lora_rank=32, num_steps=10, batch_size=12, evaluate_every=2
 )
-_LANGUAGES = ("en", "fr", "es", "zh", "ar", "vi", "pt", "id")
+_LANGUAGES = ("en", "es", "zh", "ar", "fr", "vi", "pt", "id")
 _FILES = {
     "forget": "data/{name}/forget-{{size}}.jsonl",
     "retain": "data/{name}/retain-{{size}}.jsonl",
@@ -43,7 +43,7 @@ _FILES = {
 PRESETS = {
     "quick": Config(
         model="gemma-3-270m",
-        languages={"facts": ("en", "fr", "es", "zh"), "sentences": ("en", "fr", "es")},
+        languages={"facts": ("en", "es", "zh"), "sentences": ("en", "es")},
         size=12,
         extras=("facts",),
         steps_per_language=2,
@@ -105,7 +105,7 @@ def main(
     materials = materials_of(config)
     vanilla = interp.load(config.model)
     parts = [run(vanilla, material, config, out) for material in materials]
-    study = study_of(parts, config, command=f"python experiments/lingtea.py {preset}")
+    study = study_of(parts, config, command=command_of("lingtea", preset, model=model))
     figures = study.write(out)
     shown = study.findings_table()[["signature", "verdict", "value", "ci_low", "ci_high", "n"]]
     print(shown.round(3).to_string(index=False))

@@ -19,7 +19,7 @@ from pathlib import Path
 import tyro
 
 import interp
-from interp.cli.options import mistakes_told, preset_of
+from interp.cli.options import command_of, mistakes_told, preset_of
 from interp.data.query import Query
 from interp.data.templates import template_languages
 from interp.study.transfer.findings import NAMES, VANILLA
@@ -199,7 +199,7 @@ def main(
         swept=config.questions(task),
         sites=config.sites,
     )
-    command = f"python experiments/transfer.py {preset}"
+    command = command_of("transfer", preset, model=model)
     study = tell(parts, task, command=command, config=asdict(config), note=config.note)
     paths = study.write(out)
     columns = ["signature", "verdict", "value", "ci_low", "ci_high", "n"]

@@ -10,7 +10,10 @@ import torch
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
-KEPT = ("06_build_your_own.ipynb",)
+STORED = ("04_dissect.ipynb", "05_cross_lingual.ipynb")
+"""Notebooks that read what stands in figures/."""
+
+KEPT = (*STORED, "06_build_your_own.ipynb")
 """Notebooks with their outputs."""
 
 PLOTLY, PICTURE = "application/vnd.plotly.v1+json", "image/png"
@@ -71,6 +74,22 @@ def test_no_cell_defines_over_ten_lines(path):
             for node in ast.walk(ast.parse(cell.source)):
                 if isinstance(node, ast.FunctionDef):
                     assert (node.end_lineno or 0) - node.lineno <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STORED)
+def test_a_notebook_of_a_stored_study_shows_what_it_kept(name):
+    """Without pictures: the tables are those that stand in it."""
+    kept, notebook = read(name), read(name)
+    changed(notebook, '"plotly_mimetype+png"', '"plotly_mimetype"')
+    run(notebook, ROOT / "notebooks")
+
+    def tables(of: nbformat.NotebookNode) -> list[str]:
+        texts = [data["text/plain"] for data in shown(of) if PLOTLY not in data]
+        return [text for text in texts if "Styler" not in text]
+
+    assert tables(notebook) == tables(kept)
+    assert len(tables(kept)) >= 4
 
 
 @pytest.mark.slow

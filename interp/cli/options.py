@@ -41,6 +41,12 @@ def preset_of(presets: Mapping[str, T], name: str, **changes: object) -> T:
     return changed(presets[name], changes)
 
 
+def command_of(script: str, preset: str, **options: object) -> str:
+    """What was typed to run an experiment, for whoever runs it again."""
+    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    return " ".join(["python", f"experiments/{script}.py", preset, *given])
+
+
 @contextmanager
 def mistakes_told(speaker: str) -> Iterator[None]:
     """A person's mistake inside the block is one sentence on standard error, and exit code 2.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 from interp.behaviour.measure import Measure
 from interp.files import write_atomically
@@ -188,7 +190,7 @@ class Study:
             "seed": self.seed,
             "day": date.today().isoformat(),
             "versions": versions(),
-            "machine": platform.platform(),
+            "machine": _machine(),
             "tables": {name: table.caption for name, table in self.tables.items()},
             "figures": {name: each.caption for name, each in self.figures.items()},
             "findings": json.loads(str(self.findings_table().to_json(orient="records"))),
@@ -209,6 +211,14 @@ def as_json(value: Any) -> Any:
     if isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     return value
+
+
+def _machine() -> str:
+    """What it ran on, in a few words."""
+    parts = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPU cores"]
+    if torch.cuda.is_available():
+        parts.append(f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}")
+    return ", ".join(parts)
 
 
 def _number(row: Mapping[str, Any]) -> str:

@@ -243,7 +243,9 @@ def _agreement(fake: pd.DataFrame, judge: str) -> Finding:
         values = {"first": both["value_first"], "second": both["value_second"]}
         values["both"] = values["first"] * values["second"]
         sides = [both[keys].assign(side=name, value=each) for name, each in values.items()]
-        measure = compared(pd.concat(sides), kappa_of_shares, by=["side", "source", "language"])
+        found = compared(pd.concat(sides), kappa_of_shares, by=["side", "source", "language"])
+        low, high = max(found.ci_low, -1.0), min(found.ci_high, 1.0)
+        measure = replace(found, ci_low=low, ci_high=high)
     return _lu(
         "two judges agree on what is fake information",
         "Fig. 7",

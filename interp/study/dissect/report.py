@@ -47,7 +47,8 @@ def study(
     if REAL_LANGUAGE not in set(losses["language"]):
         raise ValueError("English, in which concepts are unlearned, must be a query language")
     name = model.rpartition("/")[2]
-    note = f"{name}, {len(concepts)} concepts, {setting}"
+    count = f"{len(concepts)} concept{'s' if len(concepts) > 1 else ''}"
+    note = f"{name}, {count}, {setting}"
     krs, mean = recovery.method_krs(losses), recovery.mean_krs(losses)
     kept = behaviour.kept(items)
     signatures = {
