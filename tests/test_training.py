@@ -479,6 +479,26 @@ print(done.model.content_hash(), len(done.history))
 """
 
 
+@pytest.fixture
+def full_disk():
+    """No file can grow beyond 4 KiB: how a write fails where there is no room."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("changes", [{}, {"evaluate_every": 2}])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path, full_disk, changes):
+    with pytest.raises(OSError, match=r"could not be written: .*too large"):
+        trained(out=tmp_path / "m", evaluate=lambda _model: {"x": 1.0}, **changes)
+    assert not (tmp_path / "m").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_goes_on_bit_for_bit(tmp_path):
     def start(out):

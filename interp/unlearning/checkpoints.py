@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ def save(
         directory: where to; replaced if it exists.
         card: how the model came about, written to `unlearning.json`.
         adapter: if given, it is written instead of the model, as a PEFT directory.
+
+    Raises:
+        OSError: it cannot be written there, as on a disk that is full; what was there stays.
     """
     target = Path(directory)
 
@@ -67,7 +71,8 @@ def save(
         text = json.dumps(card, ensure_ascii=False, indent=2)
         (folder / CARD).write_text(text + "\n", encoding="utf-8")
 
-    write_folder_atomically(target, write)
+    with _writing(target):
+        write_folder_atomically(target, write)
     return target
 
 
@@ -85,7 +90,17 @@ def save_state(
             if parameter in optimizer.state:
                 tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].contiguous()
     metadata = {"progress": json.dumps(progress)}
-    write_atomically(path, lambda scratch: save_file(tensors, scratch, metadata=metadata))
+    with _writing(path):
+        write_atomically(path, lambda scratch: save_file(tensors, scratch, metadata=metadata))
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """A disk that is full is an error of the operating system, whoever writes."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{str(target)!r} could not be written: {error}") from error
 
 
 def load_state(
