@@ -124,6 +124,14 @@ def test_the_budget_is_read_from_free_memory(monkeypatch):
     assert RowBudget.of(PAIR) == RowBudget(chunk_tokens=1, bytes=0)
 
 
+def test_halving_comes_to_the_smallest():
+    budget = RowBudget(chunk_tokens=1800, bytes=1 << 27)
+    for _ in range(11):
+        budget = budget.halved()
+    assert budget == RowBudget(chunk_tokens=1, bytes=0)
+    assert budget.halved() == budget
+
+
 def test_what_was_found_before_memory_ran_out_is_kept(monkeypatch):
     """Ten questions in passes of two, of which the third fails: its questions alone run twice."""
     items = mixed_trajectories(10)

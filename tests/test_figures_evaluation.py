@@ -65,6 +65,17 @@ def test_target_against_unrelated_is_a_point_per_model_with_both_intervals():
     assert [each.text for each in figure.layout.annotations] == ["English (en)"]
 
 
+def test_facets_are_as_high_as_the_legend():
+    """30 pixels for each of 14 models; the domain is a part of what the margins leave."""
+    both = TABLE.query("model == 'de'")
+    table = pd.concat([both.assign(model=f"model {number}") for number in range(14)])
+    figure = target_unrelated(table)
+    layout = figure.layout
+    low, high = layout.yaxis.domain
+    inside = layout.height - layout.margin.t - layout.margin.b
+    assert (high - low) * inside >= 14 * 30 - 1
+
+
 def test_a_table_that_was_a_file_is_drawn(tmp_path):
     TABLE.assign(concept="").drop_duplicates(["model", "language"]).to_csv(
         tmp_path / "m.csv", index=False

@@ -32,6 +32,8 @@ _LENS = {
 # What is worth holding against what is kept of the rest (Hong's figure has BLEU).
 _KNOWLEDGE = ("accuracy", "alias", "o_f", "rouge_l", "bleu", "chrf", "memorization_accuracy")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+# Pixels that a line of a legend takes.
+_LEGEND_LINE = 30
 
 
 def measures(table: pd.DataFrame) -> dict[str, go.Figure]:
@@ -174,10 +176,13 @@ def target_unrelated(
     scale = 100 if _are_shares(rows) else 1
     unit = " (%)" if scale == 100 else ""
     width = 230
+    columns = num_columns(len(languages), width)
+    # No lower than the legend, which is cut off below the facets in a picture.
+    legend = math.ceil(_LEGEND_LINE * len(models) / math.ceil(len(languages) / columns))
     figure, places = lay_out(
         [language_label(code) for code in languages],
-        num_columns=num_columns(len(languages), width),
-        size=(width, width),
+        num_columns=columns,
+        size=(width, max(width, legend)),
         left=80,
         right=40 + 8 * min(36, max(len(model) for model in models)),
         title=title,

@@ -56,8 +56,10 @@ class RowBudget:
         return cls(chunk_tokens=chunk_tokens, bytes=spare if gpus else min(CPU_BYTES, spare))
 
     def halved(self) -> RowBudget:
-        """Half of everything."""
-        return RowBudget(chunk_tokens=max(1, self.chunk_tokens // 2), bytes=self.bytes // 2)
+        """Half of everything; below calls of one token nothing is left."""
+        if self.chunk_tokens == 1:
+            return RowBudget(chunk_tokens=1, bytes=0)
+        return RowBudget(chunk_tokens=self.chunk_tokens // 2, bytes=self.bytes // 2)
 
 
 @dataclass(frozen=True, kw_only=True)
