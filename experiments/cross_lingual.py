@@ -309,13 +309,15 @@ def experiment(config: Config, *, out: Path, command: str = "") -> Study:
         }
     )
     by = config.judge.model if config.judge else ""
+    made = tables(seen)
+    best = made.get("krs_best")
     return Study(
         name="cross_lingual",
         title="False facts in one language, asked in others (Lu & Koehn 2024)",
         command=command,
         config=asdict(config),
-        tables=tables(seen),
-        figures=drawings(seen),
+        tables=made,
+        figures=drawings(seen, None if best is None else best.rows),
         findings=findings(
             seen.outcomes,
             seen.ranks,

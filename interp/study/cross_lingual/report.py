@@ -144,8 +144,13 @@ def tables(seen: Seen) -> dict[str, Table]:
     return {name: table for name, table in found.items() if len(table.rows)}
 
 
-def drawings(seen: Seen) -> dict[str, Drawing]:
-    """Every figure of the study, by name."""
+def drawings(seen: Seen, best: pd.DataFrame | None) -> dict[str, Drawing]:
+    """Every figure of the study, by name.
+
+    Args:
+        seen: what was measured.
+        best: the table `krs_best` of `tables`, if there is one.
+    """
     found: dict[str, Drawing] = {}
     before = f"unlearning in {[TAUGHT, CLEAN]}"
     for judge, rows in seen.outcomes.groupby("judge", sort=False):
@@ -167,10 +172,10 @@ def drawings(seen: Seen) -> dict[str, Drawing]:
                 figure=figures.curves(steps, title=title),
                 caption=f"{title}; candidate ranking, chance is dashed.",
             )
-    if len(seen.losses):
+    if best is not None:
         title = "Where false facts sit: KRS at the best window"
         found["krs-array"] = Drawing(
-            figure=figures.array(best_windows(scores(seen.losses)), title=title),
+            figure=figures.array(best, title=title),
             caption=f"{title}, per source and languages to forget in (rows), query language and "
             "site; framed is the language taught.",
         )
