@@ -215,15 +215,12 @@ def main(
         out: directory of the study; runs/cross_lingual-PRESET by default.
         model: another model than the preset's.
     """
+    config = preset_of(PRESETS, preset, model=model)
     out = out or Path(f"runs/cross_lingual-{preset}")
     command = command_of("cross_lingual", preset, model=model)
-    with mistakes_told(""):
-        config = preset_of(PRESETS, preset, model=model)
-        study = experiment(config, out=out, command=command)
+    study = experiment(config, out=out, command=command)
     paths = study.write(out)
-    shown = study.findings_table()[["signature", "verdict", "value", "ci_low", "ci_high", "n"]]
-    print(shown.round(2).to_string(index=False))
-    print("", *paths, sep="\n")
+    print(study.summary(), *paths, sep="\n")
 
 
 def experiment(config: Config, *, out: Path, command: str = "") -> Study:
@@ -351,4 +348,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with mistakes_told("cross_lingual"):
+        tyro.cli(main)

@@ -171,12 +171,11 @@ def main(
         file: another file of the authors' concepts, such as OLMo's.
     """
     config = preset_of(PRESETS, preset, model=model, file=file)
+    out = out or Path(f"runs/dissect-{preset}")
     command = command_of("dissect", preset, model=model, file=file)
-    folder = out or Path("runs") / f"dissect-{preset}"
-    found = dissect(config, folder, command=command)
-    print(found.markdown())
-    for path in found.write(folder):
-        print(path)
+    study = dissect(config, out, command=command)
+    paths = study.write(out)
+    print(study.summary(), *paths, sep="\n")
 
 
 def dissect(config: Config, out: Path, *, command: str = "", progress: bool = True) -> Study:
@@ -266,5 +265,5 @@ def _models(config: Config, concepts: list[Concept]) -> Iterator[tuple[Concept, 
 
 
 if __name__ == "__main__":
-    with mistakes_told("error"):
+    with mistakes_told("dissect"):
         tyro.cli(main)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import interp
+from interp.cli.options import mistakes_told
 from interp.figures import export
 
 
@@ -49,4 +50,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(Config())
+    with mistakes_told("layer_sweep"):
+        main(Config())

@@ -101,15 +101,14 @@ def main(
     """
     config = preset_of(PRESETS, preset, model=model)
     out = out or Path(f"runs/lingtea-{preset}")
+    command = command_of("lingtea", preset, model=model)
     # What is wrong with the data is said before anything is trained.
     materials = materials_of(config)
     vanilla = interp.load(config.model)
     parts = [run(vanilla, material, config, out) for material in materials]
-    study = study_of(parts, config, command=command_of("lingtea", preset, model=model))
-    figures = study.write(out)
-    shown = study.findings_table()[["signature", "verdict", "value", "ci_low", "ci_high", "n"]]
-    print(shown.round(3).to_string(index=False))
-    print("\n".join(map(str, figures)))
+    study = study_of(parts, config, command=command)
+    paths = study.write(out)
+    print(study.summary(), *paths, sep="\n")
 
 
 if __name__ == "__main__":

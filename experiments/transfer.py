@@ -168,8 +168,7 @@ PRESETS = {
 
 
 def main(
-    preset: str = "quick",
-    /,
+    preset: tyro.conf.Positional[str] = "quick",
     *,
     out: Path | None = None,
     model: str | None = None,
@@ -182,7 +181,8 @@ def main(
         model: another vanilla model than the preset's: a directory, a .gguf file or a Hub id.
     """
     config = preset_of(PRESETS, preset, model=model)
-    out = Path(f"runs/transfer-{preset}") if out is None else out
+    out = out or Path(f"runs/transfer-{preset}")
+    command = command_of("transfer", preset, model=model)
     task = config.task()
     vanilla = interp.load(config.model, dtype=config.dtype)
     models = {VANILLA: vanilla}
@@ -199,12 +199,9 @@ def main(
         swept=config.questions(task),
         sites=config.sites,
     )
-    command = command_of("transfer", preset, model=model)
     study = tell(parts, task, command=command, config=asdict(config), note=config.note)
     paths = study.write(out)
-    columns = ["signature", "verdict", "value", "ci_low", "ci_high", "n"]
-    print(study.findings_table()[columns].round(3).to_string())
-    print("\n".join(map(str, paths)))
+    print(study.summary(), *paths, sep="\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pandas as pd
 import tyro
 
 import interp
+from interp.cli.options import mistakes_told
 from interp.data.corpora import CorpusConfig, contaminated
 from interp.runs import Run, corpus_of
 from interp.unlearning.contamination import clean
@@ -88,4 +89,5 @@ def summary(run: Run, method: str, mix: str) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with mistakes_told("unlearning"):
+        tyro.cli(main)

@@ -538,21 +538,6 @@ def _csv(table: pd.DataFrame, path: Path) -> Path:
     return path
 
 
-def test_an_unknown_preset_is_one_sentence(capsys):
-    with pytest.raises(SystemExit) as ended:
-        script.main("slow")
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == "no preset 'slow'; valid: quick, full, paper\n"
-
-
-def test_a_mistake_is_one_sentence(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        script.main("quick", model=str(tmp_path / "no"), out=tmp_path)
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(tmp_path / "no") in line
-
-
 @pytest.mark.parametrize("name", ["quick", "full", "paper"])
 def test_settings_of_a_preset_are_json_without_infinity(name):
     settings = as_json(script.asdict(script.PRESETS[name]))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -465,14 +463,6 @@ def test_presets_are_whole():
     for preset in ("full", "paper"):
         assert len(script.PRESETS[preset].strengths) == 3
         assert list(script.PRESETS[preset].methods) == [*script.TRAINED, *script.EDITED]
-
-
-def test_an_unknown_preset_is_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["dissect.py", "huge"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(script.__file__), run_name="__main__")
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: no preset 'huge'; valid: quick, full, paper\n"
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -525,11 +524,3 @@ def test_presets_fit_their_data():
             assert {record.language for record in records} == {*presets[name].languages[each.name]}
     with pytest.raises(ValueError, match=r"no file 'data/bmlama53/forget-32.jsonl' of facts to f"):
         materials_of(presets["paper"])
-
-
-def test_an_unknown_preset_is_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["lingtea.py", "slow"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "experiments" / "lingtea.py"), run_name="__main__")
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == ("lingtea: no preset 'slow'; valid: quick, full, paper\n")

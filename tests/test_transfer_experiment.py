@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -414,11 +413,3 @@ def test_items_are_those_of_the_models(tmp_path):
     assert margins.loc[margins["model"] == "dpo", "value"].tolist() == pytest.approx(
         own.loc[own["measure"] == "margin", "value"].tolist()
     )
-
-
-def test_an_unknown_preset_is_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "huge"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "transfer: no preset 'huge'; valid: quick, full, paper\n"

@@ -53,14 +53,14 @@ def mistakes_told(speaker: str) -> Iterator[None]:
 
     An interruption is exit code 130.
     """
-    start = f"{speaker}: " if speaker else ""
     try:
         yield
     except (ValueError, LookupError, ImportError, OSError) as error:
-        print(start + " ".join((str(error) or type(error).__name__).split()), file=sys.stderr)
+        said = " ".join((str(error) or type(error).__name__).split())
+        print(f"{speaker}: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{start}stopped; the same command goes on where it was", file=sys.stderr)
+        print(f"{speaker}: stopped; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
 
 

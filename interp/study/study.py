@@ -129,6 +129,11 @@ class Study:
         ]
         return pd.DataFrame(rows)
 
+    def summary(self) -> str:
+        """The findings for a terminal: signature, verdict, value with interval, questions."""
+        shown = ["signature", "verdict", "value", "ci_low", "ci_high", "n"]
+        return self.findings_table()[shown].round(2).to_string(index=False)
+
     def markdown(self) -> str:
         """The findings as a table in Markdown, under title, command, day and seed."""
         rows = [
