@@ -63,8 +63,9 @@ PRESETS = {
         sizes=(64, 96, 128),
         steps_per_language=6,
         learning_rates={"facts": 2e-4, "sentences": 2e-4},
-        training=replace(_ADAPTER, num_steps=24, batch_size=16),
-        num_queries=10,
+        training=replace(_ADAPTER, num_steps=24, batch_size=16, evaluate_every=3),
+        num_queries=6,
+        num_tokens=20,
         note=_SMALL,
     ),
     "paper": Config(
