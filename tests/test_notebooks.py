@@ -104,7 +104,7 @@ def test_build_your_own_runs(tmp_path, threads):
     scores = (
         pd.read_csv(tmp_path / "scores.csv").groupby(["language", "site"])["KRS"].max().unstack()
     )
-    assert list(scores.index) == ["English", "Esperanto"]
+    assert list(scores.index) == ["English", "Turkish"]
     # On the questions that the choice was made on, it is better than chance, and a part of all.
     english = scores.loc["English"]
     assert english["64 at random"] < english["64 that moved most"]
