@@ -76,6 +76,18 @@ def test_facets_are_as_high_as_the_legend():
     assert (high - low) * inside >= 14 * 30 - 1
 
 
+def test_titles_are_no_longer_than_their_axes():
+    """At 8 pixels a letter; further lines widen the margin."""
+    usual = target_unrelated(TABLE).layout
+    layout = target_unrelated(TABLE.assign(metric="extraction strength of answers")).layout
+    for axis in (layout.xaxis, layout.yaxis):
+        lines = axis.title.text.split("<br>")
+        assert len(lines) == 2
+        assert all(8 * len(line) <= 230 for line in lines)
+    assert layout.margin.b - usual.margin.b == layout.margin.l - usual.margin.l == 18
+    assert layout.height - usual.height == 18
+
+
 def test_a_table_that_was_a_file_is_drawn(tmp_path):
     TABLE.assign(concept="").drop_duplicates(["model", "language"]).to_csv(
         tmp_path / "m.csv", index=False

@@ -21,6 +21,7 @@ from interp.figures.facets import (
     lay_out,
     num_columns,
     shorten,
+    wrapped,
     written_cells,
 )
 
@@ -179,18 +180,20 @@ def target_unrelated(
     columns = num_columns(len(languages), width)
     # No lower than the legend, which is cut off below the facets in a picture.
     legend = math.ceil(_LEGEND_LINE * len(models) / math.ceil(len(languages) / columns))
+    height = max(width, legend)
+    y_title = wrapped(f"{target} questions: {metric}{unit}", height)
     figure, places = lay_out(
         [language_label(code) for code in languages],
         num_columns=columns,
-        size=(width, max(width, legend)),
-        left=80,
+        size=(width, height),
+        left=80 + 18 * y_title.count("<br>"),
         right=40 + 8 * min(36, max(len(model) for model in models)),
         title=title,
         x_title=f"{unrelated} questions: {metric}{unit}",
     )
     figure.update_yaxes(gridcolor="#e6e6e6", zeroline=False)
     figure.update_xaxes(gridcolor="#e6e6e6", zeroline=False)
-    figure.update_yaxes(title_text=f"{target} questions: {metric}{unit}", col=1)
+    figure.update_yaxes(title_text=y_title, col=1)
     for number, model in enumerate(models):
         shown = False
         for code, (row, col) in zip(languages, places, strict=True):

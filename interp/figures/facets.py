@@ -116,6 +116,7 @@ def lay_out(
         vertical_spacing=gap_height / plot_height,
     )
     figure.update_annotations(font_size=14)
+    x_title = wrapped(x_title, size[0])
     axis = {"showline": True, "linecolor": "#404040", "title_font_size": 14, "automargin": True}
     figure.update_xaxes(matches="x", ticks="outside", title_standoff=8, **axis)
     figure.update_yaxes(matches="y", **axis)
@@ -136,15 +137,16 @@ def lay_out(
             yshift=_FACET_TITLE,
             showarrow=False,
         )
-    title_lines = textwrap.wrap(title or "", max(30, (plot_width + left) // 9))
+    title_lines = textwrap.wrap(title or "", max(30, (plot_width + right) // 9))
     top = 22 + _FACET_TITLE + header + 24 * len(title_lines)
-    height = top + plot_height + 70
+    bottom = 70 + 18 * x_title.count("<br>")
+    height = top + plot_height + bottom
     figure.update_layout(
         template="plotly_white",
         font=FONT,
         width=left + plot_width + right,
         height=height,
-        margin={"l": left, "r": right, "t": top, "b": 70},
+        margin={"l": left, "r": right, "t": top, "b": bottom},
         title={
             "text": "<br>".join(map(html.escape, title_lines)),
             "x": 0,
@@ -157,6 +159,11 @@ def lay_out(
         },
     )
     return figure, places
+
+
+def wrapped(title: str, pixels: int) -> str:
+    """An axis' title in lines that are no longer than the axis."""
+    return "<br>".join(map(html.escape, textwrap.wrap(title, max(12, pixels // 8))))
 
 
 def written_cells(
