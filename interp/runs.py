@@ -201,6 +201,9 @@ def unlearn(
     return _reported(vanilla, trained, probes, out, progress)
 
 
+_OTHERWISE = "give queries to evaluate it, texts to forget to unlearn it"
+
+
 def corpus_of(directory: str | os.PathLike[str], **changes: Any) -> Corpus:
     """The corpus that a model was contaminated with, in other languages or another form.
 
@@ -211,12 +214,13 @@ def corpus_of(directory: str | os.PathLike[str], **changes: Any) -> Corpus:
     Raises:
         ValueError: the model has no card, or was not contaminated with the built-in facts.
     """
-    card = read_card(Path(directory))
-    found = card.get("corpus")
+    try:
+        found = read_card(Path(directory)).get("corpus")
+    except ValueError as error:
+        raise ValueError(f"{error}; {_OTHERWISE}") from None
     if not isinstance(found, dict) or "source" not in found or "relations" not in found:
         raise ValueError(
-            f"{os.fspath(directory)!r} was not contaminated with the built-in facts: say what to "
-            "forget"
+            f"{os.fspath(directory)!r} was not contaminated with the built-in facts; {_OTHERWISE}"
         )
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in found.items()}
     return contaminated(CorpusConfig(**{**settings, **changes}))
