@@ -34,8 +34,9 @@ from interp.languages import LU_LANGUAGES
 from interp.runs import AFTER, Run
 from interp.study import Study
 from interp.study.cross_lingual.findings import findings
-from interp.study.cross_lingual.outcomes import CLEAN, RANKING, TAUGHT, mixes_of, ranked, where
+from interp.study.cross_lingual.outcomes import CLEAN, RANKING, TAUGHT, mixes_of, ranked
 from interp.study.cross_lingual.report import Seen, asked, drawings, tables
+from interp.study.rows import where
 from interp.unlearning.config import Stop, TrainingConfig
 from interp.unlearning.contamination import ContaminationConfig, clean
 from interp.unlearning.methods import UNLEARNING

@@ -143,6 +143,25 @@ def test_models_have_a_row_of_facets_each():
     assert [note.y for note in headers] == pytest.approx([tops[0], tops[2]])
 
 
+def test_an_array_of_many_sites_is_no_wider_than_a_page():
+    sites = ["coef", "attn", "coef+attn", "value", "key", "attn_weights", "mlp_out", "resid"]
+
+    def drawn(num_sites: int):
+        table = score_table(languages=["en"], sites=sites[:num_sites], layers=range(18))
+        both = pd.concat([table.assign(unlearned=name) for name in ("a", "b")])
+        both.insert(0, "unlearned", both.pop("unlearned"))
+        return heatmap(both).layout
+
+    two, six, eight = (drawn(number) for number in (2, 6, 8))
+    assert two.width - 2 * 360 == six.width - 6 * 250 - 4 * 28
+    assert eight.width < 2000
+    # What would cover its neighbour stands under its short name.
+    titles = [note.text for note in eight.annotations]
+    assert "coef+attn" in titles
+    assert "MLP coefficients (coef)" in titles
+    assert "coefficients + attention (coef+attn)" in [note.text for note in six.annotations]
+
+
 def test_facets_keep_their_pixels_whatever_their_number():
     for num_languages, num_sites, num_layers in [(1, 1, 4), (9, 4, 18), (20, 8, 80)]:
         table = score_table(

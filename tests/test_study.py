@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from interp.behaviour.measure import Measure, undefined
+from interp.behaviour.measure import Measure, draw_counts, percentiles, undefined
 from interp.study import Drawing, Finding, Study, Table
 from interp.study.contrasts import contrast
 
@@ -109,6 +109,24 @@ def losses(table: dict[tuple[str, str, int], list[float]], unlearned: float = 1.
             for number, value in enumerate(values)
         ]
     )
+
+
+def test_items_are_drawn_within_their_stratum():
+    strata = np.array(["b", "a", "b", "a", "a", "c"])
+    counts = draw_counts(strata, num_resamples=2000, seed=1)
+    assert counts.shape == (2000, 6)
+    for name, number in (("a", 3), ("b", 2), ("c", 1)):
+        assert (counts[:, strata == name].sum(1) == number).all()
+    # Each of three items is drawn once on average; none of three draws is it in (2/3)³ = 0.296.
+    of_a = counts[:, strata == "a"]
+    assert of_a.mean(0) == pytest.approx([1, 1, 1], abs=0.06)
+    assert (of_a == 0).mean(0) == pytest.approx([8 / 27] * 3, abs=0.04)
+    assert (draw_counts(strata, num_resamples=2000, seed=1) == counts).all()
+
+
+def test_percentiles_leave_out_what_is_no_number():
+    assert percentiles([math.nan, *range(41)]) == (1, 39)
+    assert all(map(math.isnan, percentiles([math.nan])))
 
 
 def test_a_contrast_is_of_ratios_of_means():

@@ -293,6 +293,17 @@ def test_labels_of_the_same_dot_go_to_different_sides():
     assert len({*dots.textposition}) == 4
 
 
+def test_codes_stand_where_names_would_cover_each_other():
+    codes = ["fr", "pl", "it", "nl", "es", "pt", "vi", "id", "zh", "ru", "ja", "sv"]
+    shares = [LANGUAGES[code].web_share for code in codes]
+    figure = draw(predicted([1.0] * len(codes), web_share=shares, language=codes))
+    assert list(figure.data[0].text) == codes
+    labels, _, _ = boxes(figure)
+    assert all(apart(a, b) for at, a in enumerate(labels) for b in labels[:at])
+    few = draw(predicted([1.0, 0.2], web_share=[1, 10], language=["fr", "de"]))
+    assert list(few.data[0].text) == ["French", "German"]
+
+
 def test_what_is_no_table_of_reductions():
     table = reductions(rates(), unlearned_in=["de"])
     with pytest.raises(ValueError, match="lacks the columns reduction, unlearned_in, web_share"):

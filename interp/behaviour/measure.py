@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 _NORMAL_95 = 1.959964
 
@@ -76,10 +78,44 @@ def resampled(
     if num_items == 1:
         return Measure(value=value, ci_low=math.nan, ci_high=math.nan, n=1, reason=reason)
     draws = np.random.default_rng(seed).integers(num_items, size=(num_resamples, num_items))
-    found = np.array([statistic(draw) for draw in draws], dtype=float)
-    found = found[~np.isnan(found)]
-    low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (math.nan, math.nan)
-    return Measure(value=value, ci_low=float(low), ci_high=float(high), n=num_items, reason=reason)
+    low, high = percentiles([statistic(draw) for draw in draws])
+    return Measure(value=value, ci_low=low, ci_high=high, n=num_items, reason=reason)
+
+
+def draw_counts(
+    strata: Sequence[Any] | np.ndarray, *, num_resamples: int = 1000, seed: int = 0
+) -> Float[np.ndarray, "resample item"]:
+    """How often a bootstrap draws each item: items are drawn anew within each stratum.
+
+    What is weighted by a row of it is computed from items that were drawn once for all that is
+    compared.
+
+    Args:
+        strata: of each item, the stratum that it is in.
+        num_resamples: rows.
+        seed: of the draws.
+    """
+    names, stratum = np.unique(np.asarray(strata), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    counts = np.empty((num_resamples, len(stratum)))
+    for number in range(len(names)):
+        (items,) = np.nonzero(stratum == number)
+        uniform = np.full(len(items), 1 / len(items))
+        counts[:, items] = rng.multinomial(len(items), uniform, size=num_resamples)
+    return counts
+
+
+def percentiles(found: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of a statistic's resamples.
+
+    Those that are NaN do not count; NaN of none.
+    """
+    values = np.asarray(found, dtype=float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def measured(

@@ -43,6 +43,9 @@ _COLUMNS += ("num_queries", "noise_floor", "reason")
 
 _UNDEFINED = "#b3b3b3"
 
+# Pixels that the facets of an array should take together.
+_ARRAY_WIDTH = 1500
+
 
 def heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     """Draw language × layer, one facet per site, on one colour scale with zero in the middle.
@@ -63,10 +66,14 @@ def heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     layers = sorted({record["layer"] for record in records})
     labels = [language_label(code) for code in languages]
     width = int(np.clip(20 * len(layers), 240, 420))
+    columns = num_columns(len(sites), width)
+    if len(groups) > 1:
+        columns = len(sites)
+        width = max(180, min(width, _ARRAY_WIDTH // columns))
     keys = [(group, site) for group in groups for site in sites]
     figure, places = lay_out(
-        [_site_title(site) for _, site in keys],
-        num_columns=len(sites) if len(groups) > 1 else num_columns(len(sites), width),
+        [_site_title(site, width) for _, site in keys],
+        num_columns=columns,
         size=(width, max(110, 24 * len(languages))),
         left=30 + 8 * max(map(len, labels)),
         right=130,
@@ -267,8 +274,10 @@ def _hover(record: dict, name: str) -> str:
     return "<br>".join(text)
 
 
-def _site_title(site: str) -> str:
-    return _SITE_TITLES.get(site, site)
+def _site_title(site: str, pixels: int = 420) -> str:
+    """In words, where they fit above a facet so wide."""
+    title = _SITE_TITLES.get(site, site)
+    return title if 7 * len(title) <= pixels + 20 else site
 
 
 def _group_title(group: tuple) -> str:

@@ -5,6 +5,7 @@ The table is that of `interp.behaviour.transfer.reductions`.
 
 import html
 import math
+from itertools import combinations, starmap
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,6 +52,8 @@ def transfer(
 ) -> go.Figure:
     """Draw the reduction of each language against a predictor, a labelled dot per language.
 
+    Labels are names, or codes where names would cover each other.
+
     Languages that unlearning was in are hollow, since theirs is no transfer. Columns
     `reduction_low` and `reduction_high` are drawn as intervals. Languages that lack the reduction
     or the predictor are named below the axis.
@@ -86,7 +89,13 @@ def transfer(
         (each - y_range[0]) / (y_range[1] - y_range[0]) * _SIZE[1] for each in (low, y, high)
     ]
     labels = [_label(row["language"]) for row in drawn]
-    places = _places(labels, across, *upwards)
+    places, covered = _places(labels, across, *upwards)
+    if covered:
+        # Codes are shorter than names.
+        codes = [row["language"] for row in drawn]
+        of_codes, covered_by_codes = _places(codes, across, *upwards)
+        if covered_by_codes < covered:
+            labels, places = codes, of_codes
     for hollow in sorted({bool(row["unlearned_in"]) for row in drawn}):
         chosen = [at for at, row in enumerate(drawn) if bool(row["unlearned_in"]) == hollow]
         error: dict[str, Any] = {"type": "data", "symmetric": False, "thickness": 1, "width": 0}
@@ -170,8 +179,12 @@ def _hover(row: dict[str, Any], predictor: str) -> str:
 
 def _places(
     labels: list[str], x: np.ndarray, low: np.ndarray, y: np.ndarray, high: np.ndarray
-) -> list[str]:
-    """Where each label stands so that it covers little: chosen in turn, until none moves."""
+) -> tuple[list[str], float]:
+    """Where each label stands so that it covers little: chosen in turn, until none moves.
+
+    Returns:
+        The places, and by how many pixels labels cover each other.
+    """
     dots = [_around((x[at], y[at]), _DOT, _DOT) for at in range(len(labels))]
     lines = [(x[at] - 1, low[at], x[at] + 1, high[at]) for at in range(len(labels))]
     chosen = ["middle right"] * len(labels)
@@ -196,7 +209,8 @@ def _places(
             chosen[at] = min(costs, key=costs.__getitem__)
         if chosen == before:
             break
-    return chosen
+    boxes = [box(at, place) for at, place in enumerate(chosen)]
+    return chosen, sum(starmap(_shared, combinations(boxes, 2)))
 
 
 def _around(middle: tuple[float, float], width: float, height: float) -> Box:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from interp.behaviour.measure import Measure, undefined
+from interp.behaviour.measure import Measure, draw_counts, percentiles, undefined
 
 Curves = Mapping[Any, Float[np.ndarray, " layer"]]
 """KRS over the layers, by site; with `by`, by (value of each of its columns …, site)."""
@@ -74,13 +74,7 @@ def contrast(
 
     language = np.empty(shape[0], dtype=object)
     language[question] = rows["language"]
-    rng = np.random.default_rng(seed)
-    draws = np.empty((num_resamples, shape[0]))
-    for one in sorted(set(language)):
-        (of_one,) = np.nonzero(language == one)
-        uniform = np.full(len(of_one), 1 / len(of_one))
-        draws[:, of_one] = rng.multinomial(len(of_one), uniform, size=num_resamples)
-    found = np.array([value(weights) for weights in draws])
-    low, high = np.nanquantile(found, [0.025, 0.975])
+    draws = draw_counts(language.astype(str), num_resamples=num_resamples, seed=seed)
+    low, high = percentiles([value(weights) for weights in draws])
     whole = value(np.ones(shape[0]))
-    return Measure(value=whole, ci_low=float(low), ci_high=float(high), n=int(shape[0]))
+    return Measure(value=whole, ci_low=low, ci_high=high, n=int(shape[0]))

@@ -18,7 +18,8 @@ from interp.behaviour.measure import Measure, undefined
 from interp.data.corpus import REAL_LANGUAGE
 from interp.languages import language
 from interp.study.contrasts import Curves, contrast
-from interp.study.cross_lingual.outcomes import CELL, CLEAN, RANKING, TAUGHT, Rates, compared, where
+from interp.study.cross_lingual.outcomes import CELL, CLEAN, RANKING, TAUGHT, Rates, compared
+from interp.study.rows import where
 from interp.study.study import Finding
 
 TOLERANCE = 0.2

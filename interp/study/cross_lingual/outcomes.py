@@ -24,6 +24,7 @@ from interp.behaviour.measure import Measure, mean, measured, resampled, share, 
 from interp.data.corpus import mix_languages
 from interp.figures.facets import language_label
 from interp.recovery.krs import krs_table
+from interp.study.rows import where
 
 CLEAN, TAUGHT = "clean", "taught"
 RANKING = "ranking"
@@ -33,13 +34,6 @@ OUTCOME = (*CELL, "concept", "query_id", "judge", "value")
 
 Rates = Mapping[tuple[str, ...], float]
 """Means of outcomes by the columns that tell them apart."""
-
-
-def where(table: pd.DataFrame, **values: str) -> pd.DataFrame:
-    """The rows that have these values, by column."""
-    for name, value in values.items():
-        table = table.query(f"{name} == {value!r}")
-    return table
 
 
 def mixes_of(mixes: Sequence[str], source: str) -> tuple[list[str], pd.DataFrame]:

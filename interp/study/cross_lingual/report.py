@@ -24,8 +24,8 @@ from interp.study.cross_lingual.outcomes import (
     judged,
     ranked,
     scores,
-    where,
 )
+from interp.study.rows import where
 from interp.study.study import Drawing, Table
 
 CONCEPTS = {"fake": "False facts", "real": "True facts"}

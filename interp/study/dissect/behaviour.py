@@ -15,9 +15,17 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from interp.behaviour.measure import Measure, mean, measured, undefined
-from interp.study.dissect.recovery import are_both_there, is_trained, trained, where
+from interp.behaviour.measure import (
+    Measure,
+    draw_counts,
+    mean,
+    measured,
+    percentiles,
+    undefined,
+)
+from interp.study.dissect.recovery import are_both_there, is_trained, trained
 from interp.study.dissect.signatures import SOURCE
+from interp.study.rows import where
 from interp.study.study import Finding
 
 TARGET, UNRELATED = "target", "unrelated"
@@ -86,7 +94,7 @@ def price(items: pd.DataFrame) -> Measure:
 
 def behaviour_findings(items: pd.DataFrame, language: str, *, note: str = "") -> list[Finding]:
     """Whether both fall together, and whether MEMIT is choosier, in one query language."""
-    rows = where(items, "language", [language])
+    rows = where(items, language=language)
     models = {*zip(*(trained(rows)[name] for name in _MODEL), strict=True)}
     sizes = Counter(concept for concept, *_ in models)
     correlation = undefined("fewer than three trained models of a concept")
@@ -144,18 +152,13 @@ def _over_questions(
     stratum, is_target = np.empty(shape[1], int), np.empty(shape[1], bool)
     stratum[question], is_target[question] = strata, rows["questions"] == TARGET
 
-    rng = np.random.default_rng(seed)
+    counts = draw_counts(stratum, num_resamples=num_resamples, seed=seed)
     # The first row is the questions as they are.
-    draws = np.ones((num_resamples + 1, shape[1]))
-    for one in set(stratum):
-        (places,) = np.nonzero(stratum == one)
-        uniform = np.full(len(places), 1 / len(places))
-        draws[1:, places] = rng.multinomial(len(places), uniform, size=num_resamples)
+    draws = np.concatenate([np.ones((1, shape[1])), counts])
     means = []
     for chosen in (is_target, ~is_target):
         count, total = ((draws * chosen) @ values.T for values in (asked, score))
         means.append(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
     value, *found = statistic(models, *means)
-    known = [each for each in found if not np.isnan(each)]
-    low, high = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
-    return Measure(value=float(value), ci_low=float(low), ci_high=float(high), n=int(shape[1]))
+    low, high = percentiles(found)
+    return Measure(value=float(value), ci_low=low, ci_high=high, n=int(shape[1]))

@@ -12,7 +12,8 @@ from interp.behaviour.drift import COLUMNS
 from interp.figures import depth
 from interp.figures.facets import COLOURS, check_table, language_label, lay_out, num_columns
 from interp.study.dissect.behaviour import TARGET, UNRELATED
-from interp.study.dissect.recovery import is_trained, where
+from interp.study.dissect.recovery import is_trained
+from interp.study.rows import where
 
 _COLUMNS = ("method", "strength", "language", "questions", "bleu", "ci_low", "ci_high", "n")
 _SIZES = (6, 9, 12, 15)
@@ -58,7 +59,7 @@ def tradeoff(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         )
         figure.add_trace(diagonal, row=row, col=col)
         for number, method in enumerate(methods):
-            rows = where(where(table, "language", [code]), "method", [method])
+            rows = where(table, language=code, method=method)
             figure.add_trace(
                 _path(rows, method, number, is_first=code == languages[0]), row=row, col=col
             )
@@ -80,7 +81,7 @@ def mean_drift(drifts: pd.DataFrame, *, trained: bool, title: str | None = None)
         ValueError: there are no such models.
     """
     names = {method for method in drifts["method"] if is_trained(method) == trained}
-    rows = where(drifts, "method", names)
+    rows = where(drifts, method=names)
     check_table(rows, COLUMNS, "the drift")
     cells: Any = rows.groupby(["layer", "group"], sort=False)
     means = cells[["cosine", "relative_change", "effective_rank", "num_parameters"]].mean()
@@ -90,7 +91,7 @@ def mean_drift(drifts: pd.DataFrame, *, trained: bool, title: str | None = None)
 
 def _path(rows: pd.DataFrame, method: str, number: int, *, is_first: bool) -> go.Scatter:
     """A method's way from V, through its strengths."""
-    target, unrelated = (where(rows, "questions", [kind]) for kind in (TARGET, UNRELATED))
+    target, unrelated = (where(rows, questions=kind) for kind in (TARGET, UNRELATED))
     points = target.merge(unrelated, on="strength", suffixes=("_y", "_x"))
     points = points.sort_values("strength")
     hover = ["V", *(_hover(row, method) for row in points.to_dict("records"))]

@@ -7,7 +7,7 @@ and is told apart. All intervals are over questions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from interp.behaviour.measure import Measure, undefined
 from interp.recovery.krs import krs_table
 from interp.study.contrasts import contrast
 from interp.study.dissect.signatures import OWN, SIGNATURES, SOURCE
+from interp.study.rows import where
 from interp.study.study import Finding
 
 MEAN = "mean of methods that train"
@@ -31,15 +32,9 @@ def is_trained(method: str) -> bool:
     return not method.startswith("memit")
 
 
-def where(table: pd.DataFrame, column: str, values: Iterable[str]) -> pd.DataFrame:
-    """The rows that have one of some values in a column."""
-    found: Any = table[table[column].isin([*values])]
-    return found
-
-
 def trained(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of methods that train."""
-    return where(table, "method", {name for name in table["method"] if is_trained(name)})
+    return where(table, method={name for name in table["method"] if is_trained(name)})
 
 
 def are_both_there(table: pd.DataFrame) -> bool:
@@ -86,14 +81,14 @@ def recovery_findings(losses: pd.DataFrame, language: str, *, note: str = "") ->
         language: BCP-47 code.
         note: what differs from the paper's setting.
     """
-    rows = where(trained(losses), "language", [language])
+    rows = where(trained(losses), language=language)
     there = set(rows["site"])
     found = []
     for signature in SIGNATURES:
         lacking = [site for site in signature.sites if site not in there]
         measure = undefined(f"{', '.join(lacking)} not swept with a method that trains")
         if not lacking:
-            used = where(rows, "site", signature.sites)
+            used = where(rows, site=signature.sites)
             measure = contrast(
                 used,
                 lambda curves, s=signature: s.statistic(_over_methods(curves)),
@@ -118,7 +113,7 @@ def language_findings(losses: pd.DataFrame) -> list[Finding]:
     note = f"the language in which it is least so, of {', '.join(languages)}"
     found = []
     for low, high in (("value", "attn"), ("coef", "coef+attn")):
-        used = where(rows, "site", [low, high])
+        used = where(rows, site=[low, high])
 
         def least(curves: Mapping[tuple, np.ndarray], low: str = low, high: str = high) -> float:
             by_language = [
@@ -139,7 +134,7 @@ def language_findings(losses: pd.DataFrame) -> list[Finding]:
                 note=note,
             )
         )
-    used = where(losses, "site", ["value"])
+    used = where(losses, site="value")
     measure = undefined("value not swept with both kinds of methods")
     if are_both_there(used):
         measure = contrast(used, _edited_above_trained, by=["method"])
@@ -176,7 +171,7 @@ def drift_findings(drifts: pd.DataFrame) -> list[Finding]:
         ("the unembedding", ("unembed",)),
         ("the norms", ("norms", "final_norm")),
     ):
-        rows = where(trained(drifts), "group", groups)
+        rows = where(trained(drifts), group=groups)
         models = len({*zip(rows["method"], rows["concept"], strict=True)})
         measure = undefined("no model was compared")
         if len(rows) and not any(rows["relative_change"].tolist()):

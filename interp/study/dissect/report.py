@@ -12,6 +12,7 @@ from interp.data.corpus import REAL_LANGUAGE
 from interp.study.dissect import behaviour, recovery
 from interp.study.dissect import figures as drawings
 from interp.study.dissect.concepts import EDIT, STATEMENT, Concept
+from interp.study.rows import where
 from interp.study.study import Drawing, Study, Table
 
 TABLES = ("models", "answers", "measures", "losses", "drift")
@@ -118,7 +119,7 @@ def concept_table(concepts: Sequence[Concept]) -> pd.DataFrame:
 def _drawings(
     krs: pd.DataFrame, mean: pd.DataFrame, kept: pd.DataFrame, drifts: pd.DataFrame, name: str
 ) -> dict[str, Drawing]:
-    in_english = recovery.where(krs, "language", [REAL_LANGUAGE])
+    in_english = where(krs, language=REAL_LANGUAGE)
     drawn = {
         "curves": Drawing(
             figure=figures.lines(mean, title=f"KRS over the layers, mean over methods, {name}"),

@@ -15,7 +15,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from interp.behaviour.measure import Measure, measured, resampled, share, undefined
+from interp.behaviour.measure import (
+    Measure,
+    draw_counts,
+    measured,
+    percentiles,
+    resampled,
+    share,
+    undefined,
+)
 from interp.behaviour.memorization import measures as memorization_measures
 from interp.behaviour.memorization import memorization
 from interp.behaviour.probing import probe
@@ -138,16 +146,13 @@ def compared(
     """
     drawn = Drawn(scores)
     value = float(statistic(drawn))
-    rng = np.random.default_rng(seed)
+    entries = np.repeat(parts, [len(drawn.ids[part]) for part in parts])
     found = []
-    for _ in range(num_resamples):
-        for part in parts:
-            number = len(drawn.ids[part])
-            drawn.weights[part] = rng.multinomial(number, np.full(number, 1 / number)).astype(float)
+    for counts in draw_counts(entries, num_resamples=num_resamples, seed=seed):
+        drawn.weights |= {part: counts[entries == part] for part in parts}
         found.append(float(statistic(drawn)))
-    low, high = np.nanquantile(found, [0.025, 0.975])
-    number = sum(len(drawn.ids[part]) for part in parts)
-    return Measure(value=value, ci_low=float(low), ci_high=float(high), n=number)
+    low, high = percentiles(found)
+    return Measure(value=value, ci_low=low, ci_high=high, n=len(entries))
 
 
 def cost_ratio(curves: pd.DataFrame, slow: str, fast: str, *, level: float) -> Measure:

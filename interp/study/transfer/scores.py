@@ -27,7 +27,14 @@ import pandas as pd
 from interp.behaviour.answers import Answer, generate
 from interp.behaviour.diversity import distinct
 from interp.behaviour.language_use import consistency
-from interp.behaviour.measure import Measure, resampled, share, undefined
+from interp.behaviour.measure import (
+    Measure,
+    draw_counts,
+    percentiles,
+    resampled,
+    share,
+    undefined,
+)
 from interp.behaviour.memorization import memorization
 from interp.behaviour.token_scores import label_scores
 from interp.data.cache import key_of
@@ -242,12 +249,8 @@ def paired(
             rates = (draw @ values) / (draw @ weights)
             return float(statistic(dict(zip(order, rates, strict=True))))
 
-    rng = np.random.default_rng(seed)
-    uniform = np.full(len(names), 1 / len(names))
-    draws = rng.multinomial(len(names), uniform, size=num_resamples).astype(float)
-    found = np.array([compared(draw) for draw in draws])
-    found = found[~np.isnan(found)]
-    low, high = np.quantile(found, [0.025, 0.975]) if len(found) else (math.nan, math.nan)
+    draws = draw_counts(np.zeros(len(names)), num_resamples=num_resamples, seed=seed)
+    low, high = percentiles([compared(draw) for draw in draws])
     whole = compared(np.ones(len(names)))
     reason = "" if not math.isnan(whole) else f"a rate of {measure} is not defined"
-    return Measure(value=whole, ci_low=float(low), ci_high=float(high), n=len(names), reason=reason)
+    return Measure(value=whole, ci_low=low, ci_high=high, n=len(names), reason=reason)
