@@ -7,7 +7,7 @@ import torch
 from models_for_tests import NUM_LAYERS, mixed_trajectories, tiny, tiny_pair, trajectory, wrap
 
 from interp.recovery.attribution import coefficients
-from interp.recovery.engines import full
+from interp.recovery.engines import full, layered
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, Restoration
 
@@ -125,6 +125,17 @@ def test_both_models_are_as_they_were():
         assert all(item.requires_grad and item.grad is None for item in parameters)
         modules = list(model.model.modules())
         assert not any(item._forward_hooks or item._forward_pre_hooks for item in modules)
+
+
+def test_a_sweep_before_changes_nothing():
+    """What engines keep of V's unembedding is differentiated through here."""
+    fresh, swept = planted("llama", [(1, 5)]), planted("llama", [(1, 5)])
+    layered.losses(swept, ANSWERS[:3], [NOTHING])
+    found = [
+        coefficients(pair.vanilla, pair.unlearned, ANSWERS[:3], num=2, progress=False).ranked
+        for pair in (fresh, swept)
+    ]
+    assert found[0].equals(found[1])
 
 
 def test_empty_answers_are_told_of():

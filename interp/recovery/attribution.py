@@ -168,8 +168,7 @@ def _falls(
     """The slope at which each gate lowers the mean loss, float64 on the CPU."""
     anatomy = pair.base.anatomy
     total = torch.zeros(anatomy.num_layers, anatomy.num_units("coef"), dtype=torch.float64)
-    with torch.no_grad():
-        pair.scorer("logit_mse").prepare("unlearned")
+    pair.scorer("logit_mse").prepare("unlearned")
     for start in range(0, len(scored), BATCH_SIZE):
         batch = make_batch(scored[start : start + BATCH_SIZE], device=pair.base.device)
         total -= _gate_gradients(pair, batch).double().cpu()

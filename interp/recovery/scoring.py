@@ -130,10 +130,12 @@ class Scorer:
         if not self._exact or readout in self._grams:
             return
         vanilla, reader = self._anatomy["vanilla"].unembed, self._anatomy[readout].unembed
-        if same_unembedding(vanilla, reader):
-            self._grams[readout] = own_gram(vanilla), None, None
-        else:
-            self._grams[readout] = gram_matrices(vanilla, reader)
+        # They are kept, also for those who differentiate: no inference tensors, no graph.
+        with torch.inference_mode(False), torch.no_grad():
+            if same_unembedding(vanilla, reader):
+                self._grams[readout] = own_gram(vanilla), None, None
+            else:
+                self._grams[readout] = gram_matrices(vanilla, reader)
 
     def losses(
         self,
