@@ -24,6 +24,7 @@ from interp.cli.options import command_of, mistakes_told, preset_of
 from interp.study import Study
 from interp.study.dissect.concepts import Concept, fact_concepts, file_concepts
 from interp.study.dissect.models import at_strength, measured
+from interp.study.dissect.recovery import is_trained
 from interp.study.dissect.report import study
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.edits import MemitConfig
@@ -192,6 +193,9 @@ def dissect(config: Config, out: Path, *, command: str = "", progress: bool = Tr
     """
     if config.swept not in config.strengths:
         raise ValueError(f"swept is {config.swept:g}, which is not among the strengths")
+    if not any(map(is_trained, config.methods)):
+        names = ", ".join(name for name in UNLEARNING if is_trained(name))
+        raise ValueError(f"methods has none that trains; those that do: {names}")
     vanilla = interp.load(config.model)
     if config.file:
         concepts = file_concepts(

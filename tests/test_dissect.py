@@ -465,6 +465,19 @@ def test_presets_are_whole():
         assert list(script.PRESETS[preset].methods) == [*script.TRAINED, *script.EDITED]
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"swept": 3.0}, "swept is 3, which is not among the strengths"),
+        ({"methods": {"memit_empty": MemitConfig()}}, "methods has none that trains; those that"),
+    ],
+)
+def test_settings_that_give_no_study_are_refused_at_once(tmp_path, changes, says):
+    with pytest.raises(ValueError, match=says):
+        script.dissect(replace(script.PRESETS["quick"], **changes), tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, concept_file):
     """A tiny dissection: killed once, taken up, finished."""
