@@ -246,8 +246,10 @@ def dissect(config: Config, out: Path, *, command: str = "", progress: bool = Tr
         )
         for name, table in found.items():
             if name != "losses":
-                # Questions are of a kind, and the model is what has the concept.
+                # Questions are of a kind, and the model is what has the concept: its path says
+                # nothing more.
                 table = table.rename(columns={"concept": "questions"})
+                table = table.drop(columns="model", errors="ignore")
             parts.setdefault(name, []).append(table.assign(**about))
     tables = {name: pd.concat(several, ignore_index=True) for name, several in parts.items()}
     return study(
