@@ -148,8 +148,8 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
         "full": Config(
             sources=SOURCES,
             unlearned=("de", "zh", "ur", "en"),
-            corpus=CorpusConfig(num_fake_texts=128, ratio=1, num_real_queries=10),
-            teaching=replace(TEACHING, reading=replace(TEACHING.reading, num_steps=56)),
+            corpus=CorpusConfig(num_fake_facts=12, num_fake_texts=96, ratio=1, num_real_queries=10),
+            teaching=replace(TEACHING, reading=replace(TEACHING.reading, num_steps=42)),
             # The paper's rank; adapters take a hundredth of the disk that whole models would.
             unlearning=replace(UNLEARNED, parameters="lora", lora_rank=128, learning_rate=2e-4),
             ranks=(2, 8, 32, 128),

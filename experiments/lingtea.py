@@ -33,7 +33,7 @@ _SMALL = (
 _ADAPTER = TrainingConfig(
     parameters="lora", lora_rank=32, num_steps=10, batch_size=12, evaluate_every=2
 )
-_LANGUAGES = ("en", "es", "zh", "ar", "fr", "vi", "pt", "id")
+_LANGUAGES = ("en", "es", "zh", "ar", "fr", "vi")
 _FILES = {
     "forget": "data/{name}/forget-{{size}}.jsonl",
     "retain": "data/{name}/retain-{{size}}.jsonl",
@@ -55,12 +55,12 @@ PRESETS = {
     ),
     "full": Config(
         model="gemma-3-270m",
-        languages={"facts": _LANGUAGES, "sentences": _LANGUAGES[:5]},
+        languages={"facts": _LANGUAGES, "sentences": _LANGUAGES[:4]},
         size=32,
         num_retain=32,
         num_test=32,
         extras=("facts",),
-        sizes=(64, 96, 128),
+        sizes=(64, 128),
         steps_per_language=6,
         learning_rates={"facts": 2e-4, "sentences": 2e-4},
         training=replace(_ADAPTER, num_steps=24, batch_size=16, evaluate_every=3),
