@@ -147,13 +147,20 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
         ),
         "full": Config(
             sources=SOURCES,
-            unlearned=("de", "zh", "ur", "en"),
+            unlearned=("de", "ur", "en"),
             corpus=CorpusConfig(num_fake_facts=12, num_fake_texts=96, ratio=1, num_real_queries=10),
             teaching=replace(TEACHING, reading=replace(TEACHING.reading, num_steps=42)),
             # The paper's rank; adapters take a hundredth of the disk that whole models would.
-            unlearning=replace(UNLEARNED, parameters="lora", lora_rank=128, learning_rate=2e-4),
-            ranks=(2, 8, 32, 128),
-            num_recovered=6,
+            unlearning=replace(
+                UNLEARNED,
+                parameters="lora",
+                lora_rank=128,
+                learning_rate=2e-4,
+                num_steps=18,
+                evaluate_every=6,
+            ),
+            ranks=(2, 16, 128),
+            num_recovered=4,
             note=SMALL,
         ),
         # Lu & Koehn 2024 and their code: an epoch of each, an example a step. Not said there: how
