@@ -271,10 +271,20 @@ def cells(forget: list[list[int]], test: int) -> dict:
     return found | {("test", code): [test] * 8 for code in ("en", "de")}
 
 
-def verdicts(**models: dict) -> dict[str, str]:
-    found = findings(
-        {"facts": scores_of(**models)}, {}, kappas=[0.5], only="en", level=0.5, note="small"
+def found_of(models: dict, reasons: dict[str, str] | None = None) -> list:
+    return findings(
+        {"facts": scores_of(**models)},
+        {},
+        reasons={"facts": reasons or {}},
+        kappas=[0.5],
+        only="en",
+        level=0.5,
+        note="small",
     )
+
+
+def verdicts(**models: dict) -> dict[str, str]:
+    found = found_of(models)
     assert all(item.note.endswith("small") for item in found)
     return {item.signature.removeprefix("facts: "): item.verdict for item in found}
 
@@ -315,6 +325,17 @@ def test_findings_of_a_run_that_contradicts():
     assert found["LingTea retains more than NPO"] == "contradicted"
     assert found["the adaptive κ is better than κ = 0.5"] == "contradicted"
     assert list(found.values())[-2:] == ["contradicted"] * 2
+
+
+def test_findings_name_models_that_did_not_stop_where_all_were_to_stop():
+    models = {"before": BEFORE, "lingtea": BEFORE, "ga": BEFORE, "gd": BEFORE}
+    reasons = {"lingtea": "forget_ma reached 0.1 (bound 0.2)", "ga": "diverged at step 5"}
+    notes = {
+        item.signature.removeprefix("facts: "): item.note for item in found_of(models, reasons)
+    }
+    assert "ga: diverged at step 5; small" in notes["LingTea retains more than GA"]
+    assert "reached" not in "".join(notes.values())
+    assert "diverged" not in notes["LingTea retains more than GD"]
 
 
 def test_bands_draw_per_cent_with_their_intervals():

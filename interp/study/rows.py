@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 
-def where(table: pd.DataFrame, **values: str | Iterable[str]) -> pd.DataFrame:
+def where(table: pd.DataFrame, **values: str | Iterable[object]) -> pd.DataFrame:
     """The rows that have these values, by column: one, or any of several."""
     found: Any = table
     for column, value in values.items():

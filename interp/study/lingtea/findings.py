@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from interp.behaviour.measure import Measure, undefined
+from interp.study.lingtea.runs import FORGET_MA
 from interp.study.lingtea.scores import Drawn, compared, cost_ratio
 from interp.study.study import Finding
 
@@ -35,6 +36,7 @@ def findings(
     scores: Mapping[str, pd.DataFrame],
     curves: Mapping[str, pd.DataFrame],
     *,
+    reasons: Mapping[str, Mapping[str, str]],
     kappas: Sequence[float],
     only: str,
     level: float,
@@ -46,6 +48,7 @@ def findings(
         scores: by material, tables of `lingtea_scores.scored` with a column `model`.
         curves: by material, tables of `runs.curve` of LingTea in languages drawn anew and
             in one after the other.
+        reasons: by material and model, why training stopped.
         kappas: the fixed κ that were tried.
         only: the language of the monolingual run.
         level: the share of accuracy at which training stopped.
@@ -53,7 +56,7 @@ def findings(
     """
     found = []
     for name, table in scores.items():
-        each = _Findings(name, table, note)
+        each = _Findings(name, table, reasons.get(name, {}), note)
         found += [*_forgetting(each), *_retaining(each), *_kappa(each, kappas)]
         found += [_cost(each, curves.get(name), level), *_one_language(each, only)]
     return found
@@ -62,8 +65,11 @@ def findings(
 class _Findings:
     """Makes findings about one material."""
 
-    def __init__(self, material: str, scores: pd.DataFrame, note: str) -> None:
+    def __init__(
+        self, material: str, scores: pd.DataFrame, reasons: Mapping[str, str], note: str
+    ) -> None:
         self.material, self.scores, self.note = material, scores, note
+        self.reasons = reasons
         self.models = set(scores["model"])
 
     def of(
@@ -82,17 +88,26 @@ class _Findings:
             measure = undefined(f"no model {missing[0]} was made of the {self.material}")
         else:
             measure = compared(self.scores, statistic, parts=parts)
-        return self.made(signature, quantity, measure, note)
+        return self.made(signature, quantity, measure, note, *self.elsewhere(needs))
 
-    def made(self, signature: str, quantity: str, measure: Measure, note: str = "") -> Finding:
+    def made(self, signature: str, quantity: str, measure: Measure, *notes: str) -> Finding:
         """A finding about the material."""
         return Finding(
             signature=f"{self.material}: {signature}",
             source=SOURCE,
             quantity=quantity,
             measure=measure,
-            note="; ".join(part for part in (note, self.note) if part),
+            note="; ".join(part for part in (*notes, self.note) if part),
         )
+
+    def elsewhere(self, models: Sequence[str]) -> list[str]:
+        """Of models that did not stop at the share where all were to stop, why they stopped."""
+        found = {name: self.reasons.get(name, "") for name in models}
+        return [
+            f"{name}: {reason}"
+            for name, reason in found.items()
+            if reason and not reason.startswith(f"{FORGET_MA} reached")
+        ]
 
     def left(self, *models: str) -> str:
         """How much of the forget set models still know, for a note."""
@@ -170,6 +185,7 @@ def _cost(each: _Findings, curves: pd.DataFrame | None, level: float) -> Finding
         "− 1",
         measure,
         "measured between steps on the way, in bfloat16",
+        *each.elsewhere([LINGTEA, SEQUENTIAL]),
     )
 
 

@@ -14,6 +14,7 @@ from interp.study.lingtea.experiment import Config
 from interp.study.lingtea.figures import bands, cost_table
 from interp.study.lingtea.findings import BEFORE, LINGTEA, SEQUENTIAL, findings
 from interp.study.lingtea.scores import Drawn, compared, measures
+from interp.study.rows import where
 from interp.study.study import Drawing, Study, Table
 
 _MA, _PA = "memorization_accuracy", "accuracy"
@@ -80,6 +81,10 @@ def study_of(parts: Sequence[Mapping[str, pd.DataFrame]], config: Config, *, com
     found = findings(
         main,
         curves,
+        reasons={
+            str(name): dict(zip(rows["model"], rows["reason"], strict=True))
+            for name, rows in where(raw["runs"], size=[config.size]).groupby("material", sort=False)
+        },
         kappas=config.kappas,
         only=config.only,
         level=config.level,
