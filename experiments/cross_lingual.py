@@ -147,7 +147,7 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
         ),
         "full": Config(
             sources=SOURCES,
-            unlearned=("de", "ur"),
+            unlearned=("de",),
             corpus=CorpusConfig(num_fake_facts=12, num_fake_texts=96, ratio=1, num_real_queries=10),
             teaching=replace(TEACHING, reading=replace(TEACHING.reading, num_steps=42)),
             # The paper's rank; adapters take a hundredth of the disk that whole models would.
