@@ -99,6 +99,16 @@ def test_sources_have_a_row_each_with_room_for_mixes_that_they_lack():
     assert (last.xaxis, last.yaxis) == ("x4", "y4")
 
 
+def test_the_legend_of_nine_languages_has_room_beside_one_row():
+    codes = ("en", "de", "fr", "zh", "ru", "jv", "ur", "ha", "hy")
+    figure = curves(pd.concat([STEPS[:2].assign(language=code) for code in codes]))
+    assert len([each for each in figure.data if each.showlegend]) == 9
+    bottom, top = figure.layout.yaxis.domain
+    margins = figure.layout.margin
+    inside = figure.layout.height - margins.t - margins.b
+    assert (top - bottom) * inside >= 10 * 28
+
+
 def test_what_cannot_be_drawn():
     with pytest.raises(ValueError, match="lacks the columns krs"):
         array(SCORES.drop(columns="krs"))

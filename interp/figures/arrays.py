@@ -17,6 +17,7 @@ from plotly.colors import diverging
 from interp.figures.facets import (
     COLOURS,
     DASHES,
+    LEGEND_LINE,
     accuracy_hover,
     check_table,
     language_label,
@@ -136,7 +137,7 @@ def curves(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     figure, places = lay_out(
         [mix for _, mix in facets],
         num_columns=len(mixes),
-        size=(210, 200),
+        size=(210, max(200, math.ceil(LEGEND_LINE * (len(languages) + 1) / len(sources)))),
         left=60,
         right=180,
         title=title,

@@ -16,6 +16,7 @@ from plotly.colors import sequential
 from interp.figures import depth
 from interp.figures.facets import (
     COLOURS,
+    LEGEND_LINE,
     check_table,
     language_label,
     lay_out,
@@ -33,8 +34,6 @@ _LENS = {
 # What is worth holding against what is kept of the rest (Hong's figure has BLEU).
 _KNOWLEDGE = ("accuracy", "alias", "o_f", "rouge_l", "bleu", "chrf", "memorization_accuracy")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
-# Pixels that a line of a legend takes.
-_LEGEND_LINE = 30
 
 
 def measures(table: pd.DataFrame) -> dict[str, go.Figure]:
@@ -178,8 +177,7 @@ def target_unrelated(
     unit = " (%)" if scale == 100 else ""
     width = 230
     columns = num_columns(len(languages), width)
-    # No lower than the legend, which is cut off below the facets in a picture.
-    legend = math.ceil(_LEGEND_LINE * len(models) / math.ceil(len(languages) / columns))
+    legend = math.ceil(LEGEND_LINE * len(models) / math.ceil(len(languages) / columns))
     height = max(width, legend)
     y_title = wrapped(f"{target} questions: {metric}{unit}", height)
     figure, places = lay_out(

@@ -22,7 +22,8 @@ FONT = {
 # Okabe and Ito's colour-blind safe palette without its yellow, which vanishes on white.
 COLOURS = ("0,114,178", "213,94,0", "0,158,115", "204,121,167", "86,180,233", "0,0,0")
 DASHES = ("solid", "dash", "dot")
-
+# Pixels that a line of a legend takes; one that is higher than the facets is cut off in a picture.
+LEGEND_LINE = 30
 
 # Pixels: what all facets of a row should take together, the space between facets, that of the
 # tick labels below one and that of the title above one.

@@ -71,14 +71,17 @@ def check_possible(dtype: Dtype | None, *models: LanguageModel) -> None:
             )
         if dtype == "bf32" and not (place.type == "cpu" and has_matrix_units()):
             raise ValueError(
-                f"dtype 'bf32' needs a CPU with bfloat16 matrix units (AMX or AVX-512 BF16), which "
-                f"{model.name!r} on {place} does not have: use 'float32'"
+                f"dtype 'bf32' needs a CPU with bfloat16 matrix units (AMX), which {model.name!r} on "
+                f"{place} does not have: use 'float32'"
             )
 
 
 def has_matrix_units() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    """Whether this CPU multiplies matrices in bfloat16.
+
+    AVX-512 BF16 alone does not count: there oneDNN multiplies float32 matrices as float32.
+    """
+    return torch.cpu._is_amx_tile_supported()
 
 
 @contextmanager
