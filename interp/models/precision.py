@@ -71,8 +71,8 @@ def check_possible(dtype: Dtype | None, *models: LanguageModel) -> None:
             )
         if dtype == "bf32" and not (place.type == "cpu" and has_matrix_units()):
             raise ValueError(
-                f"dtype 'bf32' needs a CPU with bfloat16 matrix units (AMX), which {model.name!r} on "
-                f"{place} does not have: use 'float32'"
+                f"dtype 'bf32' needs a CPU with bfloat16 matrix units (AMX), which "
+                f"{model.name!r} on {place} does not have: use 'float32'"
             )
 
 
