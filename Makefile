@@ -10,7 +10,7 @@ demo: .venv/demo.installed
 
 test: .venv/all.installed lint
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gemma"
-	$(BIN)/python -m pytest -m "not slow and gemma"
+	$(BIN)/python -m pytest -m "not slow and gemma" `grep -l mark.gemma tests/*.py`
 
 test-slow: .venv/all.installed
 	$(BIN)/python -m pytest -m slow

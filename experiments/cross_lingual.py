@@ -147,18 +147,10 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
         ),
         "full": Config(
             sources=SOURCES,
-            unlearned=("de",),
+            unlearned=("de", "zh", "ur", "en"),
             corpus=CorpusConfig(num_fake_facts=12, num_fake_texts=96, ratio=1, num_real_queries=10),
             teaching=replace(TEACHING, reading=replace(TEACHING.reading, num_steps=42)),
-            # The paper's rank; adapters take a hundredth of the disk that whole models would.
-            unlearning=replace(
-                UNLEARNED,
-                parameters="lora",
-                lora_rank=128,
-                learning_rate=2e-4,
-                num_steps=18,
-                evaluate_every=6,
-            ),
+            unlearning=replace(UNLEARNED, learning_rate=7.5e-6, num_steps=20, evaluate_every=10),
             ranks=(2, 16, 128),
             num_recovered=4,
             note=SMALL,

@@ -28,7 +28,7 @@ def demo(tmp_path_factory, threads):
     from interp.cli import main
 
     out = tmp_path_factory.mktemp("demo")
-    command = ["demo", "--out", str(out), "--languages", "en", "de", "--num-tokens", "12"]
+    command = ["demo", "--out", str(out), "--languages", "en", "--num-tokens", "8"]
     main([*command, "--formats", "html"])
     return out
 
@@ -64,7 +64,7 @@ def test_a_second_demo_does_nothing_again(demo, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (demo / "losses").iterdir()}
     monkeypatch.setattr(training, "Trainee", None)
     monkeypatch.setattr(launch, "measure", None)
-    module.run_demo(out=demo, languages=["en", "de"], num_tokens=12)
+    module.run_demo(out=demo, languages=["en"], num_tokens=8)
     assert {path: path.stat().st_mtime_ns for path in (demo / "losses").iterdir()} == before
 
 
