@@ -1,5 +1,7 @@
 """Every test runs with the shapes of public tensors checked at each call, by jaxtyping.
 
+Rooms without tensors are left out: a check of each small call would make them ten times as slow.
+
 `states` and `layered` make hooks by the thousand, which checking would slow down several times:
 test_engines.py checks them in a process of its own.
 """
@@ -13,24 +15,17 @@ import torch
 
 CHECKED = [
     "interp.models.anatomy",
-    "interp.data",
     *(
         f"interp.recovery.{name}"
         for name in (
-            "answers",
             "attribution",
             "batches",
             "beside",
             "engines.full",
             "exploring",
             "krs",
-            "names",
             "noise",
-            "pair",
-            "places",
             "scoring",
-            "sites",
-            "sweep",
         )
     ),
     "interp.unlearning",

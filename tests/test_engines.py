@@ -548,7 +548,7 @@ def test_shapes_are_as_annotated():
     program = """
 import jaxtyping, torch
 torch.set_num_threads(1)
-jaxtyping.install_import_hook(["interp.recovery", "interp.data"], "beartype.beartype")
+jaxtyping.install_import_hook(["interp.recovery"], "beartype.beartype")
 from models_for_tests import OWN_ENGINES, tiny_pair, mixed_trajectories
 from test_engines import some_restorations
 for name, direction in [("gemma3", "restore"), ("opt", "corrupt")]:
