@@ -238,7 +238,7 @@ def test_hong2024_is_its_transcription_on_gemma():
             noise = torch.randn(matrix.weight.shape, generator=generator)
             matrix.weight.data += 0.5 * matrix.weight.std() * noise
     unlearned = LanguageModel(changed, vanilla.tokenizer, name="changed")
-    asked = interp.queries("capitals", languages=["en"], limit=2)
+    asked = interp.queries("capitals", languages=["en"], limit=3)
     prompts = [query.prompt for query in asked]
     cells = [
         (("coef", "attn"), (5, 6, 7, 8, 9)),

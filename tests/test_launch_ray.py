@@ -240,7 +240,6 @@ def test_workers_that_cannot_start(here):
         done(Unborn, [task("U", 1)])
 
 
-@pytest.mark.slow
 def test_an_error_is_the_workers_and_warnings_are_shown(here):
     with pytest.raises(ValueError, match=r"^the cell is bad$"):
         done(pretending(), [task("U", method="fail")])

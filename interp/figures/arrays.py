@@ -17,8 +17,8 @@ from plotly.colors import diverging
 from interp.figures.facets import (
     COLOURS,
     DASHES,
-    LEGEND_LINE,
     accuracy_hover,
+    beside_legend,
     check_table,
     language_label,
     lay_out,
@@ -137,7 +137,7 @@ def curves(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     figure, places = lay_out(
         [mix for _, mix in facets],
         num_columns=len(mixes),
-        size=(210, max(200, math.ceil(LEGEND_LINE * (len(languages) + 1) / len(sources)))),
+        size=(210, beside_legend(200, num_lines=len(languages) + 1, num_rows=len(sources))),
         left=60,
         right=180,
         title=title,

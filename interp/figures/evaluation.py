@@ -16,7 +16,7 @@ from plotly.colors import sequential
 from interp.figures import depth
 from interp.figures.facets import (
     COLOURS,
-    LEGEND_LINE,
+    beside_legend,
     check_table,
     language_label,
     lay_out,
@@ -177,8 +177,8 @@ def target_unrelated(
     unit = " (%)" if scale == 100 else ""
     width = 230
     columns = num_columns(len(languages), width)
-    legend = math.ceil(LEGEND_LINE * len(models) / math.ceil(len(languages) / columns))
-    height = max(width, legend)
+    num_rows = math.ceil(len(languages) / columns)
+    height = beside_legend(width, num_lines=len(models), num_rows=num_rows)
     y_title = wrapped(f"{target} questions: {metric}{unit}", height)
     figure, places = lay_out(
         [language_label(code) for code in languages],

@@ -22,8 +22,6 @@ FONT = {
 # Okabe and Ito's colour-blind safe palette without its yellow, which vanishes on white.
 COLOURS = ("0,114,178", "213,94,0", "0,158,115", "204,121,167", "86,180,233", "0,0,0")
 DASHES = ("solid", "dash", "dot")
-# Pixels that a line of a legend takes; one that is higher than the facets is cut off in a picture.
-LEGEND_LINE = 30
 
 # Pixels: what all facets of a row should take together, the space between facets, that of the
 # tick labels below one and that of the title above one.
@@ -31,6 +29,8 @@ _PAGE_WIDTH = 900
 _GAP = 28
 _TICKS = 40
 _FACET_TITLE = 28
+# Pixels that a line of a legend takes.
+_LEGEND_LINE = 30
 
 
 def accuracy_hover(row: Mapping[str, Any], heading: str = "") -> str:
@@ -191,6 +191,11 @@ def written_cells(
         ygap=1,
         name=name,
     )
+
+
+def beside_legend(least: int, *, num_lines: int, num_rows: int) -> int:
+    """The height of a facet; a legend that is higher than all rows is cut off in a picture."""
+    return max(least, math.ceil(_LEGEND_LINE * num_lines / num_rows))
 
 
 def num_columns(num_facets: int, width: int) -> int:
