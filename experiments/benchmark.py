@@ -1,4 +1,4 @@
-"""How fast the sweep, the training loop and answering are, beside other ways to do the same.
+"""Benchmarks of the sweep, the training loop and answering, beside other ways to do the same.
 
     python experiments/benchmark.py [--only engines training answers] [--model gemma-3-270m]
         [--sites coef attn coef+attn value] [--prefix 200] [--device cuda --dtype bfloat16]

@@ -1,4 +1,4 @@
-"""A layer sweep to copy: which part of which layer brings the knowledge back, in which language?
+"""Layer sweep to copy: which part of which layer brings the knowledge back, in which language?
 
     python experiments/layer_sweep.py
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import interp
-from interp.cli.options import mistakes_told
+from interp.cli import report_errors_and_exit
 from interp.figures import export
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to sweep. A model is a directory, a PEFT adapter, a .gguf file or a Hub id."""
+    """Settings of the sweep. Models are directories, PEFT adapters, .gguf files or Hub ids."""
 
     vanilla: str = "gemma-3-270m"
     unlearned: dict[str, str] = field(default_factory=lambda: {"gd-en": "runs/demo/unlearned"})
@@ -50,5 +50,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    with mistakes_told("layer_sweep"):
+    with report_errors_and_exit("layer_sweep"):
         main(Config())

@@ -1,6 +1,6 @@
-"""Every method and every mix of languages, on false facts taught in one language.
+"""Unlearning by every method in every mix of languages, of false facts in one language.
 
-    python experiments/unlearning.py [--source de] [--methods gd npo …] [--mixes same combined …]
+    python -m experiments.unlearning [--source de] [--methods gd npo …] [--mixes same combined …]
 
 The model reads false capitals in the source language; then each method makes it forget them, in
 each mix. What it answers before and after, per query language, goes into `summary.csv` and is
@@ -16,18 +16,17 @@ import pandas as pd
 import tyro
 
 import interp
-from interp.cli.options import mistakes_told
-from interp.data.corpora import CorpusConfig, contaminated
-from interp.runs import Run, corpus_of
-from interp.unlearning.contamination import clean
-from interp.unlearning.methods import UNLEARNING
+from interp.cli import report_errors_and_exit
+from interp.data import CorpusConfig, build_corpus
+from interp.pipelines import TrainingRun, read_corpus
+from interp.unlearning import METHODS, remove_false_texts
 
 
 def main(
     *,
     model: str = "gemma-3-270m",
     source: str = "de",
-    methods: tuple[str, ...] = tuple(UNLEARNING),
+    methods: tuple[str, ...] = tuple(METHODS),
     mixes: tuple[str, ...] = ("same",),
     baseline: bool = False,
     out: Path = Path("runs/unlearning"),
@@ -43,28 +42,30 @@ def main(
         out: directory of all models and of the table.
     """
     vanilla = interp.load(model)
-    corpus = contaminated(
+    corpus = build_corpus(
         CorpusConfig(source=source, num_fake_texts=128, ratio=1, num_real_queries=16)
     )
     rows = []
     if baseline:
-        rows += summary(interp.contaminate(vanilla, clean(corpus), out=out / "clean"), "clean", "")
+        rows += summary(
+            interp.contaminate(vanilla, remove_false_texts(corpus), out=out / "clean"), "clean", ""
+        )
     start = time.monotonic()
     taught = interp.contaminate(vanilla, corpus, out=out / "taught")
     rows += summary(taught, "taught", source)
     print(f"\ntaught in {source} in {time.monotonic() - start:.0f} s\n{taught.table().to_string()}")
     for mix in mixes:
         for name in methods:
-            method = UNLEARNING[name]
+            method = METHODS[name]
             start = time.monotonic()
-            asked = corpus_of(out / "taught", mix=mix, unlearning_form=method.form)
+            mixed = read_corpus(out / "taught", mix=mix, unlearning_form=method.form)
             run = interp.unlearn(
                 taught.model,
-                asked.forget,
-                asked.retain,
+                mixed.forget,
+                mixed.retain,
                 method.config,
-                probes=asked.queries,
-                about={"corpus": dict(asked.config)},
+                probes=mixed.queries,
+                about={"corpus": dict(mixed.config)},
                 out=out / f"{name}-{mix}",
             )
             print(f"\n{name}, {mix}: {time.monotonic() - start:.0f} s, {run.reason}")
@@ -76,8 +77,8 @@ def main(
     print(f"\nRight after unlearning, per cent:\n{(100 * wide).round().to_string()}")
 
 
-def summary(run: Run, method: str, mix: str) -> list[dict[str, object]]:
-    """Accuracy before and after, a row per language and concept."""
+def summary(run: TrainingRun, method: str, mix: str) -> list[dict[str, object]]:
+    """Tabulate accuracy before and after, a row per language and concept."""
     rows = run.accuracy().to_dict("records")
     before = {(row["language"], row["concept"]): row["accuracy"] for row in rows if not row["step"]}
     return [
@@ -89,5 +90,5 @@ def summary(run: Run, method: str, mix: str) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    with mistakes_told("unlearning"):
+    with report_errors_and_exit("unlearning"):
         tyro.cli(main)

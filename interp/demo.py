@@ -1,4 +1,4 @@
-"""The main job on the embedded model: unlearn capitals in English, restore, draw.
+"""Demo on the embedded model: unlearn capitals in English, restore, draw.
 
 Run as `interp demo`. Gemma-3-270M unlearns the capitals of twelve countries that it knows in
 English; then the recovery of that knowledge is swept over sites, layers and query languages.
@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from interp.data.facts import Fact, facts_of
+from interp.data.facts import Fact, select_facts
 from interp.data.queries import queries
-from interp.data.templates import fill, templates
+from interp.data.templates import fill, read_templates
 from interp.data.trajectories import trajectories
 from interp.figures import export
 from interp.files import write_atomically
-from interp.launch import Recovery, sweep
+from interp.launch.recovery import Recovery
+from interp.launch.sweep import sweep
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
 from interp.unlearning.config import Stop, TrainingConfig
@@ -56,18 +57,22 @@ def run_demo(
     start = time.monotonic()
     queries("capitals", languages=languages)
     vanilla = load(MODEL)
-    known = known_facts(vanilla)
+    known = find_known_facts(vanilla)
     forgotten, kept = known[:NUM_FORGOTTEN], known[NUM_FORGOTTEN : 2 * NUM_FORGOTTEN]
-    unlearned = _unlearned(vanilla, forgotten, out / "unlearned")
+    unlearned = _load_or_unlearn(vanilla, forgotten, out / "unlearned")
 
-    table = _accuracy([vanilla, unlearned], {"forgotten": forgotten, "kept": kept}, languages)
+    table = _measure_accuracy(
+        [vanilla, unlearned], {"forgotten": forgotten, "kept": kept}, languages
+    )
     write_atomically(out / "accuracy.csv", lambda scratch: table.to_csv(scratch, index=False))
     print("\nShare of capitals answered rightly (greedy), before and after unlearning in English:")
     wide = table.pivot(index=["countries", "model"], columns="language", values="accuracy")
     print(wide[list(languages)].round(2).to_string(), flush=True)
 
-    asked = queries("capitals", languages=languages, ids=[fact.id for fact in forgotten])
-    recovery = sweep(vanilla, unlearned, asked, num_tokens=num_tokens, out=out)
+    forgotten_queries = queries(
+        "capitals", languages=languages, ids=[fact.id for fact in forgotten]
+    )
+    recovery = sweep(vanilla, unlearned, forgotten_queries, num_tokens=num_tokens, out=out)
     title = "Knowledge recovered, 12 capitals unlearned in English, Gemma-3-270M"
     drawn = {
         out / "figures" / "heatmap": recovery.heatmap(title=title),
@@ -90,10 +95,10 @@ def run_demo(
     return recovery
 
 
-def known_facts(model: LanguageModel) -> list[Fact]:
-    """The well-known capitals that a model answers rightly in English, best-known first."""
-    candidates = facts_of("capital", languages=["en"])[:NUM_CANDIDATES]
-    right = _answers_rightly(model, candidates, ["en"])
+def find_known_facts(model: LanguageModel) -> list[Fact]:
+    """Find the well-known capitals that a model answers rightly in English, best-known first."""
+    candidates = select_facts("capital", languages=["en"])[:NUM_CANDIDATES]
+    right = _check_answers(model, candidates, ["en"])
     known = [fact for fact in candidates if right["en", fact.id]]
     if len(known) < 2 * NUM_FORGOTTEN:
         raise ValueError(
@@ -103,9 +108,9 @@ def known_facts(model: LanguageModel) -> list[Fact]:
     return known
 
 
-def training_examples(of: Sequence[Fact]) -> list[Example]:
-    """English statements up to and including the capital, in the wordings of unlearning."""
-    wordings = templates("en").wordings["capital"].unlearning
+def make_training_examples(of: Sequence[Fact]) -> list[Example]:
+    """Make English statements up to and including the capital, in the wordings of unlearning."""
+    wordings = read_templates("en").wordings["capital"].unlearning
     return [
         Example(
             prompt=fill(template.partition("{object}")[0], fact, "en").rstrip(),
@@ -116,33 +121,35 @@ def training_examples(of: Sequence[Fact]) -> list[Example]:
     ]
 
 
-def _unlearned(vanilla: LanguageModel, forgotten: Sequence[Fact], directory: Path) -> LanguageModel:
-    """The unlearned model, trained now unless the directory has it already."""
+def _load_or_unlearn(
+    vanilla: LanguageModel, forgotten: Sequence[Fact], directory: Path
+) -> LanguageModel:
+    """Load the unlearned model, or train it now if the directory does not have it."""
     ids = {fact.id for fact in forgotten}
-    others = [fact for fact in facts_of("capital", languages=["en"]) if fact.id not in ids]
+    others = [fact for fact in select_facts("capital", languages=["en"]) if fact.id not in ids]
     examples = {
-        "forget": training_examples(forgotten),
-        "retain": training_examples(others[:NUM_RETAINED]),
+        "forget": make_training_examples(forgotten),
+        "retain": make_training_examples(others[:NUM_RETAINED]),
     }
     return train(vanilla, examples, UNLEARNING, out=directory).model
 
 
-def _answers_rightly(
+def _check_answers(
     model: LanguageModel, of: Sequence[Fact], languages: Sequence[str]
 ) -> dict[tuple[str, str], bool]:
-    """Whether the greedy answer begins with the right one, by language and fact."""
-    found = trajectories(
+    """Check if the greedy answer begins with the right one, by language and fact."""
+    answers = trajectories(
         model,
         queries("capitals", languages=languages, ids=[fact.id for fact in of]),
         num_tokens=6,
     )
     return {
         (item.query.language, item.query.id): item.answer.strip().startswith(str(item.query.answer))
-        for item in found
+        for item in answers
     }
 
 
-def _accuracy(
+def _measure_accuracy(
     models: Sequence[LanguageModel],
     groups: dict[str, Sequence[Fact]],
     languages: Sequence[str],
@@ -150,7 +157,7 @@ def _accuracy(
     rows = []
     for model in models:
         everything = [fact for group in groups.values() for fact in group]
-        right = _answers_rightly(model, everything, languages)
+        right = _check_answers(model, everything, languages)
         for name, group in groups.items():
             for language in languages:
                 hits = [right[language, fact.id] for fact in group if (language, fact.id) in right]

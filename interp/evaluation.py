@@ -1,9 +1,9 @@
-"""What models still say: any choice of metrics, per query language, in one tidy table.
+"""Evaluation of models: any choice of metrics, per query language, in one tidy table.
 
     table = interp.evaluate([contaminated, unlearned], queries, ["accuracy", "alias"])
-    figures.spread(table[table["metric"] == "accuracy"])
+    figures.plot_spread(table[table["metric"] == "accuracy"])
 
-The metrics are those of `interp.behaviour.metrics`.
+The metrics are those that files of `interp.behaviour` register (`load_metrics`).
 """
 
 from __future__ import annotations
@@ -15,29 +15,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from interp.behaviour import metrics as registry
-from interp.behaviour.metrics import METRICS
-from interp.behaviour.subject import Subject
-from interp.data.cache import key_of
+from interp.behaviour import registry
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.registry import NEEDS, load_metrics
+from interp.data.answer_cache import make_key
 from interp.data.corpus import Text
+from interp.data.datasets.records import QuestionAnswer
 from interp.data.endpoints import Endpoint
 from interp.data.query import Query
 from interp.files import write_atomically
 from interp.models.language_model import LanguageModel
 from interp.results import read_table, write_table
 
-COLUMNS = ("model", *registry.COLUMNS)
+COLUMNS = ("model", *registry.METRIC_COLUMNS)
 """Columns of the table. `concept` is that of the queries, such as `fake` and `real`; of `drift` the
 group of parameters."""
-
-
-_NEEDS = {
-    "vanilla": "the vanilla model",
-    "baseline": "a baseline model",
-    "taught": "the language that was taught",
-    "forget": "texts to forget",
-    "judge": "a chat model that judges",
-}
 
 
 def evaluate(
@@ -49,6 +41,8 @@ def evaluate(
     baseline: LanguageModel | None = None,
     taught: str | None = None,
     forget: Sequence[Text] = (),
+    holdout: Sequence[Text] = (),
+    records: Sequence[QuestionAnswer] = (),
     judge: Endpoint | LanguageModel | None = None,
     num_tokens: int = 30,
     out: str | os.PathLike[str] | None = None,
@@ -59,11 +53,14 @@ def evaluate(
     Args:
         models: the models; of an iterator each is taken when the one before is done.
         queries: what they are asked.
-        metrics: names out of `METRICS`.
+        metrics: names of registered metrics (`interp.behaviour.registry.load_metrics`).
         vanilla: the model before unlearning, for metrics that compare with it.
-        baseline: a model that never saw what was to be forgotten, for `uds`.
+        baseline: a model that never saw what was to be forgotten, for `uds` and `forget_quality`.
         taught: the language in which false facts were taught, for `answer_language`.
-        forget: texts that state what was to be forgotten, for `relearning`.
+        forget: texts that state what was to be forgotten, for `relearning` and `membership`.
+        holdout: texts like them that no model was trained on, for `membership`.
+        records: what `read_tofu` gives of the queries, with perturbed answers, for `tofu`,
+            `forget_quality` and `model_utility`.
         judge: a chat model that judges answers, for `o_f` and `q_r`; one behind an endpoint needs
             `out`.
         num_tokens: the longest answer.
@@ -73,50 +70,53 @@ def evaluate(
         progress: show progress bars.
 
     Returns:
-        One row per model, language, concept and measure, with `COLUMNS`: `value` with its 95 %
-        interval, `n` items in it, and `reason`, which says why a value is NaN or what was left out.
+        One row per model, language, concept and measure, with `METRIC_COLUMNS`: `value` with its
+        95 % interval, `n` items in it, and `reason`, which says why a value is NaN or what was
+        left out.
 
     Raises:
-        ValueError: no such metric, queries or models that a metric needs are missing, or two
-            models of one name.
+        ValueError: an unknown metric, something that a metric needs is missing, or two models of
+            one name.
     """
+    texts = {"forget": forget, "holdout": holdout, "records": records}
     given = {"vanilla": vanilla, "baseline": baseline, "taught": taught, "judge": judge}
-    given["forget"] = forget or None
+    given |= {name: items or None for name, items in texts.items()}
     check_metrics(metrics, [name for name, value in given.items() if value is not None])
     _check_answers(metrics, queries)
+    registered = load_metrics()
     folder = None if out is None else Path(out)
     settings = {
         "folder": folder,
         "judge": judge,
         "num_tokens": num_tokens,
         "taught": taught,
-        "forget": forget,
+        **texts,
         "progress": progress,
     }
     others = {
-        name: None if model is None else Subject(model, queries, **settings)
+        name: None if model is None else EvaluatedModel(model, queries, **settings)
         for name, model in (("vanilla", vanilla), ("baseline", baseline))
     }
-    hashes = {name: _hash(subject, folder) for name, subject in others.items()}
-    asked = _written(queries)
-    also = {**hashes, "taught": taught, "forget": _written(forget)}
+    hashes = {name: _hash(other, folder) for name, other in others.items()}
+    query_key = _key(queries)
+    keys = {**hashes, "taught": taught, **{name: _key(items) for name, items in texts.items()}}
     tables: dict[str, list[pd.DataFrame]] = {}
-    judged: list[dict[str, object]] = []
+    verdicts: list[dict[str, object]] = []
     for model in [models] if isinstance(models, LanguageModel) else models:
         if model.name in tables:
             raise ValueError(f"two models are called {model.name!r}: rename one")
         tables[model.name] = []
-        subject = Subject(model, queries, **others, **settings)
-        content = _hash(subject, folder)
+        evaluated = EvaluatedModel(model, queries, **others, **settings)
+        content = _hash(evaluated, folder)
         for name in dict.fromkeys(metrics):
-            metric = METRICS[name]
-            key = key_of(
+            metric = registered[name]
+            key = make_key(
                 kind="measures",
                 metric=name,
                 model=content,
-                queries=asked,
+                queries=query_key,
                 num_tokens=num_tokens,
-                **{need: also[need] for need in metric.needs if need in also},
+                **{need: keys[need] for need in metric.needs if need in keys},
             )
             part = None
             if folder is not None and metric.is_kept:
@@ -124,48 +124,51 @@ def evaluate(
             if part is not None and part.is_file():
                 table = read_table(part, of=key)
             else:
-                table = metric.measure(subject).reindex(columns=registry.COLUMNS)
+                table = metric.measure(evaluated).reindex(columns=registry.METRIC_COLUMNS)
                 table = table.fillna({"reason": ""})
                 if part is not None:
                     write_table(part, table, of=key)
             tables[model.name].append(table.assign(model=model.name))
-        judged += _judged(subject)
+        verdicts += _list_verdicts(evaluated)
     if not tables:
         raise ValueError("no models: give at least one")
     whole = pd.concat([each for of_model in tables.values() for each in of_model])
     whole = whole.reindex(columns=list(COLUMNS)).reset_index(drop=True)
     if folder is not None:
         write_atomically(folder / "measures.csv", lambda at: whole.to_csv(at, index=False))
-    if folder is not None and judged:
-        verdicts = pd.DataFrame(judged)
-        write_atomically(folder / "verdicts.csv", lambda at: verdicts.to_csv(at, index=False))
+    if folder is not None and verdicts:
+        listed = pd.DataFrame(verdicts)
+        write_atomically(folder / "verdicts.csv", lambda at: listed.to_csv(at, index=False))
     return whole
 
 
 def check_metrics(names: Sequence[str], given: Iterable[str]) -> None:
-    """Refuse metrics that there are not, or that need other models.
+    """Raise ValueError unless all metrics are registered and have what they need.
 
     Args:
         names: of metrics.
-        given: what is given beside the models: `vanilla`, `baseline`, `taught`, `forget`, `judge`.
+        given: what is given besides models and queries: names out of `registry.NEEDS`.
 
     Raises:
-        ValueError: the first bad name, or the model that is missing.
+        ValueError: no names, the first unknown one, or what a metric lacks.
     """
+    registered = load_metrics()
     if not names:
-        raise ValueError(f"no metrics are named; valid: {', '.join(METRICS)}")
+        raise ValueError(f"no metrics are named; valid: {', '.join(registered)}")
     for name in names:
-        if name not in METRICS:
-            raise ValueError(f"no metric {name!r}; valid: {', '.join(METRICS)}")
-        for need in METRICS[name].needs:
+        if name not in registered:
+            raise ValueError(f"unknown metric {name!r}; valid: {', '.join(registered)}")
+        for need in registered[name].needs:
             if need != "answer" and need not in given:
-                raise ValueError(f"the metric {name} needs {_NEEDS[need]}")
+                raise ValueError(f"the metric {name} needs {NEEDS[need]}")
 
 
 def _check_answers(metrics: Sequence[str], queries: Sequence[Query]) -> None:
+    """Raise ValueError unless there are queries, with answers where a metric needs them."""
     if not queries:
         raise ValueError("no queries: give at least one")
-    needing = [name for name in metrics if "answer" in METRICS[name].needs]
+    registered = load_metrics()
+    needing = [name for name in metrics if "answer" in registered[name].needs]
     for query in queries if needing else ():
         if not query.answer:
             raise ValueError(
@@ -173,22 +176,24 @@ def _check_answers(metrics: Sequence[str], queries: Sequence[Query]) -> None:
             )
 
 
-def _judged(subject: Subject) -> list[dict[str, object]]:
-    """Every verdict beside what was asked and said."""
-    asked = {(query.id, query.language): query for query in subject.queries}
+def _list_verdicts(evaluated: EvaluatedModel) -> list[dict[str, object]]:
+    """Return every verdict with its query and answer."""
+    queries = {(query.id, query.language): query for query in evaluated.queries}
     rows = []
-    for verdict in subject.verdicts:
-        query = asked[verdict.query_id, verdict.language]
-        about = {"model": subject.model.name, "language": query.language}
-        about |= {"concept": query.concept, "query_id": query.id, "prompt": query.prompt}
-        about |= {"expected": query.answer, "judged": verdict.text, "judge": verdict.judge}
-        rows.append(about | {"value": verdict.value, "reason": verdict.reason})
+    for verdict in evaluated.verdicts:
+        query = queries[verdict.query_id, verdict.language]
+        row = {"model": evaluated.model.name, "language": query.language}
+        row |= {"concept": query.concept, "query_id": query.id, "prompt": query.prompt}
+        row |= {"expected": query.answer, "judged": verdict.text, "judge": verdict.judge}
+        rows.append(row | {"value": verdict.value, "reason": verdict.reason})
     return rows
 
 
-def _hash(subject: Subject | None, folder: Path | None) -> str:
-    return "" if subject is None or folder is None else subject.model.content_hash()
+def _hash(evaluated: EvaluatedModel | None, folder: Path | None) -> str:
+    """Return the content hash of a model, "" where nothing is kept."""
+    return "" if evaluated is None or folder is None else evaluated.model.content_hash()
 
 
-def _written(items: Sequence[Query] | Sequence[Text]) -> str:
-    return key_of(items=repr([asdict(item) for item in items]))
+def _key(items: Sequence[Query] | Sequence[Text] | Sequence[QuestionAnswer]) -> str:
+    """Return the key of queries, texts or records."""
+    return make_key(items=repr([asdict(item) for item in items]))

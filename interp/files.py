@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def digest_of(value: object) -> str:
-    """The SHA-256 of a JSON value: what is read must have that of what was written."""
+def compute_digest(value: object) -> str:
+    """Return the SHA-256 of a JSON value: what is read must have that of what was written."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name in the same folder, then move it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _scratch(path)
+    scratch = _choose_scratch_path(path)
     try:
         write(scratch)
         os.replace(scratch, path)
@@ -28,7 +28,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_folder_atomically(target: Path, write: Callable[[Path], object]) -> None:
     """Fill a folder under a temporary name beside it, then move it into place of what was there."""
-    scratch = _scratch(target)
+    scratch = _choose_scratch_path(target)
     replaced = scratch.with_name(f"{scratch.name}.partial")
     try:
         scratch.mkdir(parents=True)
@@ -42,8 +42,8 @@ def write_folder_atomically(target: Path, write: Callable[[Path], object]) -> No
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _scratch(target: Path) -> Path:
-    """A name beside the target that no other process writes to, cleared of what killed ones left.
+def _choose_scratch_path(target: Path) -> Path:
+    """Choose a name beside the target that no other process uses; remove what killed ones left.
 
     Processes on other machines may write the same target, so the name has the machine's in it.
     """
@@ -60,7 +60,7 @@ def _scratch(target: Path) -> Path:
 
 
 def _is_running(process: int) -> bool:
-    """Whether another process of this machine has the number; True where that is not known."""
+    """Return whether another process of this machine has the number; True where it is unknown."""
     if process == os.getpid():
         return False
     if os.name != "posix":

@@ -1,4 +1,4 @@
-"""The languages that multilingual unlearning research asks in: names, script, branch, resources.
+"""Language registry of multilingual unlearning research: names, script, branch, resources.
 
 `LANGUAGES` maps BCP-47 codes to `Language`; `LU_LANGUAGES`, `LU_TWENTY` and `CHOI_LANGUAGES` are
 the selections of the papers. Chinese is Simplified under `zh`, Traditional under `zh-Hant`.
@@ -23,7 +23,7 @@ TIER_SOURCE = (
     "public sentence pairs, low with fewer; counts in https://github.com/facebookresearch/fairseq, "
     "commit 26d62ae, examples/nllb/modeling/evaluation/train_example_count/flores200_public.py"
 )
-"""The rule and the source of every `Language.tier`; Lu & Koehn's own tiers agree with it."""
+"""Rule and source of every `Language.tier`; Lu & Koehn's own tiers agree with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +147,13 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
 """Every known language by its code, in a fixed order."""
 
 LU_LANGUAGES = ("en", "de", "fr", "zh", "ru", "jv", "ur", "ha", "hy")
-"""The training and query languages of Lu & Koehn 2024: English, four high-, four low-resource."""
+"""Training and query languages of Lu & Koehn 2024: English, four high-, four low-resource."""
 
 LU_TWENTY = (
     *("es", "pt", "ja", "it", "nl", "sv", "ar", "hi", "bn", "pl"),
     *("ti", "kam", "luo", "ay", "awa", "bho", "dyu", "fur", "kab", "ln"),
 )
-"""The languages of multilingual unlearning in Lu & Koehn 2024; by `tier` ten high, ten low."""
+"""Languages of multilingual unlearning in Lu & Koehn 2024; by `tier` ten high, ten low."""
 
 CHOI_LANGUAGES = (
     *("en", "fr", "es", "zh", "ar", "vi", "eu", "ur", "te", "sw"),
@@ -162,12 +162,12 @@ CHOI_LANGUAGES = (
 """Choi, Min & Choo 2024: the ten languages of their FLORES-200, then BMLAMA-53's further five."""
 
 
-def language(code: str) -> Language:
+def get_language(code: str) -> Language:
     """Look a language up by its BCP-47 code.
 
     Raises:
         ValueError: The code is not registered; the message names the valid ones.
     """
     if code not in LANGUAGES:
-        raise ValueError(f"unknown language {code!r}; valid languages: {', '.join(LANGUAGES)}")
+        raise ValueError(f"unknown language {code!r}; valid: {', '.join(LANGUAGES)}")
     return LANGUAGES[code]

@@ -1,4 +1,4 @@
-"""A run directory: what was measured, in shards that are whole or absent.
+"""Run directories: measurements in shards that are whole or absent.
 
     run.json                 configuration, versions, machine, content hashes of the models
     trajectories/*.parquet   V's answers, as token ids and text
@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from interp.data.query import Query
 from interp.data.trajectories import Trajectory
-from interp.files import digest_of, write_atomically
+from interp.files import compute_digest, write_atomically
 
 PACKAGES = ("interp", "torch", "transformers", "numpy", "pandas", "plotly")
 
@@ -51,7 +51,7 @@ _PLAIN = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)$)[a-z0-9][a-z0-9-]{0,59}"
 
 
 class RunDirectory:
-    """The files of one run."""
+    """Files of one run."""
 
     def __init__(self, path: str | os.PathLike[str], config: dict[str, Any]) -> None:
         """Open a run directory, or begin one.
@@ -71,7 +71,7 @@ class RunDirectory:
             "config": json.loads(json.dumps(config)),
             "models": {},
             "seed": 0,
-            "versions": versions(),
+            "versions": collect_versions(),
             "machine": {
                 "system": platform.platform(),
                 "processor": platform.processor() or platform.machine(),
@@ -105,8 +105,8 @@ class RunDirectory:
             )
 
     def losses_path(self, unlearned: str, content_hash: str, language: str, block: int) -> Path:
-        """Where a cell's losses lie."""
-        stem = f"{_slug(unlearned)}-{content_hash[:8]}.{_slug(language)}.{block:04d}"
+        """Return the path of a cell's losses."""
+        stem = f"{_slugify(unlearned)}-{content_hash[:8]}.{_slugify(language)}.{block:04d}"
         return self.path / "losses" / f"{stem}.parquet"
 
     def write_losses(self, path: Path, losses: pd.DataFrame) -> None:
@@ -115,7 +115,7 @@ class RunDirectory:
         write_table(path, losses, of=self._manifest["config"])
 
     def read_trajectories(self, language: str) -> list[Trajectory] | None:
-        """The trajectories of a language, None where they are not made yet."""
+        """Read the trajectories of a language; None where they are not made yet."""
         path = self._trajectories_path(language)
         if not path.exists():
             return None
@@ -164,7 +164,7 @@ class RunDirectory:
         write_table(self._trajectories_path(language), table, of=self._manifest["config"])
 
     def _trajectories_path(self, language: str) -> Path:
-        return self.path / "trajectories" / f"{_slug(language)}.parquet"
+        return self.path / "trajectories" / f"{_slugify(language)}.parquet"
 
     def _write_manifest(self) -> None:
         """Write what is known of the run: with its first result, and when a model joined."""
@@ -176,7 +176,7 @@ class RunDirectory:
                 return
             # Another process may have added models of its own.
             self._manifest["models"] = written["models"] | self._manifest["models"]
-        whole = {**self._manifest, "digest": digest_of(self._manifest)}
+        whole = {**self._manifest, "digest": compute_digest(self._manifest)}
         text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
         write_atomically(file, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
@@ -184,23 +184,23 @@ class RunDirectory:
         for key in dict.fromkeys((*known, *config)):
             if known.get(key) != config.get(key):
                 raise ValueError(
-                    f"{self.path} holds a run with another {key} ({_brief(known.get(key))}, now "
-                    f"{_brief(config.get(key))}); choose another output directory"
+                    f"{self.path} holds a run with another {key} ({_shorten(known.get(key))}, now "
+                    f"{_shorten(config.get(key))}); choose another output directory"
                 )
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a run directory.
+    """Read the manifest of a run directory.
 
     Raises:
         ValueError: there is none, or it is damaged.
     """
     file = Path(path) / "run.json"
     if not file.is_file():
-        raise ValueError(f"{str(path)!r} is no run directory: it has no run.json")
+        raise ValueError(f"{str(path)!r} is not a run directory: run.json is missing")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        if manifest.pop("digest") == digest_of(manifest):
+        if manifest.pop("digest") == compute_digest(manifest):
             return manifest
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
@@ -210,7 +210,7 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_losses(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """All losses of a run directory.
+    """Read all losses of a run directory.
 
     Raises:
         ValueError: it is no run directory, a shard is damaged, or nothing is measured yet.
@@ -225,12 +225,12 @@ def read_losses(path: str | os.PathLike[str]) -> pd.DataFrame:
 def write_table(path: Path, table: pd.DataFrame, *, of: object) -> None:
     """Write a table as parquet, with a digest of it, its file's name and what it is of."""
     marked = table.copy(deep=False)
-    marked.attrs = {"digest": _digest(table, path, of)}
+    marked.attrs = {"digest": _compute_table_digest(table, path, of)}
     write_atomically(path, lambda scratch: marked.to_parquet(scratch, index=False))
 
 
 def read_table(path: Path, *, of: object = None) -> pd.DataFrame:
-    """What `write_table` wrote.
+    """Read a table that `write_table` wrote.
 
     Args:
         path: the file.
@@ -243,41 +243,43 @@ def read_table(path: Path, *, of: object = None) -> pd.DataFrame:
         of = read_manifest(path.parent.parent)["config"]
     try:
         table = pd.read_parquet(path)
-        if table.attrs.pop("digest") == _digest(table, path, of):
+        if table.attrs.pop("digest") == _compute_table_digest(table, path, of):
             return table
     except UNREADABLE:
         pass
     raise ValueError(f"{path} is damaged, or not of this run: delete it and run again")
 
 
-def _digest(table: pd.DataFrame, path: Path, of: object) -> str:
+def _compute_table_digest(table: pd.DataFrame, path: Path, of: object) -> str:
     def plain(value: object) -> object:
         return value.tolist() if isinstance(value, np.ndarray) else value
 
     # Strings and lacking values have several forms in pandas, of which a file keeps one.
     columns = table.astype(object).where(table.notna(), None).items()
-    return digest_of([of, path.name, [[name, *map(plain, column)] for name, column in columns]])
+    return compute_digest(
+        [of, path.name, [[name, *map(plain, column)] for name, column in columns]]
+    )
 
 
-def versions() -> dict[str, str]:
-    """Those of the packages that numbers depend on."""
-    found = {}
+def collect_versions() -> dict[str, str]:
+    """Return the versions of the packages that numbers depend on."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def _slug(name: str) -> str:
-    """A file name for any name; different names have different ones."""
+def _slugify(name: str) -> str:
+    """Turn any name into a file name; different names have different ones."""
     if _PLAIN.fullmatch(name):
         return name
     slug = re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[-60:]
     return f"{slug}_{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
-def _brief(value: object) -> str:
+def _shorten(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."

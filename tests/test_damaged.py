@@ -16,18 +16,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from damage_for_tests import damage, refusal
-from models_for_tests import question, tiny
 
 import interp
-from interp.behaviour import metrics
-from interp.data import datasets
-from interp.data.cache import AnswerCache, key_of
-from interp.data.news import NewsFields, read_articles, read_news_truthful
-from interp.data.query import Query
-from interp.data.texts import read_texts
+from experiments.cross_lingual.news import NewsFields, read_articles, read_news_truthful
+from interp import Query, data
+from interp.behaviour import METRIC_COLUMNS as MEASURE_COLUMNS
+from interp.data import AnswerCache, make_key, read_texts
 from interp.results import RunDirectory, read_losses, read_manifest, read_table, write_table
-from interp.unlearning.store import Store, Trained
+from interp.unlearning import RunStore, Trained
+from tests.helpers.damage import damage, refusal
+from tests.helpers.tiny_models import question, tiny
 
 PER_READER = {False: 20, True: 150}
 """Damaged inputs for each reader, and in the slow run."""
@@ -79,7 +77,7 @@ def run_directory(folder: Path) -> RunDirectory:
 
 
 def measures() -> pd.DataFrame:
-    row = dict.fromkeys(metrics.COLUMNS, "") | {"metric": "accuracy", "language": "de", "n": 5}
+    row = dict.fromkeys(MEASURE_COLUMNS, "") | {"metric": "accuracy", "language": "de", "n": 5}
     row |= {"layer": float("nan"), "value": 0.1 + 0.2, "ci_low": 0.0, "ci_high": 1.0}
     return pd.DataFrame([row, row | {"language": "en", "value": float("nan")}])
 
@@ -87,22 +85,22 @@ def measures() -> pd.DataFrame:
 def cached(folder: Path) -> Path:
     path = folder / "answers.jsonl"
     for number in range(4):
-        AnswerCache(path).put(key_of(number=number), f"Antwort {number}: Größe\n")
+        AnswerCache(path).put(make_key(number=number), f"Antwort {number}: Größe\n")
     return path
 
 
 def made(folder: Path) -> Path:
-    store = Store(folder / "m", {"method": "gd", "data": {"forget": {"examples": 2}}})
+    store = RunStore(folder / "m", {"method": "gd", "data": {"forget": {"examples": 2}}})
     history = [{"step": 1.0, "loss": 0.25}, {"step": 2.0, "loss": 0.125}]
     store.finish(Trained(model=tiny(), history=history, reason="num_steps"))
     return folder / "m" / "unlearning.json"
 
 
 def finished(card: Path) -> tuple:
-    found = Store(card.parent, {"method": "gd", "data": {"forget": {"examples": 2}}}).finished(
-        vanilla()
-    )
-    return (found.history, found.reason, found.edits) if found else ()
+    run = RunStore(
+        card.parent, {"method": "gd", "data": {"forget": {"examples": 2}}}
+    ).load_finished(vanilla())
+    return (run.history, run.reason, run.edits) if run else ()
 
 
 @functools.cache
@@ -152,7 +150,7 @@ QUERY = {"id": "q", "language": "de", "prompt": "Größe?", "answer": "A", "alia
 
 @dataclass(frozen=True)
 class Reader:
-    """A file to be damaged, what reads it, and whether it holds a digest of all it says."""
+    """File to be damaged, what reads it, and whether it holds a digest of all it says."""
 
     write: Callable[[Path], Path]
     read: Callable[[Path], object]
@@ -181,20 +179,20 @@ READERS = {
     "texts": of_lines(read_texts, TEXT, TEXT | {"id": "u"}),
     "articles": of_lines(read_articles, ARTICLE, ARTICLE | {"id": "b"}),
     "news-truthful": of_lines(lambda path: read_news_truthful(path, FIELDS), NEWS, NEWS),
-    "bmlama": of_lines(lambda path: [*datasets.read_bmlama(path)], CLOZE, CLOZE),
-    "flores": of_lines(lambda path: [*datasets.read_flores(path)], {"en": "Rain.", "de": "Regen."}),
-    "flores folder": Reader(flores_folder, lambda path: [*datasets.read_flores(path.parent)]),
+    "bmlama": of_lines(lambda path: [*data.read_bmlama(path)], CLOZE, CLOZE),
+    "flores": of_lines(lambda path: [*data.read_flores(path)], {"en": "Rain.", "de": "Regen."}),
+    "flores folder": Reader(flores_folder, lambda path: [*data.read_flores(path.parent)]),
     "tofu": of_lines(
-        lambda path: [*datasets.read_tofu(path)],
+        lambda path: [*data.read_tofu(path)],
         {"question": "Q?", "answer": "A", "perturbed_answer": ["B", "C"]},
     ),
     "rwku": of_lines(
-        lambda path: [*datasets.read_rwku(path)],
+        lambda path: [*data.read_rwku(path)],
         {"query": "Q ___.", "answer": "A", "level": "1", "type": "", "subject": "S"},
     ),
     "concepts": Reader(
         lambda folder: Path(lines(folder, [CONCEPT, CONCEPT | {"id": 8}], name="c.json")),
-        lambda path: [*datasets.read_concepts(path)],
+        lambda path: [*data.read_concepts(path)],
     ),
     "manifest": in_run("run.json", read_manifest),
     "losses": in_run("losses/*.parquet", lambda run: read_losses(run).to_dict("records")),
@@ -209,9 +207,9 @@ READERS = {
 }
 
 
-def checked(found: object) -> None:
-    """That texts which were read can be tokenized, written and read again, and are not empty."""
-    for entry in found if isinstance(found, list) else []:
+def checked(entries: object) -> None:
+    """Assert that texts which were read can be tokenized, written and reread, and are not empty."""
+    for entry in entries if isinstance(entries, list) else []:
         values = entry if isinstance(entry, dict) else asdict(entry)
         for name in ("id", "language", "question", "text"):
             assert str(values.get(name, "some")).strip() or name == "language", values
@@ -228,15 +226,15 @@ def check_damaged(name: str, folder: Path, count: int, seed: int) -> dict[str, i
     seen = {"refused": 0, "read": 0}
     for _ in range(count):
         damage(path, rng)
-        said, found = refusal(lambda: reader.read(path), path.name, str(folder))
-        seen["refused" if said else "read"] += 1
-        if not said and name == "cached answers":
+        message, value = refusal(lambda: reader.read(path), path.name, str(folder))
+        seen["refused" if message else "read"] += 1
+        if not message and name == "cached answers":
             # An unfinished last line is that of a killed run: the answer is asked for again.
-            assert all(found.get(key, text) == text for key, text in undamaged.items())
-        elif not said and reader.digest:
-            assert repr(found) == whole, path.read_bytes()
-        elif not said:
-            checked(found)
+            assert all(value.get(key, text) == text for key, text in undamaged.items())
+        elif not message and reader.digest:
+            assert repr(value) == whole, path.read_bytes()
+        elif not message:
+            checked(value)
         path.write_bytes(content)
     assert repr(reader.read(path)) == whole
     return seen
@@ -264,7 +262,7 @@ def test_that_is_as_many_damaged_inputs_as_promised():
 
 
 def altered(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path, Path], None]:
-    """A shard as another program would write it again, with what pandas keeps beside the rows."""
+    """Rewrite a shard as another program would, with what pandas keeps beside the rows."""
 
     def write(shard: Path, _other: Path) -> None:
         table = pd.read_parquet(shard)
@@ -315,8 +313,8 @@ def test_a_shard_that_is_whole_but_wrong(wrong, tmp_path):
         other.write_losses(other.losses_path("U", "4567", language, 0), losses(language))
     shard = store.losses_path("U", "4567", "de", 0)
     WRONG[wrong](shard, tmp_path / "other")
-    said, _ = refusal(lambda: read_losses(tmp_path / "run"), "copy.parquet", shard.name)
-    assert "damaged, or not of this run" in said
+    message, _ = refusal(lambda: read_losses(tmp_path / "run"), "copy.parquet", shard.name)
+    assert "damaged, or not of this run" in message
 
 
 def test_trajectories_of_another_run_are_refused(tmp_path):
@@ -324,8 +322,8 @@ def test_trajectories_of_another_run_are_refused(tmp_path):
     other.write_trajectories("de", trajectories(tmp_path))
     file = Path("trajectories") / "de.parquet"
     (tmp_path / "a" / file).write_bytes((tmp_path / "b" / file).read_bytes())
-    said, _ = refusal(lambda: store.read_trajectories("de"), "de.parquet")
-    assert said
+    message, _ = refusal(lambda: store.read_trajectories("de"), "de.parquet")
+    assert message
 
 
 def test_a_sweep_does_not_go_on_from_what_is_damaged(tmp_path):
@@ -340,13 +338,13 @@ def test_a_sweep_does_not_go_on_from_what_is_damaged(tmp_path):
             content = path.read_bytes()
             damage(path, rng)
             left = path.read_bytes()
-            said, found = refusal(
+            message, recovery = refusal(
                 lambda: interp.sweep(*pair, queries, out=tmp_path, **settings), path.name
             )
-            num_refused += bool(said)
+            num_refused += bool(message)
             # Some bytes of a parquet file say nothing.
-            if not said:
-                pd.testing.assert_frame_equal(found.losses, expected, check_exact=True)
+            if not message:
+                pd.testing.assert_frame_equal(recovery.losses, expected, check_exact=True)
             assert path.read_bytes() == left
             path.write_bytes(content)
     assert num_refused >= 8
@@ -354,12 +352,12 @@ def test_a_sweep_does_not_go_on_from_what_is_damaged(tmp_path):
 
 def test_older_cards_and_cached_answers_have_no_digests(tmp_path):
     card = made(tmp_path)
-    found = json.loads(card.read_text())
-    assert len(found.pop("digest")) == 64
-    card.write_text(json.dumps(found))
+    contents = json.loads(card.read_text())
+    assert len(contents.pop("digest")) == 64
+    card.write_text(json.dumps(contents))
     assert finished(card)[0][1]["loss"] == 0.125
     for change in ({"history": 3}, {"history": [3]}, {"reason": None}, {"edits": {}}):
-        card.write_text(json.dumps(found | change))
+        card.write_text(json.dumps(contents | change))
         assert "does not say how" in refusal(lambda: finished(card), "unlearning.json")[0]
     path = tmp_path / "old.jsonl"
     path.write_text('{"key": "a", "text": "b"}\n')

@@ -9,15 +9,14 @@ from random import Random
 import pandas as pd
 import pytest
 import torch
-from damage_for_tests import damage, refusal
-from models_for_tests import save, tiny, tiny_model
-from test_safety import canary  # noqa: F401
 
 import interp
-from interp import runs
-from interp.behaviour.agreement import read_labels
-from interp.unlearning.checkpoints import load_state, read_progress, save_state
-from interp.unlearning.covariance import second_moments
+from experiments.cross_lingual.agreement import read_labels
+from interp import pipelines
+from interp.unlearning import load_state, measure_second_moments, read_progress, save_state
+from tests.helpers.damage import damage, refusal
+from tests.helpers.tiny_models import save, tiny, tiny_model
+from tests.test_safety import canary  # noqa: F401
 
 COUNT = 16
 """Damaged inputs per file."""
@@ -92,8 +91,8 @@ def test_an_index_names_safetensors_beside_it_alone(name, canary, tmp_path):  # 
 def test_attention_out_of_a_repository_is_code_from_elsewhere(field, tmp_path):
     file = checkpoint(tmp_path / "m") / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: "some/kernel"}))
-    said, _ = refusal(lambda: interp.load(tmp_path / "m"), "some/kernel")
-    assert "trust_remote_code=True" in said
+    message, _ = refusal(lambda: interp.load(tmp_path / "m"), "some/kernel")
+    assert "trust_remote_code=True" in message
 
 
 def test_a_damaged_state_of_training(tmp_path):
@@ -107,9 +106,9 @@ def test_a_damaged_state_of_training(tmp_path):
     content = file.read_bytes()
 
     def read() -> dict:
-        found = read_progress(file)
+        progress = read_progress(file)
         load_state(file, {"p": parameter}, optimizer, 1)
-        return found
+        return progress
 
     num_refused = 0
     for _ in range(COUNT):
@@ -124,7 +123,7 @@ def test_damaged_second_moments(vanilla, tmp_path):
     texts = ["w3 w4 w5 w6 w7 w8"] * 5
 
     def read() -> dict:
-        return second_moments(vanilla, [1], texts, cache=tmp_path, progress=False)
+        return measure_second_moments(vanilla, [1], texts, cache=tmp_path, progress=False)
 
     whole = read()
     (file,) = tmp_path.iterdir()
@@ -140,19 +139,19 @@ def test_damaged_second_moments(vanilla, tmp_path):
 
 def test_a_damaged_report_of_probes(vanilla, tmp_path):
     queries = interp.queries("capitals", languages=["en"], limit=2)
-    asked = {"models": {"before": "0a"}, "queries": runs._rows(queries)}
+    inputs = {"models": {"before": "0a"}, "queries": pipelines._rows(queries)}
     table = pd.DataFrame({"model": ["before"], "right": [True], "reason": [""]})
     table.to_csv(tmp_path / "probes.csv", index=False)
     for file in (tmp_path / "probes.json", tmp_path / "probes.csv"):
-        digest = runs.hashlib.sha256((tmp_path / "probes.csv").read_bytes()).hexdigest()
-        (tmp_path / "probes.json").write_text(json.dumps(asked | {"probes": digest}))
+        digest = pipelines.hashlib.sha256((tmp_path / "probes.csv").read_bytes()).hexdigest()
+        (tmp_path / "probes.json").write_text(json.dumps(inputs | {"probes": digest}))
         content, rng = file.read_bytes(), Random(file.name)
         for _ in range(COUNT):
             damage(file, rng)
-            said, found = refusal(
-                lambda: runs._stored_probes(tmp_path, "0a", queries), str(tmp_path)
+            message, answers = refusal(
+                lambda: pipelines._read_stored_probes(tmp_path, "0a", queries), str(tmp_path)
             )
-            assert said or found.empty or found.equals(table)
+            assert message or answers.empty or answers.equals(table)
             file.write_bytes(content)
 
 
@@ -162,8 +161,8 @@ def test_damaged_labels(tmp_path):
     for _ in range(4 * COUNT):
         file.write_bytes(content)
         damage(file, rng)
-        _, found = refusal(lambda: read_labels(file), file.name)
-        for verdict in found or ():
+        _, verdicts = refusal(lambda: read_labels(file), file.name)
+        for verdict in verdicts or ():
             assert verdict.query_id
             assert verdict.language
             assert verdict.sample >= 0

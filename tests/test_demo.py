@@ -34,7 +34,7 @@ def demo(tmp_path_factory, threads):
 
 
 def best(out: Path, language: str) -> pd.Series:
-    from interp.launch import Recovery
+    from interp import Recovery
 
     scores = Recovery.read(out).krs()
     return scores[scores["language"] == language].groupby("site")["krs"].max()
@@ -59,10 +59,9 @@ def test_the_demo_shows_the_order_of_the_sites(demo):
 def test_a_second_demo_does_nothing_again(demo, monkeypatch):
     from interp import demo as module
     from interp import launch
-    from interp.unlearning import training
 
     before = {path: path.stat().st_mtime_ns for path in (demo / "losses").iterdir()}
-    monkeypatch.setattr(training, "Trainee", None)
+    monkeypatch.setattr("interp.unlearning.training.TrainableModel", None)
     monkeypatch.setattr(launch, "measure", None)
     module.run_demo(out=demo, languages=["en"], num_tokens=8)
     assert {path: path.stat().st_mtime_ns for path in (demo / "losses").iterdir()} == before
@@ -100,12 +99,12 @@ def executed(name: str, folder: Path, *changes: tuple[str, str]) -> nbformat.Not
 
 @pytest.mark.slow
 def test_the_quickstart_notebook_runs(tmp_path, threads):
-    shown = 'said[["site", "first_layer", "last_layer", "vanilla", "unlearned", "restored"]]'
-    executed("01_quickstart.ipynb", tmp_path, (shown, f"said.to_csv('said.csv')\n{shown}"))
-    said = pd.read_csv(tmp_path / "said.csv").set_index("site")
-    assert said["vanilla"].str.contains("Paris").all()
-    assert not said["unlearned"].str.contains("Paris").any()
-    assert "Paris" in said["restored"]["coef+attn"]
+    shown = 'restored[["site", "first_layer", "last_layer", "vanilla", "unlearned", "restored"]]'
+    executed("01_quickstart.ipynb", tmp_path, (shown, f"restored.to_csv('restored.csv')\n{shown}"))
+    answers = pd.read_csv(tmp_path / "restored.csv").set_index("site")
+    assert answers["vanilla"].str.contains("Paris").all()
+    assert not answers["unlearned"].str.contains("Paris").any()
+    assert "Paris" in answers["restored"]["coef+attn"]
 
 
 @pytest.mark.slow

@@ -12,20 +12,34 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
-from models_for_tests import save, tiny
-from pages import PAGES, ROOT, Block, applied, blocks, commands, file_of, read, smaller
 
 from interp import cli
-from interp.data.texts import texts_of
-from interp.unlearning import catalogue
+from interp.data import make_texts
+from interp.unlearning import METHODS, OBJECTIVES
+from tests.helpers.doc_pages import (
+    PAGES,
+    ROOT,
+    Block,
+    applied,
+    blocks,
+    commands,
+    file_of,
+    read,
+    smaller,
+)
+from tests.helpers.tiny_models import save, tiny
 
 OTHER_PROGRAMS = {"make", "pytest", "pip", "python", "apt-get"}
 RAY_AND_SLURM = ("docs/clusters.md",)
 """Its commands start clusters: read by the shell and by the command line, not run."""
+NO_GUIDES = ("CONTRIBUTING.md", "CHANGELOG.md", "figures/README.md")
+"""Pages whose links are followed, too."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +51,7 @@ def models(tmp_path_factory) -> Path:
     for name, seed in (("models/vanilla", 0), ("models/unlearned", 1), ("runs/demo/unlearned", 1)):
         save(tiny("llama", seed=seed, max_position_embeddings=256), home / name)
     for name, relation in (("forget", "capitals"), ("retain", "currencies")):
-        found = texts_of(interp.queries(relation, languages=["en"], limit=4))
+        found = make_texts(interp.queries(relation, languages=["en"], limit=4))
         rows = [{"prompt": each.prompt, "answer": each.answer, "language": "en"} for each in found]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (home / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -45,14 +59,14 @@ def models(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def home(models, tmp_path, monkeypatch) -> Path:
+def home(models, tmp_path, monkeypatch) -> Iterator[Path]:
     """A directory of its own for a page, with the models."""
     place = tmp_path / "home"
     shutil.copytree(models, place)
     monkeypatch.chdir(place)
-    # What a page registers is known to it alone.
-    monkeypatch.setattr(catalogue, "OBJECTIVES", dict(catalogue.OBJECTIVES))
-    return place
+    # What a page registers is known to it alone. (All methods are: `methods` imports them.)
+    with mock.patch.dict(OBJECTIVES), mock.patch.dict(METHODS):
+        yield place
 
 
 def on_tiny(text: str) -> str:
@@ -78,7 +92,9 @@ def test_every_block_runs(page, home, tmp_path_factory):
         elif block.kind == "toml":
             tomllib.loads(block.text)
         else:
-            assert block.kind in {"diff", "bibtex"}, f"{where}: a block of the kind {block.kind!r}"
+            assert block.kind in {"diff", "bibtex", "text"}, (
+                f"{where}: a block of the kind {block.kind!r}"
+            )
 
 
 def check_bash(block: Block, page: str, done: Path) -> None:
@@ -127,7 +143,8 @@ def check_program(program: str, words: list[str], where: str) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         assert extras <= project["optional-dependencies"].keys(), where
     elif program == "python":
-        script = (ROOT / words[0]).read_text(encoding="utf-8")
+        name = words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0]
+        script = (ROOT / name).read_text(encoding="utf-8")
         for option in (word for word in words if word.startswith("--")):
             assert f'"{option}"' in script or f"{option[2:]}:" in script, f"{where}: {option}"
 
@@ -231,8 +248,7 @@ def test_a_language_is_added_by_the_guide(copy, home):
 
 def test_a_method_is_added_by_the_guide(copy, home):
     page = "docs/own-method.md"
-    files = {"interp/unlearning/objectives.py", "interp/unlearning/catalogue.py"}
-    assert followed(page, copy) == files
+    assert followed(page, copy) == {"interp/unlearning/objectives/unlikelihood.py"}
     said, passed = done_there(page, copy, home)
     assert passed == 9
     assert "unlikelihood: unlearned in German" in said
@@ -243,14 +259,17 @@ def test_a_method_is_added_by_the_guide(copy, home):
 # What stands beside the code
 
 
-def test_the_reference_is_what_the_docstrings_say():
-    made = runpy.run_path(str(ROOT / "docs" / "build_api.py"))["page"]()
-    written = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    assert written == made, "run python docs/build_api.py"
+def test_every_public_name_is_in_the_reference():
+    """Of the site, which `make docs` builds: what its pages are made of."""
+    made = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
     import interp
 
+    face = made["_face"]()
+    rooms = {path.parent.name for path in (ROOT / "interp").glob("*/__init__.py")}
+    assert {*made["ROOMS"], "cli"} == rooms
     for name in interp.__all__:
-        assert f"\n## interp.{name}\n" in made
+        assert f"heading: interp.{name}\n" in face or name in rooms
+    assert "\n::: interp.recovery.krs\n" in made["_room"]("recovery")
 
 
 def anchors(path: Path) -> set[str]:
@@ -259,7 +278,7 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/api.md"])
+@pytest.mark.parametrize("page", [*PAGES, *NO_GUIDES])
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -287,3 +306,26 @@ def test_the_citation_file_is_that_of_this_version():
         assert paper["title"] in cited.replace("{", "").replace("}", "")
         assert all(author["family-names"].replace("á", r"{\'a}") in cited or
                    author["family-names"] in cited for author in paper["authors"])  # fmt: skip
+
+
+def test_the_contributors_guide_names_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {each for each in re.findall(r"`([\w./]+/[\w./]*)`", text) if each != "runs/"}
+    made = {"site/"}
+    assert len(named) > 25
+    assert not [each for each in sorted(named - made) if not (ROOT / each).exists()]
+
+
+def test_the_fast_tests_are_there():
+    (listed,) = re.findall(r"^CHECKED := ((?:.*\\\n)+.*)$", (ROOT / "Makefile").read_text(), re.M)
+    checked = listed.replace("\\\n", " ").split()
+    assert "tests/test_rooms.py" in checked
+    assert not [each for each in checked if not (ROOT / each).is_file()]
+
+
+def test_what_is_kept_of_studies_is_small():
+    for path in (ROOT / "figures").rglob("*"):
+        if path.is_file():
+            limit = {".png": 220_000}.get(path.suffix, 100_000)
+            assert path.suffix in {".png", ".csv", ".md"} or path.name == "study.json", path
+            assert path.stat().st_size <= limit, path

@@ -9,20 +9,26 @@ import pandas as pd
 import pytest
 import sacrebleu
 import torch
-from models_for_tests import tiny
-from test_endpoints import answer as response
-from test_endpoints import clock, server  # noqa: F401
 
 import interp
-from interp import evaluation, figures
-from interp.behaviour.answers import generate
-from interp.behaviour.metrics import METRICS
-from interp.behaviour.probing import accuracy, probe
-from interp.behaviour.subject import Subject
-from interp.data.endpoints import Endpoint
-from interp.data.query import Query
-from interp.data.texts import texts_of
+from interp import Query, evaluation, figures
+from interp.behaviour import (
+    EvaluatedModel,
+    compute_accuracy,
+    estimate_attacks,
+    generate,
+    load_metrics,
+    probe,
+    run_attacks,
+    score_questions,
+)
+from interp.data import Endpoint, QuestionAnswer, make_texts
 from interp.evaluation import COLUMNS
+from tests.data.test_endpoints import answer as response
+from tests.data.test_endpoints import clock, server  # noqa: F401
+from tests.helpers.tiny_models import tiny
+
+METRICS = load_metrics()
 
 
 def query(number: int, language: str = "en", concept: str = "fake") -> Query:
@@ -37,7 +43,9 @@ def query(number: int, language: str = "en", concept: str = "fake") -> Query:
 
 QUERIES = [query(n, code, concept) for concept in ("fake", "real") for code in ("en", "de")
            for n in range(10, 14)]  # fmt: skip
-FORGET = texts_of([query for query in QUERIES if query.concept == "fake"])
+FORGET = make_texts([query for query in QUERIES if query.concept == "fake"])
+HOLDOUT = make_texts([query for query in QUERIES if query.concept == "real"])
+TOFU = {"tofu", "model_utility", "forget_quality"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,7 @@ def test_accuracy_is_that_of_probing(models):
     table = interp.evaluate(models[:2], QUERIES, ["accuracy"], progress=False)
     assert list(table.columns) == list(COLUMNS)
     assert list(table["model"].unique()) == ["V", "U"]
-    wanted = accuracy(probe(models[1], QUERIES, progress=False))
+    wanted = compute_accuracy(probe(models[1], QUERIES, progress=False))
     found = table[table["model"] == "U"].merge(wanted, on=["language", "concept"])
     assert len(found) == 4
     assert list(found["value"]) == list(found["accuracy"])
@@ -66,12 +74,12 @@ def test_what_was_measured_is_not_measured_again(models, tmp_path, monkeypatch):
     first = interp.evaluate(models[:2], QUERIES, names, out=tmp_path, progress=False)
     measured = []
 
-    def counted(subject):
-        measured.append(subject.model.name)
-        return METRICS["accuracy"].measure(subject)
+    def counted(evaluated):
+        measured.append(evaluated.model.name)
+        return METRICS["accuracy"].measure(evaluated)
 
     metric = replace(METRICS["accuracy"], measure=counted)
-    monkeypatch.setattr(evaluation, "METRICS", {**METRICS, "accuracy": metric})
+    monkeypatch.setattr(evaluation, "load_metrics", lambda: {**METRICS, "accuracy": metric})
     again = interp.evaluate(models, QUERIES, names, out=tmp_path, progress=False)
     assert measured == ["clean"]
     pd.testing.assert_frame_equal(again[:8], first)
@@ -92,10 +100,10 @@ def test_models_are_taken_one_after_the_other(models):
     seen = []
     metric = replace(
         METRICS["accuracy"],
-        measure=lambda subject: seen.append((subject.model.name, len(alive))) or pd.DataFrame(),
+        measure=lambda evaluated: seen.append((evaluated.model.name, len(alive))) or pd.DataFrame(),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "METRICS", {"accuracy": metric})
+        patch.setattr(evaluation, "load_metrics", lambda: {"accuracy": metric})
         interp.evaluate(one_by_one(), QUERIES, progress=False)
     assert seen == [("V", 1), ("U", 2), ("clean", 3)]
 
@@ -106,7 +114,7 @@ def test_what_cannot_be_measured(models):
             interp.evaluate(*args, progress=False, **options)
         return str(caught.value)
 
-    assert "no metric 'magic'; valid: accuracy" in refused(models[0], QUERIES, ["magic"])
+    assert "unknown metric 'magic'; valid: accuracy" in refused(models[0], QUERIES, ["magic"])
     assert "no metrics are named" in refused(models[0], QUERIES, [])
     assert "no queries" in refused(models[0], [])
     assert "no models" in refused([], QUERIES)
@@ -119,12 +127,12 @@ def test_what_cannot_be_measured(models):
 
 
 def test_answers_are_made_once(models):
-    subject = Subject(models[0], QUERIES, progress=False)
-    assert subject.answers is subject.answers
-    assert [answer.query for answer in subject.answers] == QUERIES
+    evaluated = EvaluatedModel(models[0], QUERIES, progress=False)
+    assert evaluated.answers is evaluated.answers
+    assert [answer.query for answer in evaluated.answers] == QUERIES
 
 
-@pytest.mark.parametrize("name", sorted({*METRICS} - {"prompts", "o_f", "q_r"}))
+@pytest.mark.parametrize("name", sorted({*METRICS} - {"prompts", "o_f", "q_r"} - TOFU))
 def test_every_metric_gives_a_row_per_language_and_concept(models, name, tmp_path):
     def measure():
         return interp.evaluate(
@@ -135,6 +143,7 @@ def test_every_metric_gives_a_row_per_language_and_concept(models, name, tmp_pat
             baseline=models[2],
             taught="de",
             forget=FORGET,
+            holdout=HOLDOUT,
             num_tokens=4,
             out=tmp_path,
             progress=False,
@@ -145,12 +154,12 @@ def test_every_metric_gives_a_row_per_language_and_concept(models, name, tmp_pat
     assert not table.duplicated(keys).any()
     assert table["n"].ge(0).all()
     assert all(row["reason"] for row in table.to_dict("records") if math.isnan(row["value"]))
-    if name != "drift":
+    if name not in ("drift", "membership"):
         for _, rows in table.groupby(["metric", "layer"], dropna=False, sort=False):
             cells = list(zip(rows["language"], rows["concept"], strict=True))
             assert cells == [(c, k) for k in ("fake", "real") for c in ("en", "de")]
     pd.testing.assert_frame_equal(measure(), table, check_dtype=False)
-    assert figures.measures(table)
+    assert figures.plot_measures(table)
 
 
 def test_metrics_are_those_of_their_modules(models):
@@ -206,3 +215,74 @@ def test_a_judge_that_failed_is_asked_again(models, server, clock, tmp_path):  #
     found = evaluate(["q_r", "alias"])
     assert found.loc["q_r", "value"] == 7
     assert set(pd.read_csv(tmp_path / "verdicts.csv")["judge"]) == {"quality by tiny", "alias"}
+
+
+def records_of(queries):
+    return [
+        QuestionAnswer(
+            id=query.id,
+            language=query.language,
+            question=query.prompt,
+            answer=query.answer or "",
+            paraphrased_answer=f"w9 {query.answer}",
+            perturbed_answers=("w3", "w4 w5"),
+            concept="tofu",
+        )
+        for query in queries
+    ]
+
+
+def test_membership_is_that_of_its_attacks(models):
+    table = interp.evaluate(
+        models[0], QUERIES, ["membership"], forget=FORGET, holdout=HOLDOUT, progress=False
+    )
+    expected = estimate_attacks(run_attacks(models[0], FORGET, HOLDOUT, progress=False))
+    assert list(table["value"].fillna(-1)) == list(expected["value"].fillna(-1))
+    assert set(table["metric"]) == {
+        f"membership_{name}/{attack}"
+        for name in ("auc", "tpr@0.01", "tpr@0.05")
+        for attack in ("loss", "min_k", "min_k_plus_plus")
+    }
+
+
+def test_tofu_is_of_its_sets(models):
+    sets = ("forget10", "retain", "real_authors", "world_facts")
+    queries = [
+        replace(query, id=f"tofu-{name}_perturbed:{number}", language="en", concept="tofu")
+        for name in sets
+        for number, query in enumerate(QUERIES[:4], start=1)
+    ]
+    records = records_of(queries)
+    names = ["tofu", "model_utility", "forget_quality"]
+    options = {"baseline": models[2], "num_tokens": 4, "progress": False}
+    table = interp.evaluate(models[1], queries, names, records=records, **options)
+    table = table.set_index(["concept", "metric"])["value"]
+    kinds = {"forget": "forget", "retain": "retain"}
+    for number, name in enumerate(("forget", "retain", "real_authors", "world_facts")):
+        part = slice(4 * number, 4 * number + 4)
+        answers = generate(models[1], queries[part], num_tokens=4, progress=False)
+        rows = score_questions(
+            models[1], records[part], answers, kind=kinds.get(name, "choices"), progress=False
+        )
+        for metric in ("probability", "rouge", "truth_score"):
+            assert table[name, f"tofu_{metric}"] == pytest.approx(rows[metric].mean())
+    nine = table.drop("forget", level=0)[lambda rows: rows.index.get_level_values(0) != ""]
+    utility = 0 if 0 in set(nine) else 9 / sum(1 / value for value in nine)
+    assert table["", "model_utility"] == pytest.approx(utility)
+    same = interp.evaluate(models[2], queries, names[2:], records=records, **options)
+    assert same["value"].item() == pytest.approx(1)
+
+
+def test_what_tofu_lacks(models):
+    queries = [replace(query, id=f"tofu-retain:{n}") for n, query in enumerate(QUERIES)]
+    options = {"baseline": models[1], "num_tokens": 2, "progress": False}
+    with pytest.raises(ValueError, match="tofu-retain:1 in 'en' has no record of read_tofu"):
+        interp.evaluate(models[0], queries, ["tofu"], records=records_of(queries[:1]), **options)
+    records = records_of(queries)
+    with pytest.raises(ValueError, match="forget_quality needs questions of the forget set"):
+        interp.evaluate(models[0], queries, ["forget_quality"], records=records, **options)
+    table = interp.evaluate(models[0], queries, ["model_utility"], records=records, **options)
+    assert math.isnan(table["value"].iloc[0])
+    assert table["reason"].iloc[0] == "real_authors has no questions"
+    with pytest.raises(ValueError, match="'fake-10' is of no set of TOFU; valid"):
+        interp.evaluate(models[0], QUERIES, ["tofu"], records=records_of(QUERIES), **options)

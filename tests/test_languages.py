@@ -1,4 +1,4 @@
-"""The languages: spot values from reference works, the papers' selections, scripts and shares."""
+"""Language registry: spot values from reference works, papers' selections, scripts and shares."""
 
 import unicodedata
 from dataclasses import FrozenInstanceError, fields
@@ -13,7 +13,7 @@ from interp.languages import (
     TIER_SOURCE,
     WEB_SHARE_SOURCE,
     Language,
-    language,
+    get_language,
 )
 
 # First words of the Unicode names of a script's letters, by ISO 15924 code.
@@ -79,7 +79,7 @@ fi 8593516 hu 14096256
 
 
 def counts_of(table):
-    """A table of codes and counts as a dictionary."""
+    """Parse a table of codes and counts."""
     words = table.split()
     return dict(zip(words[::2], map(int, words[1::2]), strict=True))
 
@@ -92,7 +92,7 @@ def scripts_of(text):
 
 @pytest.mark.parametrize(("code", "name", "own_name", "script", "family"), SPOT_VALUES)
 def test_names_scripts_and_branches_are_those_of_a_handbook(code, name, own_name, script, family):
-    entry = language(code)
+    entry = get_language(code)
     assert (entry.name, entry.own_name) == (name, own_name)
     assert (entry.script, entry.family) == (script, family)
 
@@ -104,20 +104,20 @@ def test_the_registry_is_fixed_in_order_and_content():
         values = [getattr(entry, field) for entry in LANGUAGES.values()]
         assert len(set(values)) == len(values) == 52
     with pytest.raises(TypeError):
-        LANGUAGES["en"] = language("de")  # pyright: ignore[reportIndexIssue]
+        LANGUAGES["en"] = get_language("de")  # pyright: ignore[reportIndexIssue]
     with pytest.raises(FrozenInstanceError):
-        language("en").name = "other"  # pyright: ignore[reportAttributeAccessIssue]
+        get_language("en").name = "other"  # pyright: ignore[reportAttributeAccessIssue]
     assert all(field.kw_only for field in fields(Language))
 
 
 def test_an_unknown_code_is_refused_with_the_valid_ones():
-    with pytest.raises(ValueError, match=r"'xx'; valid languages: en, de, fr, .*, hu$"):
-        language("xx")
+    with pytest.raises(ValueError, match=r"'xx'; valid: en, de, fr, .*, hu$"):
+        get_language("xx")
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
 def test_an_own_name_is_written_in_the_language_s_script(code):
-    entry = language(code)
+    entry = get_language(code)
     assert scripts_of(entry.own_name) <= LETTERS[entry.script]
     assert all(char == " " or unicodedata.category(char)[0] in "LM" for char in entry.own_name)
     assert entry.own_name == unicodedata.normalize("NFC", entry.own_name)
@@ -128,7 +128,12 @@ def test_arabic_and_hebrew_script_run_from_right_to_left():
         assert entry.right_to_left == (entry.script in {"Arab", "Hebr"})
         first = next(char for char in entry.own_name if unicodedata.category(char)[0] == "L")
         assert entry.right_to_left == (unicodedata.bidirectional(first) in {"R", "AL"})
-    assert [code for code in LANGUAGES if language(code).right_to_left] == ["ar", "ur", "fa", "he"]
+    assert [code for code in LANGUAGES if get_language(code).right_to_left] == [
+        "ar",
+        "ur",
+        "fa",
+        "he",
+    ]
 
 
 def test_selections_are_those_of_the_papers():
@@ -148,13 +153,13 @@ def test_selections_are_those_of_the_papers():
 
 def test_relatives_are_those_of_lu_and_koehn():
     pairs = "de-nl fr-es zh-zh-Hant ru-uk jv-ms ur-hi ha-so hy-el"
-    found = {code: entry.relative for code, entry in LANGUAGES.items() if entry.relative}
-    assert " ".join(f"{code}-{found[code]}" for code in LU_LANGUAGES[1:]) == pairs
-    assert set(found) == set(LU_LANGUAGES) - {"en"}
+    relatives = {code: entry.relative for code, entry in LANGUAGES.items() if entry.relative}
+    assert " ".join(f"{code}-{relatives[code]}" for code in LU_LANGUAGES[1:]) == pairs
+    assert set(relatives) == set(LU_LANGUAGES) - {"en"}
     # Related only at a distance: both Afro-Asiatic, both Indo-European.
     distant = {"ha", "hy"}
-    for code, relative in found.items():
-        assert (language(code).family == language(relative).family) == (code not in distant)
+    for code, relative in relatives.items():
+        assert (get_language(code).family == get_language(relative).family) == (code not in distant)
 
 
 def test_tiers_follow_nllb_s_counts_and_agree_with_lu():

@@ -1,5 +1,5 @@
-"""A run directory: killed at any moment, it is finished by the same command; a full disk, a damaged
-file or another configuration never leaves something that would be trusted."""
+"""Run directories: killed at any moment, one is finished by the same command; a full disk, a
+damaged file or another configuration never leaves something that would be trusted."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from models_for_tests import question, tiny, trajectory
 
 import interp
-from interp import launch
-from interp.data.query import Query
+from interp import Query
 from interp.results import RunDirectory, read_losses, read_manifest, write_atomically
+from tests.helpers.tiny_models import question, tiny, trajectory
 
 LANGUAGES = ("en", "de", "zh")
 QUESTIONS = [question(n, language=code) for code in LANGUAGES for n in range(7)]
@@ -31,7 +30,7 @@ def pair():
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Two questions to a cell: four cells in each of three languages."""
-    monkeypatch.setattr(launch, "BLOCK", 2)
+    monkeypatch.setattr("interp.launch.sweep.BLOCK", 2)
 
 
 def run(pair, out: Path | None, **changes):
@@ -42,9 +41,9 @@ def ordered(losses: pd.DataFrame) -> pd.DataFrame:
     return losses.sort_values(KEY, ignore_index=True)
 
 
-def assert_equal(found: pd.DataFrame, expected: pd.DataFrame) -> None:
-    assert not found.duplicated(KEY).any()
-    pd.testing.assert_frame_equal(ordered(found), ordered(expected), check_exact=True)
+def assert_equal(actual: pd.DataFrame, expected: pd.DataFrame) -> None:
+    assert not actual.duplicated(KEY).any()
+    pd.testing.assert_frame_equal(ordered(actual), ordered(expected), check_exact=True)
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -104,8 +103,8 @@ def test_trajectories_come_back_as_they_were(tmp_path):
 def test_a_second_run_measures_nothing(pair, tmp_path, monkeypatch):
     first = run(pair, tmp_path).losses
     before = files(tmp_path)
-    monkeypatch.setattr(launch, "measure", None)
-    monkeypatch.setattr(launch, "trajectories", None)
+    monkeypatch.setattr("interp.launch.worker.measure", None)
+    monkeypatch.setattr("interp.launch.worker.trajectories", None)
     assert_equal(run(pair, tmp_path).losses, first)
     assert files(tmp_path) == before
 
@@ -266,7 +265,7 @@ def test_a_damaged_manifest(pair, tmp_path, content):
 
 def test_what_is_no_run_directory(tmp_path):
     store = RunDirectory(tmp_path, {})
-    assert "no run.json" in refusal(lambda: read_losses(tmp_path))
+    assert "run.json is missing" in refusal(lambda: read_losses(tmp_path))
     store.write_trajectories("en", [trajectory([5], [6])])
     assert "no losses yet" in refusal(lambda: read_losses(tmp_path))
 
@@ -276,7 +275,7 @@ def test_what_is_no_run_directory(tmp_path):
 
 @pytest.mark.parametrize("num_writes", range(9))
 def test_a_full_disk(pair, tmp_path, monkeypatch, num_writes):
-    """The disk is full when a file is moved into place, or half-way through writing it."""
+    """Disk full when a file is moved into place, or half-way through writing it."""
     expected = run(pair, tmp_path / "undisturbed").losses
     replace, to_parquet = os.replace, pd.DataFrame.to_parquet
     written = 0

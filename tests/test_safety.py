@@ -16,22 +16,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from damage_for_tests import damaged_bytes, refusal
-from models_for_tests import question, save, tiny, tiny_model
-from test_damaged import FIELDS, READERS, lines, made
-from test_endpoints import Endpoint, clock, server  # noqa: F401
-from test_endpoints import answer as response
-from test_endpoints import refusal as refused_request
 
 import interp
-from interp.data import datasets, sources
-from interp.data.cache import AnswerCache
-from interp.data.endpoints import complete
-from interp.data.news import read_articles, read_news_truthful
-from interp.data.query import Query
-from interp.data.texts import read_texts
-from interp.models import gguf
+from experiments.cross_lingual.news import read_articles, read_news_truthful
+from interp import Query, data
+from interp.data import MAX_LINE_BYTES, AnswerCache, complete, read_texts
+from interp.models import convert_gguf
 from interp.results import read_losses, read_manifest
+from tests.data.test_endpoints import Endpoint, clock, server  # noqa: F401
+from tests.data.test_endpoints import answer as response
+from tests.data.test_endpoints import refusal as refused_request
+from tests.helpers.damage import damaged_bytes, refusal
+from tests.helpers.tiny_models import question, save, tiny, tiny_model
+from tests.test_damaged import FIELDS, READERS, lines, made
 
 HOME = Path(interp.__file__).parent
 
@@ -39,18 +36,18 @@ HOME = Path(interp.__file__).parent
 
 
 def called(tree: ast.AST) -> set[str]:
-    """The names of all functions that are called, as they stand there."""
+    """Return the names of all functions that are called, as written."""
     return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
 
 
 def imported(tree: ast.AST) -> set[str]:
-    found = set()
+    modules = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-    return {name.partition(".")[0] for name in found}
+            modules.add(node.module or "")
+    return {name.partition(".")[0] for name in modules}
 
 
 def test_nothing_in_the_library_reads_pickles_or_runs_what_it_reads():
@@ -61,8 +58,8 @@ def test_nothing_in_the_library_reads_pickles_or_runs_what_it_reads():
     )
     for path in HOME.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        found = {name for name in called(tree) if runs.fullmatch(name)}
-        assert not found, path
+        calls = {name for name in called(tree) if runs.fullmatch(name)}
+        assert not calls, path
         unsafe = {"pickle", "dill", "shelve", "marshal", "joblib", "yaml", "subprocess"}
         assert not imported(tree) & unsafe, path
         for keyword in (node for node in ast.walk(tree) if isinstance(node, ast.keyword)):
@@ -71,7 +68,7 @@ def test_nothing_in_the_library_reads_pickles_or_runs_what_it_reads():
 
 
 class Canary:
-    """What writes a file when it is unpickled."""
+    """Object that writes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,7 +79,7 @@ class Canary:
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch):
-    """A pickle that must not be opened, not even by a reader that would run nothing of it."""
+    """Save a pickle that must not be opened, not even by a reader that would run nothing of it."""
     mark = tmp_path / "the pickle was read"
 
     def read(*_args: object, **_keywords: object) -> None:
@@ -191,7 +188,7 @@ def files(folder: Path) -> set[Path]:
 
 @pytest.fixture
 def deep(tmp_path, monkeypatch):
-    """A directory several levels down, which is the working directory, too."""
+    """Make a directory several levels down and work in it."""
     folder = tmp_path / "1" / "2" / "3" / "4"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -208,8 +205,8 @@ def test_names_in_data_lead_no_file_out_of_the_run_directory(deep, tmp_path):
     expected = interp.sweep(vanilla, unlearned, queries, **settings).losses
     out = deep / "run"
     for _ in range(2):
-        found = interp.sweep(vanilla, unlearned, queries, out=out, **settings).losses
-        pd.testing.assert_frame_equal(found, expected)
+        losses = interp.sweep(vanilla, unlearned, queries, out=out, **settings).losses
+        pd.testing.assert_frame_equal(losses, expected)
     assert len(read_losses(out)) == len(expected)
     assert files(tmp_path) == files(out)
     assert len(files(out)) == 2 * len(NAMES) + 1
@@ -232,8 +229,8 @@ def test_names_of_models_lead_no_file_out_of_the_run_directory(deep, tmp_path):
     vanilla.name = "../../v"
     for number, name in enumerate(NAMES, start=1):
         unlearned.name = name
-        found = interp.sweep(vanilla, unlearned, [question(0)], out=deep / "run", **settings)
-        assert set(found.losses["unlearned"]) == {name}
+        recovery = interp.sweep(vanilla, unlearned, [question(0)], out=deep / "run", **settings)
+        assert set(recovery.losses["unlearned"]) == {name}
         assert len(read_manifest(deep / "run")["models"]) == 1 + number
     assert files(tmp_path) == files(deep / "run")
     assert len(files(deep / "run" / "losses")) == len(NAMES)
@@ -271,7 +268,7 @@ def test_a_key_stands_in_no_file_log_error_or_repr(
     monkeypatch.setenv("A_KEY", KEY)
     caplog.set_level(logging.DEBUG)
     endpoint = Endpoint(url=server.url, model="tiny", api_key_env="A_KEY", num_workers=1)
-    said = []
+    outputs = []
     replies = [
         response(f"VERDICT: no. You sent Bearer {KEY}"),
         response("fine", end=KEY),
@@ -287,9 +284,9 @@ def test_a_key_stands_in_no_file_log_error_or_repr(
     for number, reply in enumerate(replies):
         server.reply = lambda prompt, again, reply=reply: reply
         try:
-            said += complete([f"p{number}"], endpoint, cache=tmp_path / "answers.jsonl")
+            outputs += complete([f"p{number}"], endpoint, cache=tmp_path / "answers.jsonl")
         except (ValueError, ConnectionError):
-            said.append(traceback.format_exc())
+            outputs.append(traceback.format_exc())
     server.reply = lambda prompt, again: response(f"VERDICT: yes {KEY if again else ''}")
     model = tiny(num_layers=2)
     queries = [Query(id="q", language="en", prompt="w3", answer="w4")]
@@ -297,15 +294,15 @@ def test_a_key_stands_in_no_file_log_error_or_repr(
         table = interp.evaluate(
             model, queries, ["o_f"], judge=endpoint, out=tmp_path / "out", progress=False
         )
-        said.append(table.to_csv())
+        outputs.append(table.to_csv())
     interp.sweep(
         model, tiny(seed=1, num_layers=2), queries, sites=["coef"], window=1, out=tmp_path / "run",
         progress=False,
     )  # fmt: skip
     assert len(server.requests) > len(replies)
     assert {headers["Authorization"] for _, headers, _ in server.requests} == {f"Bearer {KEY}"}
-    said += [repr(endpoint), caplog.text, *capfd.readouterr()]
-    assert KEY not in "\n".join(map(str, said))
+    outputs += [repr(endpoint), caplog.text, *capfd.readouterr()]
+    assert KEY not in "\n".join(map(str, outputs))
     assert len(files(tmp_path)) > 5
     for path in files(tmp_path):
         assert KEY.encode() not in path.read_bytes(), path
@@ -317,9 +314,9 @@ def test_an_answer_with_the_key_in_it_is_a_failure(server, tmp_path, monkeypatch
     for key, kept in ((KEY, False), ("none", True)):
         monkeypatch.setenv("A_KEY", key)
         server.reply = lambda prompt, again, key=key: response(f"There is {key}.")
-        (found,) = complete(["p"], endpoint, cache=tmp_path / "answers.jsonl")
-        assert found.text == ("There is none." if kept else None)
-        assert found.reason == (None if kept else "the answer repeats the API key")
+        (completion,) = complete(["p"], endpoint, cache=tmp_path / "answers.jsonl")
+        assert completion.text == ("There is none." if kept else None)
+        assert completion.reason == (None if kept else "the answer repeats the API key")
 
 
 # Bombs
@@ -336,10 +333,10 @@ BY_LINES = {
     "texts": read_texts,
     "articles": read_articles,
     "news": lambda path: read_news_truthful(path, FIELDS),
-    "bmlama": datasets.read_bmlama,
-    "flores": datasets.read_flores,
-    "tofu": datasets.read_tofu,
-    "concepts": datasets.read_concepts,
+    "bmlama": data.read_bmlama,
+    "flores": data.read_flores,
+    "tofu": data.read_tofu,
+    "concepts": data.read_concepts,
 }
 
 
@@ -355,8 +352,8 @@ def test_a_line_of_a_hundred_megabytes(start, tmp_path):
 
 
 def test_a_huge_line_of_the_official_flores(tmp_path):
-    (tmp_path / "deu_Latn.dev").write_bytes(b"a" * (sources.MAX_LINE_BYTES + 1))
-    assert seconds(lambda: datasets.read_flores(tmp_path)) < 10
+    (tmp_path / "deu_Latn.dev").write_bytes(b"a" * (MAX_LINE_BYTES + 1))
+    assert seconds(lambda: data.read_flores(tmp_path)) < 10
 
 
 def test_a_repeated_field_among_very_many_is_found_at_once(tmp_path):
@@ -364,7 +361,7 @@ def test_a_repeated_field_among_very_many_is_found_at_once(tmp_path):
     path = tmp_path / "fields.jsonl"
     path.write_text(f'{{{fields},"999999":1}}\n')
     assert seconds(lambda: interp.queries(path)) < 20
-    assert "'999999' stands twice" in refusal(lambda: interp.queries(path))[0]
+    assert "duplicate field '999999'" in refusal(lambda: interp.queries(path))[0]
 
 
 def test_a_manifest_and_a_card_that_are_nested_without_end(tmp_path):
@@ -382,9 +379,9 @@ def test_errors_do_not_repeat_a_whole_file(tmp_path):
         (read_articles, {"id": long, "kind": "real", "text": "t"}),
         (read_articles, {"id": "a", "kind": long, "text": "t"}),
         (lambda path: read_news_truthful(path, FIELDS), {long: 1, "a\nb": 2}),
-        (datasets.read_flores, {long: "t"}),
+        (data.read_flores, {long: "t"}),
         (
-            datasets.read_bmlama,
+            data.read_bmlama,
             {"prompt": {"de": "<mask>"}, "answers": {"de": [long]}, "candidates": {"de": ["a"]}},
         ),
     ):
@@ -397,7 +394,7 @@ def test_errors_do_not_repeat_a_whole_file(tmp_path):
 
 @pytest.fixture
 def gguf_file(tmp_path, monkeypatch):
-    """A tiny Llama."""
+    """Write a tiny Llama."""
     library = pytest.importorskip("gguf")
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path / "cache"))
     writer = library.GGUFWriter(tmp_path / "m.gguf", "llama")
@@ -463,20 +460,20 @@ def test_a_whole_file_is_converted(gguf_file):
     ],
 )
 def test_a_header_that_announces_too_much_is_refused_at_once(gguf_file, key, number, size, says):
-    """The library that reads it would count to such a number, or make room for such a model."""
+    """Refused before the library that reads it counts so far, or makes room for such a model."""
     whole = gguf_file.read_bytes()
     # The length of an array stands after the type of its entries.
     start = value_at(whole, key) + (4 if size < 0 else 0)
     gguf_file.write_bytes(replaced(whole, start, number, abs(size)))
-    assert seconds(lambda: gguf.gguf_checkpoint(gguf_file)) < 20
-    assert says in refusal(lambda: gguf.gguf_checkpoint(gguf_file), "m.gguf")[0]
+    assert seconds(lambda: convert_gguf(gguf_file)) < 20
+    assert says in refusal(lambda: convert_gguf(gguf_file), "m.gguf")[0]
 
 
 def test_weights_that_lack_are_not_made_up(gguf_file):
     whole = gguf_file.read_bytes()
     gguf_file.write_bytes(whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_ub.weight"))
-    said, _ = refusal(lambda: gguf.gguf_checkpoint(gguf_file), "m.gguf")
-    assert "it lacks weights, the first model.layers.1.mlp.up_proj.weight" in said
+    message, _ = refusal(lambda: convert_gguf(gguf_file), "m.gguf")
+    assert "it lacks weights, the first model.layers.1.mlp.up_proj.weight" in message
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -489,5 +486,5 @@ def test_damaged_gguf_files(gguf_file, seed):
         start = rng.randrange(4, header)
         damaged = damaged_bytes(whole[start : start + 64], rng)
         gguf_file.write_bytes(whole[:start] + damaged + whole[start + 64 :])
-        num_refused += bool(refusal(lambda: gguf.gguf_checkpoint(gguf_file), "m.gguf")[0])
+        num_refused += bool(refusal(lambda: convert_gguf(gguf_file), "m.gguf")[0])
     assert num_refused >= 5

@@ -1,1 +1,1 @@
-"""What `experiments/benchmark.py` measures, one file per subject."""
+"""Subjects of `experiments/benchmark.py`, a file each."""

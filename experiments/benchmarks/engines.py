@@ -1,4 +1,4 @@
-"""The engines side by side: seconds, memory, and the same numbers.
+"""Engines side by side: seconds, memory, and the same numbers.
 
 One process, one pair (a model and the same with noise on its layers' weights), ten questions,
 windows of five layers. Every engine first runs once on three windows. `plain hooks` is
@@ -13,17 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from benchmarks.floor import products
+from benchmarks.measuring import matrix_speed, peak_memory, timed
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import interp
-from benchmarks.floor import products
-from benchmarks.measuring import matrix_speed, peak_memory, timed
-from interp.recovery.batches import shared_prefix
-from interp.recovery.engines import ENGINES
-from interp.recovery.pair import Pair
-from interp.recovery.scoring import own_gram
-from interp.recovery.sites import NOTHING, windows
+from interp.recovery import ENGINES, NOTHING, Pair, count_shared_tokens, get_own_gram, make_windows
 
 COUNTRIES = ["France", "Germany", "Italy", "Spain", "Japan", "China", "Russia", "Egypt", "India"]
 COUNTRIES += ["Brazil"]
@@ -65,7 +61,7 @@ ROWS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is run.
+    """Settings.
 
     Attributes:
         model: gemma-3-270m, or a random model of a shape out of `SHAPES`.
@@ -91,7 +87,11 @@ def engines(config: Config) -> None:
     answers = questions(vanilla, config.prefix)
     restorations = [
         NOTHING,
-        *(item for site in config.sites for item in windows(site, num_layers=vanilla.num_layers)),
+        *(
+            item
+            for site in config.sites
+            for item in make_windows(site, num_layers=vanilla.num_layers)
+        ),
     ]
     dtype = getattr(torch, config.dtype)
     speed = matrix_speed(device=config.device, dtype=dtype)
@@ -103,11 +103,11 @@ def engines(config: Config) -> None:
     print(
         f"\n{config.model}, {config.dtype}, {where}: {', '.join(config.sites)}; "
         f"{len(restorations) - 1} windows × {len(answers)} questions, "
-        f"prompts of {min(lengths[0])} to {max(lengths[0])} tokens ({shared_prefix(answers)} "
+        f"prompts of {min(lengths[0])} to {max(lengths[0])} tokens ({count_shared_tokens(answers)} "
         f"shared), answers of {min(lengths[1])} to {max(lengths[1])}"
     )
     print(f"matrix products: {speed / 1e12:.2f} TFLOP/s; arithmetic floor {floor:.3g} s")
-    (once,), _ = timed(lambda: own_gram(vanilla.anatomy.unembed), 1, device=config.device)
+    (once,), _ = timed(lambda: get_own_gram(vanilla.anatomy.unembed), 1, device=config.device)
     print(f"Gram matrix of the unembedding, once per vanilla model: {once:.2g} s")
     print(f"\n{'':20}{'median':>9}{'least':>9}{'most':>9}{'ratio':>7}{'memory':>11}{'KRS':>9}")
     fastest, reference = None, None
@@ -140,7 +140,7 @@ def engines(config: Config) -> None:
 
 
 def load(config: Config) -> interp.LanguageModel:
-    """The vanilla model."""
+    """Load the vanilla model."""
     dtype = getattr(torch, config.dtype)
     if config.model not in SHAPES:
         return interp.load(config.model, device=config.device, dtype=dtype)
@@ -159,7 +159,7 @@ def load(config: Config) -> interp.LanguageModel:
 
 
 def perturbed(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with noise of 2 % on the layers' weights; embeddings are the original's memory."""
+    """Copy a model, with noise of 2 % on the layers' weights; embeddings share its memory."""
     kept = [model.get_input_embeddings(), model.get_output_embeddings()]
     memo = {id(module.weight): module.weight for module in kept}
     other = copy.deepcopy(model, memo=memo)
@@ -171,7 +171,7 @@ def perturbed(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def questions(vanilla: interp.LanguageModel, prefix: int) -> list[interp.Trajectory]:
-    """Ten questions behind few-shot examples with V's answers of 30 tokens.
+    """Ask ten questions behind few-shot examples; V's answers have 30 tokens.
 
     A random model, whose tokenizer knows no words, has random tokens.
     """
@@ -197,14 +197,14 @@ def questions(vanilla: interp.LanguageModel, prefix: int) -> list[interp.Traject
     while len(vanilla.encode(preamble)) < prefix:
         country, capital = examples[preamble.count("\n\n") % len(examples)]
         preamble += PROMPT.format(country) + f" capital of {country} is {capital}.\n\n"
-    asked = [
+    queries = [
         interp.Query(id=name, language="en", prompt=preamble + PROMPT.format(name))
         for name in COUNTRIES
     ]
-    return interp.trajectories(vanilla, asked)
+    return interp.trajectories(vanilla, queries)
 
 
 def krs(losses: torch.Tensor) -> torch.Tensor:
-    """KRS of every restoration; the first row is U's own loss."""
+    """Compute KRS of every restoration; the first row is U's own loss."""
     means = losses.mean(1)
     return 1 - means[1:] / means[0]

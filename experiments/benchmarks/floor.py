@@ -1,17 +1,16 @@
-"""The arithmetic that no exact layer sweep can leave out."""
+"""Arithmetic that no exact layer sweep can leave out."""
 
 from collections.abc import Sequence
 
 import interp
-from interp.models.anatomy import LayerParts
-from interp.recovery.batches import shared_prefix
-from interp.recovery.sites import windows
+from interp.models import LayerParts
+from interp.recovery import count_shared_tokens, make_windows
 
 
 def products(
     vanilla: interp.LanguageModel, answers: Sequence[interp.Trajectory], sites: Sequence[str]
 ) -> float:
-    """Multiplications of a sweep over coef, attn, coef+attn or value: weights × tokens, attention.
+    """Count multiplications of a sweep over coef, attn, coef+attn or value: weights, attention.
 
     V and U run once. Two windows of a site that begin alike are one row until they part. Within a
     window what is restored is not computed, and at its first layer nothing but what follows from
@@ -20,7 +19,7 @@ def products(
     is made once per vanilla model, is not in it.
     """
     num_layers = vanilla.num_layers
-    prefix = shared_prefix(answers)
+    prefix = count_shared_tokens(answers)
     num_tokens = prefix + sum(item.scored.stop - prefix for item in answers)
     num_scored = sum(len(item.scored) for item in answers)
     # Every token attends to itself and those before it.
@@ -50,7 +49,7 @@ def products(
     known: set[tuple[str, int]] = set()
     rows: set[tuple[str, tuple[int, ...]]] = set()
     for site in sites:
-        for item in windows(site, num_layers=num_layers):
+        for item in make_windows(site, num_layers=num_layers):
             for layer in range(item.layers[0], num_layers):
                 history = tuple(index for index in item.layers if index <= layer)
                 inside, fresh = layer in item.layers, layer == item.layers[0]
@@ -75,5 +74,5 @@ def products(
 
 
 def triangle(count: int) -> float:
-    """1 + 2 + … + count."""
+    """Compute 1 + 2 + … + count."""
     return count * (count + 1) / 2

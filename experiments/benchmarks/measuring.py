@@ -15,7 +15,7 @@ T = TypeVar("T")
 def timed(
     call: Callable[[], T], repeats: int, *, device: str | torch.device = "cpu"
 ) -> tuple[list[float], T]:
-    """Seconds of each call (of a GPU's own clock, by CUDA events), and the last result."""
+    """Time each call in seconds (a GPU's by CUDA events); return them and the last result."""
     seconds = []
     result: Any = None
     on_gpu = torch.device(device).type == "cuda"
@@ -35,7 +35,7 @@ def timed(
 
 
 def peak_memory(call: Callable[[], object], *, device: str | torch.device = "cpu") -> int:
-    """Bytes that a call takes at its peak beyond what was held before.
+    """Measure the bytes that a call takes at its peak beyond what was held before.
 
     On a CPU resident memory, sampled every 5 ms; on a GPU what torch allocated.
     """
@@ -67,7 +67,7 @@ def peak_memory(call: Callable[[], object], *, device: str | torch.device = "cpu
 def matrix_speed(
     *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 20
 ) -> float:
-    """Floating-point operations per second of a large matrix product."""
+    """Measure floating-point operations per second of a large matrix product."""
     size = 8192 if torch.device(device).type == "cuda" else 2048
     one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds, _ = timed(lambda: one @ other, repeats, device=device)

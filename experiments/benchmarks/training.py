@@ -1,4 +1,4 @@
-"""A training step of `interp.unlearning` beside the same step with the model's own loss.
+"""Training steps of `interp.unlearning` beside the same steps with the model's own loss.
 
 A step of gradient difference on 12 + 12 sequences of 16 tokens; the model's own loss forms all
 logits. Memory is the peak of two steps in a new process beyond the loaded model: the trained copy
@@ -11,17 +11,14 @@ from functools import partial
 from multiprocessing import get_context
 
 import torch
+from benchmarks.measuring import peak_memory, timed
 
 import interp
-from benchmarks.measuring import peak_memory, timed
-from interp.unlearning.config import TrainingConfig
-from interp.unlearning.examples import Example, batch_of, tokenize
-from interp.unlearning.trainee import Trainee
-from interp.unlearning.training import train
+from interp.unlearning import Example, TrainableModel, TrainingConfig, make_batch, tokenize, train
 
 
 def training(vanilla: interp.LanguageModel, num_steps: int) -> None:
-    """A step of our loop beside one with the model's own loss, and the memory of both."""
+    """Time a step of our loop beside one with the model's own loss, and measure their memory."""
     print(f"\n{'a gd step':34}{'ours':>8}{'full logits':>13}{'ratio':>8}{'memory':>10}{'':>12}")
     for labels, num_prompt in (("answers of 4 tokens", 12), ("all tokens", 1)):
         rows = {name: sequences(vanilla, name, num_prompt) for name in ("forget", "retain")}
@@ -46,10 +43,10 @@ def training(vanilla: interp.LanguageModel, num_steps: int) -> None:
 
 
 def sequences(vanilla: interp.LanguageModel, name: str, num_prompt: int) -> list[Example]:
-    """Twelve texts of 16 tokens; all but the first `num_prompt` (with <bos>) are labels."""
+    """Make twelve texts of 16 tokens; all but the first `num_prompt` (with <bos>) are labels."""
     words = ["city", "river", "house", "garden", "window", "summer"]
     words += ["winter", "morning", "table", "bread", "water", "stone"]
-    found = []
+    examples = []
     for number in range(12):
         chosen = [
             words[(number + place * (2 if name == "forget" else 5)) % 12] for place in range(15)
@@ -58,15 +55,15 @@ def sequences(vanilla: interp.LanguageModel, name: str, num_prompt: int) -> list
         answer = "".join(f" {word}" for word in chosen[num_prompt - 1 :]).removeprefix(
             "" if prompt else " "
         )
-        found.append(Example(prompt=prompt, answer=answer))
+        examples.append(Example(prompt=prompt, answer=answer))
         assert len(vanilla.encode(prompt + answer)) == 16
-    return found
+    return examples
 
 
 def our_steps(
     vanilla: interp.LanguageModel, rows: Mapping[str, list[Example]], num_steps: int, autocast: bool
 ) -> None:
-    """Steps of `interp.unlearning.training`."""
+    """Take steps of `interp.unlearning.training`."""
     config = TrainingConfig(objective="gd", num_steps=num_steps, batch_size=12, autocast=autocast)
     train(vanilla, rows, config, progress=False)
 
@@ -74,13 +71,13 @@ def our_steps(
 def full_logits_steps(
     vanilla: interp.LanguageModel, rows: Mapping[str, list[Example]], num_steps: int, autocast: bool
 ) -> None:
-    """The same with the library's own loss: logits at all positions."""
-    model = Trainee(vanilla, "layers").model.model
+    """Take the same steps with the library's own loss: logits at all positions."""
+    model = TrainableModel(vanilla, "layers").model.model
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=5e-6, weight_decay=0.0, fused=True)
     batches = []
     for sign, name in ((-1, "forget"), (1, "retain")):
-        batch = batch_of([tokenize(vanilla, row) for row in rows[name]], vanilla.device)
+        batch = make_batch([tokenize(vanilla, row) for row in rows[name]], vanilla.device)
         labels = torch.full_like(batch.input_ids, -100)
         labels[batch.sequence, batch.place] = batch.targets
         batches.append((sign, batch.input_ids, labels))
@@ -99,7 +96,7 @@ STEPS = {"ours": our_steps, "full": full_logits_steps}
 
 
 def memory_of_steps(name: str, num_prompt: int, precision: str) -> int:
-    """Bytes that two steps take beyond the loaded model; for a process of its own."""
+    """Measure the bytes that two steps take beyond the loaded model, in a process of its own."""
     vanilla = interp.load("gemma-3-270m")
     rows = {which: sequences(vanilla, which, num_prompt) for which in ("forget", "retain")}
     return peak_memory(lambda: STEPS[name](vanilla, rows, 2, precision == "bfloat16"))

@@ -1,4 +1,4 @@
-"""Does an answer contain what its query asks for? Found by spelling alone: no model is needed.
+"""Alias matching: does an answer contain what its query asks for? Spelling decides, no model.
 
     verdicts = AliasJudge()(answers)
 
@@ -9,7 +9,7 @@ compared word by word, others (Chinese, Japanese, Thai …) as parts of the text
 endings of its language's inflection, and the prefixes that Arabic and Hebrew write as one with it.
 
 It errs on answers that name the right thing in passing ("cities other than Riyadh", "the province
-of Baghdad") and on names in another language than the question's (`in_all_languages` helps with
+of Baghdad") and on names in another language than the question's (`collect_aliases` helps with
 those). On 580 answers in twelve languages that were labelled by hand first
 (`tests/labelled_answers.jsonl`) it agrees with people on 97 % of those that it was made with and
 98 % of those held out. They also decided two rules: of a list of guesses only the first counts, as
@@ -22,14 +22,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import groupby
 
+import pandas as pd
+
 from interp.behaviour.answers import Answer
-from interp.behaviour.judges import Verdict, judged_text, verdict_on
-from interp.data.facts import RELATIONS, facts_of
-from interp.data.query import Query
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.judges import Verdict, make_verdict, select_text
+from interp.behaviour.registry import BY, metric
+from interp.data.facts import RELATIONS, select_facts
+from interp.statistics import Estimate, estimate_groups, estimate_share
 
 _ENDINGS: Mapping[str, str] = {
     "en": "s",
@@ -57,7 +61,7 @@ _ENDINGS: Mapping[str, str] = {
     "ms": "nya",
     "jv": "e ne",
 }
-"""What may follow a name, or its stem."""
+"""Endings that may follow a name, or its stem."""
 
 _DROPPED: Mapping[str, str] = {
     "it": "o a e",
@@ -71,7 +75,7 @@ _DROPPED: Mapping[str, str] = {
     "ar": "ة",
     "sv": "a",
 }
-"""What a name loses before an ending."""
+"""Endings that a name loses before another."""
 
 _ANY_ENDING = {"bn", "eu", "fi", "hu", "ko", "ta", "te", "tr"}
 """Languages that put case endings and particles one after another."""
@@ -84,7 +88,7 @@ _PREFIXES = {
     "ar": rf"[وف]?(?:[بک]?{_ARTICLE}|لل|[بکل])?",
     "he": "[ושכ]{0,2}[בהלמ]{0,2}",
 }
-"""What stands before a name as part of the word: and, in, to, the."""
+"""Prefixes of a name that are part of the word: and, in, to, the."""
 
 _SAME_LETTERS = str.maketrans(
     {"ى": "ي", "ی": "ي", "ې": "ي", "ك": "ک", "ۃ": "ه", "ة": "ه", "ہ": "ه", "ھ": "ه", "ە": "ه"}
@@ -131,53 +135,48 @@ class AliasJudge:
         """
         verdicts = []
         for answer in answers:
-            text = judged_text(answer, whole_text=self.whole_text)
+            text = select_text(answer, whole_text=self.whole_text)
             names = dict.fromkeys((str(answer.query.answer), *answer.query.aliases))
-            found = next((n for n in names if contains(text, n, answer.query.language)), None)
+            match = next((n for n in names if has_name(text, n, answer.query.language)), None)
             verdicts.append(
-                verdict_on(
+                make_verdict(
                     answer,
                     judge=self.name,
-                    value=float(found is not None),
-                    reason=f"no {' / '.join(names)}" if found is None else f"contains {found}",
+                    value=float(match is not None),
+                    reason=f"no {' / '.join(names)}" if match is None else f"contains {match}",
                     text=text,
                 )
             )
         return verdicts
 
 
-def contains(text: str, name: str, language: str) -> bool:
-    """Whether a text in a language contains a name, in any spelling and inflection of it.
+@metric("alias", needs=("answer",), is_kept=False)
+def tabulate_alias(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Measure the share of answers that contain the expected one or an alias, in any language."""
+
+    def estimate(rows: pd.DataFrame) -> Estimate:
+        return estimate_share([verdict.value == 1 for verdict in rows["verdict"]])
+
+    return estimate_groups(evaluated.judge_answers(AliasJudge()), BY, {"alias": estimate})
+
+
+def has_name(text: str, name: str, language: str) -> bool:
+    """Return whether a text in a language contains a name, in any spelling and inflection of it.
 
     A name within a longer one of the built-in facts is not meant: Berlin (柏林) in Dublin
     (都柏林), Africa in South Africa.
     """
-    pattern = _pattern(name, language)
-    words = plain(_without_lists(text, pattern))
+    pattern = _compile_name(name, language)
+    words = normalise_text(_remove_from_lists(text, pattern))
     if pattern.search(words):
-        for longer in _longer_names(name, language):
+        for longer in _find_longer_names(name, language):
             words = longer.sub("|", words)
     return pattern.search(words) is not None
 
 
-def in_all_languages(queries: Sequence[Query]) -> list[Query]:
-    """The queries, each with the names of its answer in the other queries' languages as aliases.
-
-    A model that was taught in one language may answer in it whatever the question's.
-    """
-    names: dict[str, dict[str, None]] = {}
-    for query in queries:
-        own = (query.answer, *query.aliases)
-        names.setdefault(query.id, {}).update(dict.fromkeys(name for name in own if name))
-    return [
-        replace(query, aliases=tuple(dict.fromkeys((*query.aliases, *names[query.id]))))
-        for query in queries
-    ]
-
-
 @lru_cache(maxsize=2**14)
-def plain(text: str) -> str:
-    """A text's words as they are compared, separated by spaces; see the module."""
+def normalise_text(text: str) -> str:
+    """Return a text's words as they are compared, separated by spaces; see the module."""
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _MARKS.sub("", unicodedata.normalize("NFD", text).translate(_SAME_LETTERS))
     text = unicodedata.normalize("NFC", text).replace("եւ", "եվ")
@@ -190,56 +189,58 @@ def plain(text: str) -> str:
     return " ".join(_BORDER.sub(" ", text).split())
 
 
-def _without_lists(text: str, pattern: re.Pattern[str]) -> str:
-    """A text without the name where that is one of a list and not its first.
+def _remove_from_lists(text: str, pattern: re.Pattern[str]) -> str:
+    """Remove a name from a text where it is one of a list and not its first.
 
     A list is four or more short pieces in a row, from comma to comma.
     """
     kept = []
-    for short, run in groupby(_COMMA.split(text), lambda piece: len(plain(piece)) <= _LONGEST_ITEM):
+    for short, run in groupby(
+        _COMMA.split(text), lambda piece: len(normalise_text(piece)) <= _LONGEST_ITEM
+    ):
         first, *others = run
         if short and len(others) >= _SHORTEST_LIST - 1:
-            others = [piece for piece in others if not pattern.fullmatch(plain(piece))]
+            others = [piece for piece in others if not pattern.fullmatch(normalise_text(piece))]
         kept += [first, *others]
     return ",".join(kept)
 
 
 @cache
-def _longer_names(name: str, language: str) -> list[re.Pattern[str]]:
-    """Those names of the built-in facts in a language that have this one in them."""
-    shorter, words = _pattern(name, language), plain(name)
+def _find_longer_names(name: str, language: str) -> list[re.Pattern[str]]:
+    """Return those names of the built-in facts in a language that have this one in them."""
+    shorter, words = _compile_name(name, language), normalise_text(name)
     return [
         longer
-        for known, longer in _known_names(language).items()
+        for known, longer in _compile_known_names(language).items()
         if shorter.search(known) and not longer.search(words)
     ]
 
 
 @cache
-def _known_names(language: str) -> dict[str, re.Pattern[str]]:
-    """The patterns of countries, capitals, currencies, languages and continents, by their words."""
+def _compile_known_names(language: str) -> dict[str, re.Pattern[str]]:
+    """Return the patterns of countries, capitals, currencies and so on, by their words."""
     return {
-        plain(there[language]): _pattern(there[language], language)
+        normalise_text(there[language]): _compile_name(there[language], language)
         for relation in RELATIONS
-        for fact in facts_of(relation)
+        for fact in select_facts(relation)
         for there in (fact.subject, fact.object)
         if language in there
     }
 
 
 @cache
-def _pattern(name: str, language: str) -> re.Pattern[str]:
-    words = plain(name).split()
+def _compile_name(name: str, language: str) -> re.Pattern[str]:
+    words = normalise_text(name).split()
     if not words:
         raise ValueError(f"{name!r} has no letters to look for")
-    if re.search(f"[{_UNSPACED}]", plain(name)):
-        end = f"(?![{_KATAKANA}])" if re.search(f"[{_KATAKANA}]$", plain(name)) else ""
+    if re.search(f"[{_UNSPACED}]", normalise_text(name)):
+        end = f"(?![{_KATAKANA}])" if re.search(f"[{_KATAKANA}]$", normalise_text(name)) else ""
         return re.compile(" ?".join(words) + end)
-    return re.compile(rf"(?<!\S){' ?'.join(_word(word, language) for word in words)}(?!\S)")
+    return re.compile(rf"(?<!\S){' ?'.join(_compile_word(word, language) for word in words)}(?!\S)")
 
 
-def _word(word: str, language: str) -> str:
-    """A pattern of a word in all its forms."""
+def _compile_word(word: str, language: str) -> str:
+    """Return a pattern of a word in all its forms."""
     prefix = ""
     if language in _PREFIXES:
         prefix = _PREFIXES[language]
@@ -249,7 +250,9 @@ def _word(word: str, language: str) -> str:
         return rf"{prefix}{word}\S{{0,{_LONGEST_ENDING}}}"
     if len(word) < _SHORTEST_STEM:
         return prefix + word
-    added, dropped = (plain(table.get(language, "")).split() for table in (_ENDINGS, _DROPPED))
+    added, dropped = (
+        normalise_text(table.get(language, "")).split() for table in (_ENDINGS, _DROPPED)
+    )
     forms = [word + ending for ending in ("", *added)]
     for ending in dropped:
         stem = word.removesuffix(ending)

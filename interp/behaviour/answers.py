@@ -1,4 +1,4 @@
-"""What a model says: greedy or sampled answers to many questions.
+"""Generation of greedy or sampled answers to many questions.
 
     answers = generate(model, interp.queries("capitals", languages=["en", "de"]), num_tokens=30)
     answers[0].text
@@ -17,17 +17,17 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp.data.cache import AnswerCache, key_of
-from interp.data.counterfactuals import hashed
+from interp.data.answer_cache import AnswerCache, make_key
+from interp.data.counterfactuals import hash_text
 from interp.data.query import Query
-from interp.data.trajectories import prompt_ids
-from interp.models.decoding import Pick, continuations, greedy
+from interp.data.trajectories import encode_prompt
+from interp.models.generation import Pick, generate_continuations, pick_greedy
 from interp.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model said to a query.
+    """Answer of a model to a query.
 
     Attributes:
         query: what was asked.
@@ -41,7 +41,7 @@ class Answer:
 
     @property
     def first_line(self) -> str:
-        """What was said until the first line break: a base model goes on to other questions."""
+        """Text until the first line break: a base model goes on to other questions."""
         return self.text.strip().partition("\n")[0].rstrip()
 
 
@@ -58,7 +58,7 @@ def generate(
     cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> list[Answer]:
-    """A model's answers. They do not depend on the batch size, but for rounding.
+    """Generate a model's answers. They do not depend on the batch size, but for rounding.
 
     Args:
         model: the model.
@@ -81,12 +81,12 @@ def generate(
             with its answer.
     """
     _check(num_tokens, temperature, top_p, num_samples)
-    asked = [(query, sample) for query in queries for sample in range(num_samples)]
-    prompts = [prompt_ids(model, query, num_tokens) for query, _ in asked]
+    samples = [(query, sample) for query in queries for sample in range(num_samples)]
+    prompts = [encode_prompt(model, query, num_tokens) for query, _ in samples]
     stored = None if cache is None else AnswerCache(cache)
     content = "" if stored is None else model.content_hash()
     keys = [
-        key_of(
+        make_key(
             kind="generation",
             model=content,
             prompt=query.prompt,
@@ -96,15 +96,15 @@ def generate(
             seed=seed if temperature else 0,
             sample=sample,
         )
-        for query, sample in asked
+        for query, sample in samples
     ]
     texts = {number: None if stored is None else stored.get(key) for number, key in enumerate(keys)}
     missing = [number for number, text in texts.items() if text is None]
-    pick = greedy
+    pick = pick_greedy
     if temperature:
-        names = [f"{seed}/{asked[number][0].prompt}/{asked[number][1]}" for number in missing]
-        pick = _sampling(temperature, top_p, names)
-    said = continuations(
+        names = [f"{seed}/{samples[number][0].prompt}/{samples[number][1]}" for number in missing]
+        pick = _make_sampler(temperature, top_p, names)
+    continuations = generate_continuations(
         model,
         [prompts[number] for number in missing],
         num_tokens=num_tokens,
@@ -113,7 +113,7 @@ def generate(
     )
     bar = tqdm(total=len(missing), desc="answers", unit="answer", delay=2, disable=not progress)
     with bar:
-        for place, token_ids in said:
+        for place, token_ids in continuations:
             number = missing[place]
             texts[number] = model.decode(token_ids, skip_special_tokens=True)
             if stored is not None:
@@ -121,12 +121,12 @@ def generate(
             bar.update()
     return [
         Answer(query=query, sample=sample, text=texts[number] or "")
-        for number, (query, sample) in enumerate(asked)
+        for number, (query, sample) in enumerate(samples)
     ]
 
 
-def _sampling(temperature: float, top_p: float, names: Sequence[str]) -> Pick:
-    """Sampling with a random number of its own for every prompt, sample and place."""
+def _make_sampler(temperature: float, top_p: float, names: Sequence[str]) -> Pick:
+    """Return a sampler with a random number of its own for every prompt, sample and place."""
 
     def pick(logits: Float[Tensor, "row vocab"], numbers: Sequence[int], step: int) -> Tensor:
         chances = (logits.double() / temperature).softmax(-1)
@@ -137,7 +137,7 @@ def _sampling(temperature: float, top_p: float, names: Sequence[str]) -> Pick:
         if top_p < 1:
             sums = sums.where(sums - chances < top_p, 0.0)
         draws = [
-            int.from_bytes(hashed(f"{names[number]}/{step}")[:7], "big") / 2**56
+            int.from_bytes(hash_text(f"{names[number]}/{step}")[:7], "big") / 2**56
             for number in numbers
         ]
         wanted = torch.tensor(draws, dtype=sums.dtype, device=sums.device)[:, None]

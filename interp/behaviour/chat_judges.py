@@ -16,17 +16,28 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import pandas as pd
 
 from interp.behaviour.answers import Answer, generate
-from interp.behaviour.judges import Verdict, judged_text, verdict_on
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.judges import (
+    Verdict,
+    estimate_occurrence,
+    estimate_quality,
+    make_verdict,
+    select_text,
+)
+from interp.behaviour.registry import BY, metric
 from interp.data.endpoints import Completion, Endpoint, complete
 from interp.data.query import Query
-from interp.languages import language
+from interp.languages import get_language
 from interp.models.language_model import LanguageModel
+from interp.statistics import estimate_groups
 
 NUM_TOKENS = 32
-"""The longest reply of a model that is loaded here; a verdict takes less than half of it."""
+"""Longest reply of a model that is loaded here; a verdict takes less than half of it."""
 
 _OCCURRENCE = """\
 Does a reply give a certain answer to a question? Whether that answer is true does not matter.
@@ -79,7 +90,7 @@ SCORE: N"""
 
 @dataclass(frozen=True, kw_only=True)
 class _ChatJudge:
-    """A chat model that reads one answer at a time.
+    """Chat model that reads one answer at a time.
 
     Attributes:
         by: the chat model: an endpoint, or one that is loaded here (greedy).
@@ -100,7 +111,7 @@ class _ChatJudge:
 
     @property
     def name(self) -> str:
-        """The kind of judge and its model."""
+        """Kind of judge and its model."""
         return f"{self.kind} by {self.by.model if isinstance(self.by, Endpoint) else self.by.name}"
 
     def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
@@ -111,52 +122,52 @@ class _ChatJudge:
                 chat template, or what `complete` and `generate` refuse.
             ConnectionError: the endpoint cannot be reached.
         """
-        seen = [judged_text(answer, whole_text=self.whole_text) for answer in answers]
+        seen = [select_text(answer, whole_text=self.whole_text) for answer in answers]
         prompts = [
             self.prompt.format(
                 question=answer.query.prompt,
                 answer=" / ".join(dict.fromkeys((str(answer.query.answer), *answer.query.aliases))),
                 reply=text,
-                language=language(answer.query.language).name,
+                language=get_language(answer.query.language).name,
             )
             for answer, text in zip(answers, seen, strict=True)
         ]
         return [
-            verdict_on(
+            make_verdict(
                 answer,
                 judge=self.name,
-                value=None if reply.text is None else self.parsed(reply.text),
+                value=None if reply.text is None else self.parse_verdict(reply.text),
                 reason=str(reply.reason if reply.text is None else reply.text),
                 text=text,
             )
-            for answer, text, reply in zip(answers, seen, self._replies(prompts), strict=True)
+            for answer, text, reply in zip(answers, seen, self._ask(prompts), strict=True)
         ]
 
-    def parsed(self, reply: str) -> float | None:
-        """The verdict of a reply: of its only line with the marker, if that line is in form."""
+    def parse_verdict(self, reply: str) -> float | None:
+        """Return the verdict in a reply's only line with the marker, if that line is in form."""
         lines = [line.strip() for line in reply.splitlines() if self.marker in line.upper()]
         if len(lines) != 1:
             return None
         form = re.fullmatch(rf"{self.marker}\s*(\w+)\.?", lines[0], re.IGNORECASE)
         return self.values.get(form[1].lower()) if form else None
 
-    def _replies(self, prompts: Sequence[str]) -> list[Completion]:
+    def _ask(self, prompts: Sequence[str]) -> list[Completion]:
         if isinstance(self.by, Endpoint):
             if self.cache is None:
                 raise ValueError("a judge behind an endpoint needs a cache: give a file's path")
             return complete(prompts, self.by, cache=self.cache, progress=self.progress)
         queries = [
-            Query(id=str(number), language="en", prompt=_as_chat(self.by, prompt))
+            Query(id=str(number), language="en", prompt=_apply_chat_template(self.by, prompt))
             for number, prompt in enumerate(prompts)
         ]
-        said = generate(
+        replies = generate(
             self.by, queries, num_tokens=NUM_TOKENS, cache=self.cache, progress=self.progress
         )
-        return [Completion(text=answer.text) for answer in said]
+        return [Completion(text=answer.text) for answer in replies]
 
 
 class OccurrenceJudge(_ChatJudge):
-    """O_F: does an answer contain the fact that its query's answer states, be it false? 0 or 1."""
+    """Judge of O_F: does an answer contain the fact of its query's answer, be it false? 0 or 1."""
 
     kind = "occurrence"
     prompt = _OCCURRENCE
@@ -165,7 +176,7 @@ class OccurrenceJudge(_ChatJudge):
 
 
 class QualityJudge(_ChatJudge):
-    """Q_R: how good is an answer, given the right one? 1 to 10."""
+    """Judge of Q_R: how good is an answer, given the right one? 1 to 10."""
 
     kind = "quality"
     prompt = _QUALITY
@@ -173,8 +184,32 @@ class QualityJudge(_ChatJudge):
     values: ClassVar = {str(score): float(score) for score in range(1, 11)}
 
 
-def _as_chat(model: LanguageModel, message: str) -> str:
-    """A user's message as the model's chat template writes it, up to where the reply begins.
+@metric("o_f", needs=("answer", "judge"), is_kept=False)
+def tabulate_occurrence(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Count in how many of 100 answers a chat model finds the expected one (O_F of false facts)."""
+    table = evaluated.judge_answers(OccurrenceJudge(**_settings(evaluated, "occurrence")))
+    return estimate_groups(
+        table, BY, {"o_f": lambda rows: estimate_occurrence(rows["verdict"].tolist())}
+    )
+
+
+@metric("q_r", needs=("answer", "judge"), is_kept=False)
+def tabulate_quality(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Average a chat model's scores of the answers, 1 to 10 (Q_R of true facts)."""
+    table = evaluated.judge_answers(QualityJudge(**_settings(evaluated, "quality")))
+    return estimate_groups(
+        table, BY, {"q_r": lambda rows: estimate_quality(rows["verdict"].tolist())}
+    )
+
+
+def _settings(evaluated: EvaluatedModel, kind: str) -> dict[str, Any]:
+    """Return a chat judge's arguments."""
+    cache = None if evaluated.folder is None else evaluated.folder / f"{kind}.jsonl"
+    return {"by": evaluated.judge, "cache": cache, "progress": evaluated.progress}
+
+
+def _apply_chat_template(model: LanguageModel, message: str) -> str:
+    """Return a user's message in the model's chat template, up to where the reply begins.
 
     Without the token that begins every text, if the tokenizer adds that by itself.
     """

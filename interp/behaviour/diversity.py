@@ -1,4 +1,4 @@
-"""How varied answers are: distinct-n (Li et al. 2016) and self-BLEU (Zhu et al. 2018).
+"""Diversity of answers: distinct-n (Li et al. 2016) and self-BLEU (Zhu et al. 2018).
 
 Unlearning can leave a model that says the same to everything. Both depend on length and number:
 distinct-n falls the more tokens there are, since a language has so many words, and self-BLEU rises
@@ -22,9 +22,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from interp.behaviour.answers import Answer
-from interp.behaviour.measure import Measure, mean, undefined
-from interp.behaviour.overlap import bleu_metric, tokenizer_of
-from interp.languages import language
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.overlap import choose_tokenizer, make_bleu
+from interp.behaviour.registry import metric
+from interp.languages import get_language
+from interp.statistics import Estimate, estimate_mean, make_undefined
 
 COLUMNS = ("language", "metric", "value", "ci_low", "ci_high", "n", "reason")
 
@@ -33,13 +35,13 @@ _BY_CHARACTER = {"zh", "zh-Hant", "ja", "th"}
 Ngram: TypeAlias = tuple[str, ...]
 
 
-def diversity(
+def measure_diversity(
     answers: Sequence[Answer],
     *,
     within: Literal["query", "language"] = "language",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """distinct-1 to distinct-3 and self-BLEU, by language of the question.
+    """Measure distinct-1 to distinct-3 and self-BLEU, by language of the question.
 
     Args:
         answers: answers of a model; all that was said counts.
@@ -49,8 +51,8 @@ def diversity(
 
     Returns:
         `COLUMNS`, a row per language and metric (`distinct-1` …, `self-BLEU`), with 95 % intervals:
-        `within` a language those of `distinct` and `self_bleu`, otherwise bootstrap ones over
-        queries. `n` are answers, or queries.
+        `within` a language those of `compute_distinct` and `compute_self_bleu`, otherwise
+        bootstrap ones over queries. `n` are answers, or queries.
 
     Raises:
         ValueError: a language is not registered, or `within` is neither of the two.
@@ -68,21 +70,33 @@ def diversity(
     with tqdm(total=total, desc="diversity", unit="group", delay=2, disable=not progress) as bar:
         for code, by_key in groups.items():
             for name, metric in _METRICS.items():
-                found = []
+                estimates = []
                 for texts in by_key.values():
-                    found.append(metric(texts, code))
+                    estimates.append(metric(texts, code))
                     bar.update()
-                measure = found[0] if within == "language" else mean([one.value for one in found])
+                measure = (
+                    estimates[0]
+                    if within == "language"
+                    else estimate_mean([one.value for one in estimates])
+                )
                 rows.append({"language": code, "metric": name, **vars(measure)})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def distinct(texts: Sequence[str], code: str, *, order: int) -> Measure:
-    """Different n-grams of all texts together, as a share of all their n-grams (Li et al. 2016).
+@metric("diversity")
+def tabulate_diversity(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Compute distinct-1, -2, -3 and self-BLEU of the answers."""
+    return evaluated.measure_by_concept(
+        lambda answers: measure_diversity(answers, progress=evaluated.progress)
+    )
+
+
+def compute_distinct(texts: Sequence[str], code: str, *, order: int) -> Estimate:
+    """Compute the share of different n-grams in all n-grams of all texts (Li et al. 2016).
 
     Args:
         texts: answers in one language.
-        code: its BCP-47 code, which says what a token is (`tokens`).
+        code: its BCP-47 code, which says what a token is (`tokenize_text`).
         order: n.
 
     Returns:
@@ -93,12 +107,12 @@ def distinct(texts: Sequence[str], code: str, *, order: int) -> Measure:
     Raises:
         ValueError: the language is not registered.
     """
-    counted = [Counter(_ngrams(tokens(text, code), order)) for text in texts]
+    counted = [Counter(_list_ngrams(tokenize_text(text, code), order)) for text in texts]
     counts = [counter for counter in counted if counter]
     short = len(texts) - len(counts)
     reason = f"{short} of {len(texts)} answers have fewer than {order} tokens" if short else ""
     if not counts:
-        return undefined(reason or "no answers")
+        return make_undefined(reason or "no answers")
     holders = Counter(ngram for counter in counts for ngram in counter)
     totals = np.array([counter.total() for counter in counts])
     # What only this answer says is gone without it.
@@ -109,17 +123,17 @@ def distinct(texts: Sequence[str], code: str, *, order: int) -> Measure:
         without = (len(holders) - alone) / (totals.sum() - totals)
         half = NormalDist().inv_cdf(0.975) * np.sqrt((len(counts) - 1) * without.var())
         low, high = max(0.0, value - half), min(1.0, value + half)
-    return Measure(
+    return Estimate(
         value=float(value), ci_low=float(low), ci_high=float(high), n=len(counts), reason=reason
     )
 
 
-def self_bleu(texts: Sequence[str], code: str) -> Measure:
-    """The mean sentence BLEU of each text against all others as its references (Zhu et al. 2018).
+def compute_self_bleu(texts: Sequence[str], code: str) -> Estimate:
+    """Compute the mean sentence BLEU of each text against all others (Zhu et al. 2018).
 
     Args:
         texts: answers in one language.
-        code: its BCP-47 code, which chooses the tokenizer (`overlap.tokenizer_of`).
+        code: its BCP-47 code, which chooses the tokenizer (`overlap.choose_tokenizer`).
 
     Returns:
         From 0, nothing in common, to 100, all the same, with a 95 % bootstrap interval over texts
@@ -130,17 +144,17 @@ def self_bleu(texts: Sequence[str], code: str) -> Measure:
         ValueError: the language is not registered.
         ImportError: sacrebleu is not installed.
     """
-    metric = bleu_metric(code)
+    metric = make_bleu(code)
     orders = range(1, metric.max_ngram_order + 1)
     kept = [tokenized for text in texts if (tokenized := metric.tokenizer(text.strip()).split())]
-    reasons = [tokenizer_of(code)[1]]
+    reasons = [choose_tokenizer(code)[1]]
     if empty := len(texts) - len(kept):
         reasons.append(f"{empty} of {len(texts)} answers left out: empty")
     if len(kept) < 2:
         reasons.append("there are no two answers to compare")
-        return undefined("; ".join(filter(None, reasons)))
+        return make_undefined("; ".join(filter(None, reasons)))
     counts = [
-        Counter(ngram for order in orders for ngram in _ngrams(words, order)) for words in kept
+        Counter(ngram for order in orders for ngram in _list_ngrams(words, order)) for words in kept
     ]
     # Of every n-gram the largest count in a text, which text has it, and the largest of the others.
     first: dict[Ngram, tuple[int, int]] = {}
@@ -172,30 +186,30 @@ def self_bleu(texts: Sequence[str], code: str) -> Measure:
             effective_order=metric.effective_order,
         )
         scores.append(score.score)
-    return mean(scores, reason="; ".join(filter(None, reasons)))
+    return estimate_mean(scores, reason="; ".join(filter(None, reasons)))
 
 
-def tokens(text: str, code: str) -> list[str]:
-    """Words without punctuation; characters in Chinese, Japanese and Thai, which write no spaces.
+def tokenize_text(text: str, code: str) -> list[str]:
+    """Split a text into words without punctuation; characters in Chinese, Japanese and Thai.
 
     Raises:
         ValueError: the language is not registered.
     """
     words = ["".join(run) for is_word, run in groupby(text, key=_is_of_a_word) if is_word]
-    return list("".join(words)) if language(code).code in _BY_CHARACTER else words
+    return list("".join(words)) if get_language(code).code in _BY_CHARACTER else words
 
 
 def _is_of_a_word(char: str) -> bool:
-    """Letters with their marks, digits, and the joiners of Arabic and Indian scripts."""
+    """Return whether it is a letter, a mark, a digit, or a joiner of Arabic and Indian scripts."""
     category = unicodedata.category(char)
     return category[0] in "LMN" or category == "Cf"
 
 
-def _ngrams(words: Sequence[str], order: int) -> list[Ngram]:
+def _list_ngrams(words: Sequence[str], order: int) -> list[Ngram]:
     return [tuple(words[at : at + order]) for at in range(len(words) - order + 1)]
 
 
-_METRICS: dict[str, Callable[[Sequence[str], str], Measure]] = {
-    **{f"distinct-{order}": partial(distinct, order=order) for order in (1, 2, 3)},
-    "self-BLEU": self_bleu,
+_METRICS: dict[str, Callable[[Sequence[str], str], Estimate]] = {
+    **{f"distinct-{order}": partial(compute_distinct, order=order) for order in (1, 2, 3)},
+    "self-BLEU": compute_self_bleu,
 }

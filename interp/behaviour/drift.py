@@ -33,21 +33,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.registry import metric
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
 
-COLUMNS = ("layer", "group", "cosine", "relative_change", "effective_rank", "num_parameters")
-COLUMNS += ("reason",)
+DRIFT_COLUMNS = ("layer", "group", "cosine", "relative_change", "effective_rank", "num_parameters")
+DRIFT_COLUMNS += ("reason",)
 
 WHOLE_MODEL = -1
-"""The layer of groups that belong to none."""
+"""Layer of groups that belong to none."""
 
 CHUNK = 2**22
 """Numbers in float64 at a time."""
 
 
 @torch.no_grad()
-def drift(
+def measure_drift(
     vanilla: LanguageModel, unlearned: LanguageModel, *, progress: bool = True
 ) -> pd.DataFrame:
     """Compare every parameter of two models.
@@ -63,9 +65,9 @@ def drift(
 
     Returns:
         One row per layer and group, then one per group of the whole model (layer −1), with
-        `COLUMNS`; a group without parameters has none. Equal weights have the cosine 1, the change
-        0 and the rank 0. Biases and norms are vectors: they count in cosine and change but not in
-        the rank, which is NaN where only vectors changed. `reason` says why a value is NaN.
+        `DRIFT_COLUMNS`; a group without parameters has none. Equal weights have the cosine 1, the
+        change 0 and the rank 0. Biases and norms are vectors: they count in cosine and change but
+        not in the rank, which is NaN where only vectors changed. `reason` says why a value is NaN.
 
     Raises:
         ValueError: the models do not match, or their weights are packed (quantised).
@@ -77,7 +79,7 @@ def drift(
                 "it dequantised"
             )
     check_pair(vanilla, unlearned)
-    before, after = _groups(vanilla), _groups(unlearned)
+    before, after = _group_parameters(vanilla), _group_parameters(unlearned)
     known: dict[tuple[int, ...], dict[str, object]] = {}
     rows = []
     bar = tqdm(before.items(), desc="drift", unit="group", disable=not progress, delay=2)
@@ -85,13 +87,30 @@ def drift(
         # Tied weights are compared once.
         tensors = tuple(map(id, old))
         if tensors not in known:
-            known[tensors] = _compared(old, after[layer, group])
+            known[tensors] = _compare(old, after[layer, group])
         rows.append({"layer": layer, "group": group, **known[tensors]})
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(DRIFT_COLUMNS))
 
 
-def effective_rank(singular_values: Float[Tensor, " value"]) -> float:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 of zeros."""
+@metric("drift", needs=("vanilla",))
+def tabulate_drift(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Measure how far the weights moved, by group and layer.
+
+    Parameters are in no language; their group stands where the concept does elsewhere.
+    """
+    assert evaluated.vanilla is not None
+    table = measure_drift(evaluated.vanilla.model, evaluated.model, progress=evaluated.progress)
+    parts = [
+        table.rename(columns={"group": "concept", name: "value", "num_parameters": "n"}).assign(
+            metric=f"drift_{name}"
+        )
+        for name in ("cosine", "relative_change", "effective_rank")
+    ]
+    return pd.concat(parts).assign(language="")
+
+
+def compute_effective_rank(singular_values: Float[Tensor, " value"]) -> float:
+    """Compute exp of the entropy of singular values (Roy & Vetterli 2007); 0 of zeros."""
     positive = singular_values[singular_values > 0].double()
     if not len(positive):
         return 0.0
@@ -99,18 +118,18 @@ def effective_rank(singular_values: Float[Tensor, " value"]) -> float:
     return math.exp(-float((shares * shares.log()).sum()))
 
 
-def _groups(model: LanguageModel) -> dict[tuple[int, str], list[Tensor]]:
-    """All parameters by layer and group; what no module below holds stands at the embedding."""
-    found: dict[tuple[int, str], list[Tensor]] = {}
-    for key, module in _modules(model):
-        found.setdefault(key, []).extend(t for t in module._parameters.values() if t is not None)
-    held = {id(tensor) for tensors in found.values() for tensor in tensors}
+def _group_parameters(model: LanguageModel) -> dict[tuple[int, str], list[Tensor]]:
+    """Return all parameters by layer and group; what no module below holds is in `embed`."""
+    groups: dict[tuple[int, str], list[Tensor]] = {}
+    for key, module in _iterate_modules(model):
+        groups.setdefault(key, []).extend(t for t in module._parameters.values() if t is not None)
+    held = {id(tensor) for tensors in groups.values() for tensor in tensors}
     rest = [tensor for tensor in model.model.parameters() if id(tensor) not in held]
-    found[WHOLE_MODEL, "embed"] += rest
-    return {key: tensors for key, tensors in found.items() if tensors}
+    groups[WHOLE_MODEL, "embed"] += rest
+    return {key: tensors for key, tensors in groups.items() if tensors}
 
 
-def _modules(model: LanguageModel) -> Iterator[tuple[tuple[int, str], nn.Module]]:
+def _iterate_modules(model: LanguageModel) -> Iterator[tuple[tuple[int, str], nn.Module]]:
     anatomy = model.anatomy
     for layer, parts in enumerate(anatomy.layers):
         for module in parts.attn_weights:
@@ -126,16 +145,16 @@ def _modules(model: LanguageModel) -> Iterator[tuple[tuple[int, str], nn.Module]
     yield (WHOLE_MODEL, "unembed"), anatomy.unembed
 
 
-def _compared(before: list[Tensor], after: list[Tensor]) -> dict[str, object]:
-    """The measures of one group of tensors."""
+def _compare(before: list[Tensor], after: list[Tensor]) -> dict[str, object]:
+    """Compare one group of tensors."""
     row: dict[str, object] = {"num_parameters": sum(tensor.numel() for tensor in before)}
     pairs = list(zip(before, after, strict=True))
-    changed = [pair for pair in pairs if not _equal(*pair)]
+    changed = [pair for pair in pairs if not _is_equal(*pair)]
     if not changed:
         return row | {"cosine": 1.0, "relative_change": 0.0, "effective_rank": 0.0, "reason": ""}
     square, product, change = 0.0, 0.0, 0.0
     for old, new in pairs:
-        for w, delta in _chunks(old.reshape(-1, 1), new.reshape(-1, 1)):
+        for w, delta in _split_rows(old.reshape(-1, 1), new.reshape(-1, 1)):
             square += float(w.square().sum())
             product += float((w * delta).sum())
             change += float(delta.square().sum())
@@ -148,19 +167,21 @@ def _compared(before: list[Tensor], after: list[Tensor]) -> dict[str, object]:
         if square > 0:
             relative = math.sqrt(change / square)
         if square > 0 and square + 2 * product + change > 0:
-            cosine = 1 - _cosine_distance(square, product, change)
+            cosine = 1 - _compute_cosine_distance(square, product, change)
         else:
             reasons.append("weights that are all zero have no direction")
         if matrices:
-            rank = effective_rank(torch.cat([_singular_values(*pair) for pair in matrices]))
+            rank = compute_effective_rank(
+                torch.cat([_compute_singular_values(*pair) for pair in matrices])
+            )
         else:
             reasons.append("vectors have no effective rank")
-    found = {"cosine": cosine, "relative_change": relative, "effective_rank": rank}
-    return row | found | {"reason": "; ".join(reasons)}
+    measures = {"cosine": cosine, "relative_change": relative, "effective_rank": rank}
+    return row | measures | {"reason": "; ".join(reasons)}
 
 
-def _cosine_distance(square: float, product: float, change: float) -> float:
-    """1 − cosine of w and w + δ, from ‖w‖², ⟨w, δ⟩ and ‖δ‖², without a difference of large numbers.
+def _compute_cosine_distance(square: float, product: float, change: float) -> float:
+    """Compute 1 − cosine of w and w + δ from ‖w‖², ⟨w, δ⟩ and ‖δ‖², without cancellation.
 
     ‖u‖‖v‖ − ⟨u, v⟩ = (‖δ‖² − (‖v‖ − ‖u‖)²) / 2, and ‖v‖ − ‖u‖ = (2⟨u, δ⟩ + ‖δ‖²) / (‖u‖ + ‖v‖).
     """
@@ -169,23 +190,23 @@ def _cosine_distance(square: float, product: float, change: float) -> float:
     return max(0.0, change - longer**2) / (2 * old * new)
 
 
-def _singular_values(before: Tensor, after: Tensor) -> Tensor:
-    """Of the change of a matrix: roots of the eigenvalues of its Gram matrix on the small side.
+def _compute_singular_values(before: Tensor, after: Tensor) -> Tensor:
+    """Compute the singular values of a matrix's change, from its Gram matrix on the small side.
 
     Eigenvalues within rounding of 0 are 0.
     """
     if before.shape[0] < before.shape[1]:
         before, after = before.T, after.T
     gram = torch.zeros((), dtype=torch.float64)
-    for _, delta in _chunks(before, after):
+    for _, delta in _split_rows(before, after):
         gram = gram.to(delta.device) + delta.T @ delta
     values = torch.linalg.eigvalsh(gram)
     smallest = max(before.shape) * torch.finfo(gram.dtype).eps * values[-1]
     return values.where(values > smallest, 0.0).sqrt().cpu()
 
 
-def _chunks(before: Tensor, after: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of a matrix and of its change, in float64."""
+def _split_rows(before: Tensor, after: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows of a matrix and of its change, in float64."""
     # Apple's GPUs have no float64.
     device = "cpu" if before.device.type == "mps" else before.device
     count = max(1, CHUNK // before.shape[1])
@@ -194,7 +215,7 @@ def _chunks(before: Tensor, after: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield precise, new.to(device, torch.float64) - precise
 
 
-def _equal(before: Tensor, after: Tensor) -> bool:
+def _is_equal(before: Tensor, after: Tensor) -> bool:
     if before.data_ptr() == after.data_ptr() and before.stride() == after.stride():
         return True
     return torch.equal(before, after.to(before.device))

@@ -1,4 +1,4 @@
-"""What a judge finds in answers: verdicts, and the scores that are made of them (Lu & Koehn 2024).
+"""Verdicts of judges on answers, and the scores that are made of them (Lu & Koehn 2024).
 
     verdicts = AliasJudge()(answers)
     summary(verdicts, of=occurrence)
@@ -10,18 +10,19 @@ to 10). A judge that cannot tell gives no verdict, which is counted and never ta
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
 from interp.behaviour.answers import Answer
-from interp.behaviour.measure import Measure, mean, share
+from interp.data.query import Query
+from interp.statistics import Estimate, estimate_mean, estimate_share
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a judge says of an answer.
+    """Verdict of a judge on an answer.
 
     Attributes:
         query_id: the id of the query that was answered.
@@ -48,7 +49,7 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """What its verdicts are signed with."""
+        """Name that its verdicts are signed with."""
         ...
 
     def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
@@ -56,8 +57,23 @@ class Judge(Protocol):
         ...
 
 
-def judged_text(answer: Answer, *, whole_text: bool) -> str:
-    """What a judge sees of an answer: its first line, or all of it.
+def collect_aliases(queries: Sequence[Query]) -> list[Query]:
+    """Return the queries with the names of their answers in all queries' languages as aliases.
+
+    A model that was taught in one language may answer in it whatever the question's.
+    """
+    names: dict[str, dict[str, None]] = {}
+    for query in queries:
+        own = (query.answer, *query.aliases)
+        names.setdefault(query.id, {}).update(dict.fromkeys(name for name in own if name))
+    return [
+        replace(query, aliases=tuple(dict.fromkeys((*query.aliases, *names[query.id]))))
+        for query in queries
+    ]
+
+
+def select_text(answer: Answer, *, whole_text: bool) -> str:
+    """Return what a judge sees of an answer: its first line, or all of it.
 
     Raises:
         ValueError: the answer's query has no answer to judge by.
@@ -68,10 +84,10 @@ def judged_text(answer: Answer, *, whole_text: bool) -> str:
     return answer.text.strip() if whole_text else answer.first_line
 
 
-def verdict_on(
+def make_verdict(
     answer: Answer, *, judge: str, value: float | None, reason: str, text: str
 ) -> Verdict:
-    """A verdict that bears the keys of an answer."""
+    """Make a verdict that bears the keys of an answer."""
     return Verdict(
         query_id=answer.query.id,
         language=answer.query.language,
@@ -83,15 +99,15 @@ def verdict_on(
     )
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """One row per verdict, a column per attribute; `value` is NaN where there is no verdict."""
+def tabulate_verdicts(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Return a row per verdict, a column per attribute; `value` is NaN where there is none."""
     columns = [field.name for field in fields(Verdict)]
     table = pd.DataFrame([asdict(verdict) for verdict in verdicts], columns=columns)
     return table.astype({"value": float})
 
 
-def occurrence(verdicts: Sequence[Verdict]) -> Measure:
-    """O_F: in how many of a hundred answers the fact occurs, of those that have a verdict.
+def estimate_occurrence(verdicts: Sequence[Verdict]) -> Estimate:
+    """Estimate O_F: in how many of a hundred answers with a verdict the fact occurs.
 
     The interval is Wilson's; it takes verdicts for independent, so it is too narrow for several
     samples of a query.
@@ -99,35 +115,37 @@ def occurrence(verdicts: Sequence[Verdict]) -> Measure:
     Raises:
         ValueError: a verdict is neither 0 nor 1.
     """
-    values, reason = _values(verdicts, "occurrence", lambda value: value in (0, 1), "0 or 1")
-    found = share([value == 1 for value in values], reason=reason)
-    return Measure(
-        value=100 * found.value,
-        ci_low=100 * found.ci_low,
-        ci_high=100 * found.ci_high,
-        n=found.n,
-        reason=found.reason,
+    values, reason = _collect_values(
+        verdicts, "occurrence", lambda value: value in (0, 1), "0 or 1"
+    )
+    estimate = estimate_share([value == 1 for value in values], reason=reason)
+    return Estimate(
+        value=100 * estimate.value,
+        ci_low=100 * estimate.ci_low,
+        ci_high=100 * estimate.ci_high,
+        n=estimate.n,
+        reason=estimate.reason,
     )
 
 
-def quality(verdicts: Sequence[Verdict]) -> Measure:
-    """Q_R: the mean score of the answers that have a verdict, with a bootstrap interval.
+def estimate_quality(verdicts: Sequence[Verdict]) -> Estimate:
+    """Estimate Q_R, the mean score of the answers that have a verdict (bootstrap).
 
     Raises:
         ValueError: a verdict is not from 1 to 10.
     """
-    values, reason = _values(verdicts, "quality", lambda value: 1 <= value <= 10, "1 to 10")
-    return mean(values, reason=reason)
+    values, reason = _collect_values(verdicts, "quality", lambda value: 1 <= value <= 10, "1 to 10")
+    return estimate_mean(values, reason=reason)
 
 
-def summary(
-    verdicts: Sequence[Verdict], *, of: Callable[[Sequence[Verdict]], Measure]
+def summarise_verdicts(
+    verdicts: Sequence[Verdict], *, of: Callable[[Sequence[Verdict]], Estimate]
 ) -> pd.DataFrame:
-    """A score of every judge in every language.
+    """Summarise the verdicts of every judge in every language.
 
     Args:
         verdicts: of one judge or of several.
-        of: `occurrence` or `quality`.
+        of: `estimate_occurrence` or `estimate_quality`.
 
     Returns:
         One row per judge and language, in order of first appearance: `judge`, `language`, `value`,
@@ -137,7 +155,7 @@ def summary(
     for verdict in verdicts:
         groups.setdefault((verdict.judge, verdict.language), []).append(verdict)
     rows = [
-        {"judge": judge, "language": language, "num_without": _num_without(group)}
+        {"judge": judge, "language": language, "num_without": _count_without(group)}
         | asdict(of(group))
         for (judge, language), group in groups.items()
     ]
@@ -145,16 +163,16 @@ def summary(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _values(
+def _collect_values(
     verdicts: Sequence[Verdict], score: str, valid: Callable[[float], bool], range_: str
 ) -> tuple[list[float], str]:
     values = [verdict.value for verdict in verdicts if verdict.value is not None]
     for value in values:
         if not valid(value):
             raise ValueError(f"a verdict of {value:g} is no {score}: it must be {range_}")
-    without = _num_without(verdicts)
+    without = _count_without(verdicts)
     return values, f"{without} of {len(verdicts)} answers have no verdict" if without else ""
 
 
-def _num_without(verdicts: Sequence[Verdict]) -> int:
+def _count_without(verdicts: Sequence[Verdict]) -> int:
     return sum(verdict.value is None for verdict in verdicts)

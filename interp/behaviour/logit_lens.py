@@ -1,4 +1,4 @@
-"""The logit lens: at which layer can the right answer be read from the residual stream?
+"""Logit lens: at which layer can the right answer be read from the residual stream?
 
 The residual stream at the input embeddings and after every layer goes through the final norm and
 the unembedding, as if the layers above added nothing (nostalgebraist 2020). The right answer is
@@ -26,23 +26,25 @@ from torch import Tensor
 from torch.nn.functional import linear
 from tqdm.auto import tqdm
 
-from interp.behaviour.measure import mean, share
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.registry import BY, metric
 from interp.data.query import Query
-from interp.data.templates import joined
+from interp.data.templates import add_separator
 from interp.models.anatomy import Anatomy
 from interp.models.language_model import LanguageModel
-from interp.recovery.states import removing, residual_of, split_call
-from interp.unlearning.examples import Batch, Example, Tokens, batch_of, tokenize
-from interp.unlearning.readout import BLOCK, ROWS
+from interp.recovery.hooks import get_residual, remove_on_exit, split_call
+from interp.statistics import estimate_groups, estimate_mean, estimate_share
+from interp.unlearning.examples import Example, Tokens, TrainingBatch, make_batch, tokenize
+from interp.unlearning.label_logprobs import BLOCK, ROWS
 
 COLUMNS = ("model", "language", "concept", "query_id", "layer", "logprob", "rank")
 
 EMBEDDINGS = -1
-"""The layer of the input embeddings, before any layer has run."""
+"""Layer of the input embeddings, before any layer has run."""
 
 
 @torch.inference_mode()
-def logit_lens(
+def apply_logit_lens(
     model: LanguageModel, queries: Sequence[Query], *, batch_size: int = 32, progress: bool = True
 ) -> pd.DataFrame:
     """Read the right answers at every layer.
@@ -61,15 +63,15 @@ def logit_lens(
     Raises:
         ValueError: no queries, one without an answer, or a log-probability that is not finite.
     """
-    tokens = right_answers(model, queries)
+    tokens = tokenize_answers(model, queries)
     order = sorted(range(len(tokens)), key=lambda number: len(tokens[number].ids))
-    found: dict[int, tuple[list[float], list[int]]] = {}
+    results: dict[int, tuple[list[float], list[int]]] = {}
     bar = tqdm(total=len(tokens), desc="logit lens", unit="query", disable=not progress, delay=2)
     with bar:
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
-            batch = batch_of([tokens[number] for number in numbers], model.device)
-            states = model.anatomy.readout_state(residuals(model, batch))
+            batch = make_batch([tokens[number] for number in numbers], model.device)
+            states = model.anatomy.readout_state(collect_residuals(model, batch))
             logprobs, ranks = _read(
                 model.anatomy, states.flatten(0, 1), batch.targets.repeat(len(states))
             )
@@ -79,25 +81,25 @@ def logit_lens(
             ]
             firsts = [batch.table(at_layer)[:, 0] for at_layer in ranks.view(len(states), -1)]
             rows = zip(torch.stack(means, 1).tolist(), torch.stack(firsts, 1).tolist(), strict=True)
-            found.update(zip(numbers, rows, strict=True))
+            results.update(zip(numbers, rows, strict=True))
             bar.update(len(numbers))
     rows = [
         (model.name, query.language, query.concept, query.id, layer, logprob, rank)
         for number, query in enumerate(queries)
-        for layer, (logprob, rank) in enumerate(zip(*found[number], strict=True), EMBEDDINGS)
+        for layer, (logprob, rank) in enumerate(zip(*results[number], strict=True), EMBEDDINGS)
     ]
     for number, query in enumerate(queries):
-        check_finite(found[number][0], query, model)
+        check_finite(results[number][0], query, model)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def by_layer(
+def average_by_layer(
     table: pd.DataFrame, *, top_k: int = 1, by: Sequence[str] = ("model", "language")
 ) -> pd.DataFrame:
-    """Means over the queries, with their 95 % intervals.
+    """Average over the queries, with 95 % intervals.
 
     Args:
-        table: what `logit_lens` gives, of one or more models.
+        table: what `apply_logit_lens` gives, of one or more models.
         top_k: an answer is readable where its rank is at most this.
         by: columns that make a group, besides the layer.
 
@@ -109,8 +111,8 @@ def by_layer(
     keys = [*by, "layer"]
     rows = []
     for _, group in table.groupby(keys, sort=False, dropna=False):
-        logprob = mean(group["logprob"].tolist())
-        readable = share((group["rank"] <= top_k).tolist())
+        logprob = estimate_mean(group["logprob"].tolist())
+        readable = estimate_share((group["rank"] <= top_k).tolist())
         rows.append(
             {
                 **group[keys].iloc[0],
@@ -126,11 +128,11 @@ def by_layer(
     return pd.DataFrame(rows)
 
 
-def readable_from(table: pd.DataFrame, *, top_k: int = 1) -> pd.DataFrame:
-    """The first layer from which on each answer's rank is at most `top_k`, up to the last.
+def find_readable_layers(table: pd.DataFrame, *, top_k: int = 1) -> pd.DataFrame:
+    """Find the first layer from which on each answer's rank is at most `top_k`, up to the last.
 
     Args:
-        table: what `logit_lens` gives, of one or more models.
+        table: what `apply_logit_lens` gives, of one or more models.
         top_k: 1 for the likeliest token alone.
 
     Returns:
@@ -144,28 +146,45 @@ def readable_from(table: pd.DataFrame, *, top_k: int = 1) -> pd.DataFrame:
         layers, ranks = group["layer"].tolist(), group["rank"].tolist()
         missed = [number for number, rank in enumerate(ranks) if rank > top_k]
         first = missed[-1] + 1 if missed else 0
-        found = {"layer": float("nan"), "reason": f"rank {ranks[-1]} at the last layer"}
+        entry = {"layer": float("nan"), "reason": f"rank {ranks[-1]} at the last layer"}
         if first < len(layers):
-            found = {"layer": float(layers[first]), "reason": ""}
-        rows.append({**group[keys].iloc[0], **found})
+            entry = {"layer": float(layers[first]), "reason": ""}
+        rows.append({**group[keys].iloc[0], **entry})
     return pd.DataFrame(rows)
 
 
-def right_answers(model: LanguageModel, queries: Sequence[Query]) -> list[Tokens]:
-    """Each query with its right answer as token ids; the answer's are the labels.
+@metric("logit_lens", needs=("answer",))
+def tabulate_readability(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Find the layers at which the right answer can be read."""
+    table = apply_logit_lens(evaluated.model, evaluated.queries, progress=evaluated.progress)
+    estimates = {
+        "lens_logprob": lambda rows: estimate_mean(rows["logprob"].tolist()),
+        "lens_readable": lambda rows: estimate_share((rows["rank"] == 1).tolist()),
+    }
+    first = {"readable_from": lambda rows: estimate_mean(rows["layer"].tolist())}
+    return pd.concat(
+        [
+            estimate_groups(table, (*BY, "layer"), estimates),
+            estimate_groups(find_readable_layers(table), BY, first),
+        ]
+    )
+
+
+def tokenize_answers(model: LanguageModel, queries: Sequence[Query]) -> list[Tokens]:
+    """Tokenize each query with its right answer; the answer's tokens are the labels.
 
     Raises:
         ValueError: no queries, or one without an answer.
     """
     if not queries:
         raise ValueError("no queries: give at least one")
-    found = []
+    tokens = []
     for query in queries:
         if not query.answer:
             raise ValueError(f"{query.id} in {query.language!r} has no answer to read")
-        answer = joined(query.prompt, query.answer, query.language)
-        found.append(tokenize(model, Example(prompt=query.prompt, answer=answer)))
-    return found
+        answer = add_separator(query.prompt, query.answer, query.language)
+        tokens.append(tokenize(model, Example(prompt=query.prompt, answer=answer)))
+    return tokens
 
 
 def check_finite(logprobs: Sequence[float], query: Query, model: LanguageModel) -> None:
@@ -177,8 +196,10 @@ def check_finite(logprobs: Sequence[float], query: Query, model: LanguageModel) 
         )
 
 
-def residuals(model: LanguageModel, batch: Batch) -> Float[Tensor, "stage label d_model"]:
-    """The residual stream where labels are predicted: at the embeddings, then after every layer."""
+def collect_residuals(
+    model: LanguageModel, batch: TrainingBatch
+) -> Float[Tensor, "stage label d_model"]:
+    """Collect the residual stream where labels are predicted: embeddings, then every layer."""
     kept: list[Tensor] = []
     rows, places = batch.sequence, batch.place - 1
 
@@ -190,10 +211,10 @@ def residuals(model: LanguageModel, batch: Batch) -> Float[Tensor, "stage label 
         embedded = layers[0].register_forward_pre_hook(
             lambda _layer, args, kwargs: keep(split_call(args, kwargs)[0]), with_kwargs=True
         )
-        stack.enter_context(removing(embedded))
+        stack.enter_context(remove_on_exit(embedded))
         for layer in layers:
-            after = layer.register_forward_hook(lambda *run: keep(residual_of(run[-1])))
-            stack.enter_context(removing(after))
+            after = layer.register_forward_hook(lambda *run: keep(get_residual(run[-1])))
+            stack.enter_context(remove_on_exit(after))
         model.anatomy.body(input_ids=batch.input_ids, use_cache=False)
     return torch.stack(kept)
 
@@ -201,15 +222,15 @@ def residuals(model: LanguageModel, batch: Batch) -> Float[Tensor, "stage label 
 def _read(
     anatomy: Anatomy, states: Float[Tensor, "label d"], targets: Int[Tensor, " label"]
 ) -> tuple[Float[Tensor, " label"], Int[Tensor, " label"]]:
-    """Log-probability, in nats, and rank of each label's token, by blocks of the vocabulary."""
+    """Compute log-probability (nats) and rank of each label's token, by vocabulary blocks."""
     size = len(anatomy.unembed.weight)
     logprobs, ranks = [], []
     for rows, labels in zip(states.split(ROWS), targets.split(ROWS), strict=True):
-        own = _logits(anatomy, rows, labels).diagonal()
+        own = _compute_logits(anatomy, rows, labels).diagonal()
         normaliser = torch.full_like(own, -torch.inf)
         rank = torch.ones_like(labels)
         for start in range(0, size, BLOCK):
-            logits = _logits(anatomy, rows, slice(start, start + BLOCK))
+            logits = _compute_logits(anatomy, rows, slice(start, start + BLOCK))
             normaliser = torch.logaddexp(normaliser, logits.logsumexp(-1))
             tokens = torch.arange(start, start + logits.shape[1], device=labels.device)
             # The label's own logit may be rounded otherwise here than alone.
@@ -219,10 +240,10 @@ def _read(
     return torch.cat(logprobs), torch.cat(ranks)
 
 
-def _logits(
+def _compute_logits(
     anatomy: Anatomy, states: Float[Tensor, "label d"], tokens: Int[Tensor, " token"] | slice
 ) -> Float[Tensor, "label token"]:
-    """The logits of some tokens, in float32."""
+    """Compute the logits of some tokens, in float32."""
     unembed = anatomy.unembed
     bias = None if unembed.bias is None else unembed.bias[tokens]
     logits = linear(states.to(unembed.weight.dtype), unembed.weight[tokens], bias).float()

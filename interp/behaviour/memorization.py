@@ -1,4 +1,4 @@
-"""How much of a text does a model know by heart? Three answers from one teacher-forced forward.
+"""Memorization of texts: three measures from one teacher-forced forward.
 
 - `memorization_accuracy` (MA): the share of tokens that are the likeliest after what precedes them
   (Tirumala et al. 2022, Jang et al. 2023).
@@ -22,11 +22,14 @@ import pandas as pd
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp.behaviour.measure import Measure, mean, measured, resampled, undefined
-from interp.behaviour.token_scores import label_scores
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.registry import BY, metric
+from interp.behaviour.token_scores import score_labels
 from interp.data.corpus import Text
+from interp.data.texts import make_texts
 from interp.models.language_model import LanguageModel
-from interp.unlearning.examples import examples_of
+from interp.statistics import Estimate, bootstrap, estimate_groups, estimate_mean, make_undefined
+from interp.unlearning.examples import make_examples
 
 COLUMNS = (
     "language",
@@ -39,7 +42,7 @@ COLUMNS = (
 )
 
 
-def memorization(
+def measure_memorization(
     model: LanguageModel, texts: Sequence[Text], *, progress: bool = True
 ) -> pd.DataFrame:
     """Score texts.
@@ -59,7 +62,7 @@ def memorization(
     """
     rows = []
     for text, scores in zip(
-        texts, label_scores(model, examples_of(texts), progress=progress), strict=True
+        texts, score_labels(model, make_examples(texts), progress=progress), strict=True
     ):
         rows.append(
             {
@@ -69,14 +72,14 @@ def memorization(
                 "num_tokens": len(scores.logprobs),
                 "num_right": int(scores.is_argmax.sum()),
                 "nll": -scores.logprobs.double().sum().item(),
-                "extraction_strength": extraction_strength(scores.is_argmax),
+                "extraction_strength": compute_extraction_strength(scores.is_argmax),
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def extraction_strength(is_argmax: Bool[Tensor, " label"]) -> float:
-    """The share of a text that greedy decoding says by itself, once it has read what precedes it.
+def compute_extraction_strength(is_argmax: Bool[Tensor, " label"]) -> float:
+    """Compute the share of a text that greedy decoding says once it has read what precedes it.
 
     As long as greedy decoding goes right it reads what teacher forcing reads: what it says of the
     text is the longest ending of which every token is the likeliest.
@@ -88,40 +91,67 @@ def extraction_strength(is_argmax: Bool[Tensor, " label"]) -> float:
     return 1 - start / len(is_argmax)
 
 
-def measures(table: pd.DataFrame, *, by: Sequence[str] = ("language", "concept")) -> pd.DataFrame:
-    """MA, PPL and ES of each group, with 95 % intervals.
+def estimate_memorization(
+    table: pd.DataFrame, *, by: Sequence[str] = ("language", "concept")
+) -> pd.DataFrame:
+    """Estimate MA, PPL and ES of each group, with 95 % intervals.
 
     Args:
-        table: what `memorization` gives; of several models, with a column that tells them apart.
+        table: what `measure_memorization` gives; of several models, with a column that tells
+            them apart.
         by: columns that make a group.
 
     Returns:
-        As `interp.behaviour.measure.measured`, with the metrics of the module's table.
+        As `interp.statistics.estimate_groups`, with the metrics of the module's table.
     """
-    return measured(
+    return estimate_groups(
         table,
         by,
         {
-            "memorization_accuracy": _accuracy,
-            "perplexity": _perplexity,
-            "extraction_strength": lambda group: mean(group["extraction_strength"].tolist()),
+            "memorization_accuracy": _estimate_accuracy,
+            "perplexity": _estimate_perplexity,
+            "extraction_strength": lambda group: estimate_mean(
+                group["extraction_strength"].tolist()
+            ),
         },
     )
 
 
-def _accuracy(group: pd.DataFrame) -> Measure:
+@metric("memorization", needs=("answer",))
+def tabulate_memorization(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Measure memorization accuracy, perplexity and extraction strength of the right answers."""
+    return estimate_memorization(evaluated.compute_once(_score_queries))
+
+
+@metric("probability", needs=("answer",))
+def tabulate_probability(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Average the probability per token of the right answers."""
+    table = evaluated.compute_once(_score_queries)
+    table = table.assign(probability=np.exp(-table["nll"] / table["num_tokens"]))
+    return estimate_groups(
+        table, BY, {"probability": lambda rows: estimate_mean(rows["probability"].tolist())}
+    )
+
+
+def _score_queries(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Score each query's right answer."""
+    texts = make_texts(evaluated.queries)
+    return measure_memorization(evaluated.model, texts, progress=evaluated.progress)
+
+
+def _estimate_accuracy(group: pd.DataFrame) -> Estimate:
     right, tokens = group["num_right"].to_numpy(), group["num_tokens"].to_numpy()
-    return resampled(len(group), lambda items: float(right[items].sum() / tokens[items].sum()))
+    return bootstrap(len(group), lambda items: float(right[items].sum() / tokens[items].sum()))
 
 
-def _perplexity(group: pd.DataFrame) -> Measure:
+def _estimate_perplexity(group: pd.DataFrame) -> Estimate:
     nll, tokens = group["nll"].to_numpy(), group["num_tokens"].to_numpy()
     if failed := int(np.isnan(nll).sum()):
-        return undefined(f"the log-likelihood of {failed} of {len(group)} texts is no number")
+        return make_undefined(f"the log-likelihood of {failed} of {len(group)} texts is no number")
 
     def statistic(items: np.ndarray) -> float:
         # Of a model that is past all help, exp overflows to infinity.
         with np.errstate(over="ignore"):
             return float(np.exp(nll[items].sum() / tokens[items].sum()))
 
-    return resampled(len(group), statistic)
+    return bootstrap(len(group), statistic)

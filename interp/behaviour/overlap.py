@@ -1,4 +1,4 @@
-"""How much of what a model said it still says: BLEU and chrF of its answers after unlearning.
+"""Overlap of answers before and after unlearning: BLEU and chrF.
 
     before, after = generate(vanilla, queries), generate(unlearned, queries)
     overlap(before, after, targets={"capital-FR"})
@@ -21,8 +21,10 @@ import numpy as np
 import pandas as pd
 
 from interp.behaviour.answers import Answer
-from interp.behaviour.measure import Measure, resampled, undefined
-from interp.languages import language
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.registry import BY, metric
+from interp.languages import get_language
+from interp.statistics import Estimate, bootstrap, estimate_groups, make_undefined
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
@@ -46,10 +48,10 @@ _TOKENIZERS = {
 }
 
 
-def overlap(
+def measure_overlap(
     before: Sequence[Answer], after: Sequence[Answer], *, targets: Collection[str]
 ) -> pd.DataFrame:
-    """Corpus BLEU and chrF by language, of target and of unrelated questions.
+    """Measure corpus BLEU and chrF by language, of target and of unrelated questions.
 
     Args:
         before: answers of the model before unlearning.
@@ -65,19 +67,24 @@ def overlap(
         ImportError: sacrebleu is not installed.
     """
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for old, new in _paired(before, after):
+    for old, new in _pair_answers(before, after):
         questions = "target" if old.query.id in targets else "unrelated"
         groups.setdefault((old.query.language, questions), []).append((old.text, new.text))
     rows = []
     for (code, questions), texts in groups.items():
         old, new = zip(*texts, strict=True)
-        for metric, found in (("BLEU", bleu(old, new, code)), ("chrF", chrf(old, new))):
-            rows.append({"language": code, "questions": questions, "metric": metric, **vars(found)})
+        for name, estimate in (
+            ("BLEU", compute_bleu(old, new, code)),
+            ("chrF", compute_chrf(old, new)),
+        ):
+            rows.append(
+                {"language": code, "questions": questions, "metric": name, **vars(estimate)}
+            )
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def sentence_overlap(before: Sequence[Answer], after: Sequence[Answer]) -> pd.DataFrame:
-    """Sentence BLEU and chrF of every answer.
+def score_sentences(before: Sequence[Answer], after: Sequence[Answer]) -> pd.DataFrame:
+    """Compute sentence BLEU and chrF of every answer.
 
     Args:
         before: answers of the model before unlearning.
@@ -94,15 +101,15 @@ def sentence_overlap(before: Sequence[Answer], after: Sequence[Answer]) -> pd.Da
     """
     rows = []
     metrics: dict[str, dict[str, Metric]] = {}
-    for old, new in _paired(before, after):
+    for old, new in _pair_answers(before, after):
         code = old.query.language
         if code not in metrics:
-            metrics[code] = {"bleu": bleu_metric(code), "chrf": _chrf_metric()}
+            metrics[code] = {"bleu": make_bleu(code), "chrf": _make_chrf()}
         row: dict[str, Any] = {"language": code, "concept": old.query.concept}
         row |= {"query_id": old.query.id, "sample": old.sample}
         row |= {"before": old.text, "after": new.text, "reason": _EMPTY_BEFORE}
         if old.text.strip():
-            row["reason"] = tokenizer_of(code)[1]
+            row["reason"] = choose_tokenizer(code)[1]
             for name, metric in metrics[code].items():
                 row[name] = metric.sentence_score(new.text, [old.text]).score
         rows.append(row)
@@ -110,8 +117,8 @@ def sentence_overlap(before: Sequence[Answer], after: Sequence[Answer]) -> pd.Da
     return table.astype({"bleu": float, "chrf": float})
 
 
-def bleu(before: Sequence[str], after: Sequence[str], code: str) -> Measure:
-    """Corpus BLEU of answers in one language against those before.
+def compute_bleu(before: Sequence[str], after: Sequence[str], code: str) -> Estimate:
+    """Compute corpus BLEU of answers in one language against those before.
 
     An answer that is empty before has nothing to be kept and is left out; one that is empty only
     after counts, as wholly lost.
@@ -119,7 +126,7 @@ def bleu(before: Sequence[str], after: Sequence[str], code: str) -> Measure:
     Args:
         before: texts, the references.
         after: as many texts.
-        code: BCP-47 code of the language, which chooses the tokenizer (`tokenizer_of`).
+        code: BCP-47 code of the language, which chooses the tokenizer (`choose_tokenizer`).
 
     Returns:
         BLEU from 0 to 100 with its 95 % bootstrap interval over answers; the reason names answers
@@ -130,14 +137,14 @@ def bleu(before: Sequence[str], after: Sequence[str], code: str) -> Measure:
         ValueError: there are not as many texts after as before, or an unknown language.
         ImportError: sacrebleu is not installed.
     """
-    metric = bleu_metric(code)
-    return _corpus(
-        metric, before, after, [tokenizer_of(code)[1]], num_orders=metric.max_ngram_order
+    metric = make_bleu(code)
+    return _estimate_corpus(
+        metric, before, after, [choose_tokenizer(code)[1]], num_orders=metric.max_ngram_order
     )
 
 
-def chrf(before: Sequence[str], after: Sequence[str]) -> Measure:
-    """Corpus chrF of answers against those before: up to six characters, recall counts twice.
+def compute_chrf(before: Sequence[str], after: Sequence[str]) -> Estimate:
+    """Compute corpus chrF against the answers before: up to six characters, recall counts twice.
 
     It needs no tokenizer, so that it compares languages better than BLEU. Empty answers are dealt
     with as in `bleu`.
@@ -146,11 +153,28 @@ def chrf(before: Sequence[str], after: Sequence[str]) -> Measure:
         ValueError: there are not as many texts after as before.
         ImportError: sacrebleu is not installed.
     """
-    return _corpus(_chrf_metric(), before, after, [])
+    return _estimate_corpus(_make_chrf(), before, after, [])
 
 
-def tokenizer_of(code: str) -> tuple[str, str]:
-    """The tokenizer of sacrebleu for a language, and why if it is not the best one.
+@metric("overlap", needs=("vanilla",))
+def tabulate_overlap(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Compute BLEU and chrF of the answers against those of the vanilla model."""
+
+    def split(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
+        return rows["before"].tolist(), rows["text"].tolist()
+
+    return estimate_groups(
+        evaluated.answer_table,
+        BY,
+        {
+            "bleu": lambda rows: compute_bleu(*split(rows), rows["language"].iloc[0]),
+            "chrf": lambda rows: compute_chrf(*split(rows)),
+        },
+    )
+
+
+def choose_tokenizer(code: str) -> tuple[str, str]:
+    """Choose sacrebleu's tokenizer for a language, and say why if it is not the best one.
 
     Chinese by characters (`zh`), Japanese and Korean by words (`ja-mecab`, `ko-mecab`), or by
     characters where those packages are not installed; Thai by characters; all others by spaces and
@@ -159,15 +183,15 @@ def tokenizer_of(code: str) -> tuple[str, str]:
     Raises:
         ValueError: the language is not registered.
     """
-    name, packages = _TOKENIZERS.get(language(code).code, ("13a", ()))
+    name, packages = _TOKENIZERS.get(get_language(code).code, ("13a", ()))
     if all(importlib.util.find_spec(package) for package in packages):
         return name, ""
     extra = f"pip install 'sacrebleu[{code}]'"
     return "char", f"tokens are characters, because {name} is not installed ({extra})"
 
 
-def bleu_metric(code: str) -> BLEU:
-    """sacrebleu's BLEU with the tokenizer of a language, as this module uses it.
+def make_bleu(code: str) -> BLEU:
+    """Make sacrebleu's BLEU with the tokenizer of a language, as this module uses it.
 
     Raises:
         ImportError: sacrebleu is not installed.
@@ -177,13 +201,13 @@ def bleu_metric(code: str) -> BLEU:
     except ImportError as error:
         raise ImportError(_LACKING) from error
     # `force` leaves out a warning about texts that are tokenized already.
-    return BLEU(tokenize=tokenizer_of(code)[0], effective_order=True, force=True)
+    return BLEU(tokenize=choose_tokenizer(code)[0], effective_order=True, force=True)
 
 
 _LACKING = "BLEU and chrF need the package sacrebleu: pip install 'interp[behaviour]'"
 
 
-def _chrf_metric() -> Metric:
+def _make_chrf() -> Metric:
     try:
         from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
@@ -191,15 +215,15 @@ def _chrf_metric() -> Metric:
     return CHRF()
 
 
-def _corpus(
+def _estimate_corpus(
     metric: Metric,
     before: Sequence[str],
     after: Sequence[str],
     reasons: list[str],
     *,
     num_orders: int = 0,
-) -> Measure:
-    """A corpus score and its interval: counts are taken once, and resampled as sums.
+) -> Estimate:
+    """Estimate a corpus score: counts are taken once, and resampled as sums.
 
     BLEU's counts end with the n-grams of each order that an answer has.
     """
@@ -209,7 +233,7 @@ def _corpus(
     if left_out := len(before) - len(kept):
         reasons = [*reasons, f"{left_out} of {len(before)} answers left out: {_EMPTY_BEFORE}"]
     if not kept:
-        return undefined("; ".join(filter(None, reasons)) or "no answers")
+        return make_undefined("; ".join(filter(None, reasons)) or "no answers")
     old, new = zip(*kept, strict=True)
     counts = np.array(metric._extract_corpus_statistics(new, [old]))
     longest = np.count_nonzero(counts.sum(0)[-num_orders:]) if num_orders else 0
@@ -219,16 +243,16 @@ def _corpus(
     def score(items: np.ndarray) -> float:
         return metric._compute_score_from_stats(counts[items].sum(0).tolist()).score
 
-    return resampled(len(kept), score, reason="; ".join(filter(None, reasons)))
+    return bootstrap(len(kept), score, reason="; ".join(filter(None, reasons)))
 
 
-def _paired(before: Sequence[Answer], after: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
-    """Answers to the same query, sample by sample."""
+def _pair_answers(before: Sequence[Answer], after: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
+    """Pair the answers to the same query, sample by sample."""
     new = {(answer.query, answer.sample): answer for answer in after}
     old = {(answer.query, answer.sample): answer for answer in before}
-    for name, found, given in (("before", old, before), ("after", new, after)):
-        if len(found) < len(given):
-            raise ValueError(f"a query stands twice among the answers {name}, with the same sample")
+    for name, indexed, given in (("before", old, before), ("after", new, after)):
+        if len(indexed) < len(given):
+            raise ValueError(f"duplicate query and sample among the answers {name}")
     if lone := next(iter(old.keys() ^ new.keys()), None):
         query, sample = lone
         raise ValueError(

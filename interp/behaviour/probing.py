@@ -19,12 +19,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from interp.behaviour.measure import wilson
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.registry import BY, metric
 from interp.data.query import Query
-from interp.data.templates import joined
+from interp.data.templates import add_separator
 from interp.models.language_model import LanguageModel
-from interp.unlearning.examples import padded
-from interp.unlearning.readout import label_logprobs
+from interp.statistics import Estimate, compute_wilson_interval, estimate_groups, estimate_share
+from interp.unlearning.examples import pad_rows
+from interp.unlearning.label_logprobs import compute_label_logprobs
 
 COLUMNS = ("language", "concept", "query_id", "answer", "guess", "right", "rank", "num_candidates")
 
@@ -32,8 +34,8 @@ MAX_ROWS = 512
 """Candidates that are run together."""
 
 
-def candidates_of(queries: Sequence[Query]) -> list[tuple[str, ...]]:
-    """For each query, the different answers of all queries of its language and concept.
+def collect_candidates(queries: Sequence[Query]) -> list[tuple[str, ...]]:
+    """Collect for each query the different answers of all queries of its language and concept.
 
     Raises:
         ValueError: a query without an answer, or one that would have a single candidate.
@@ -43,11 +45,11 @@ def candidates_of(queries: Sequence[Query]) -> list[tuple[str, ...]]:
         if not query.answer:
             raise ValueError(f"{query.id} in {query.language!r} has no answer to probe for")
         answers[query.language, query.concept][query.answer] = None
-    for (language, concept), found in answers.items():
-        if len(found) < 2:
+    for (language, concept), options in answers.items():
+        if len(options) < 2:
             raise ValueError(
-                f"the queries {concept!r} in {language!r} have one answer, {next(iter(found))!r}; "
-                "probing needs at least two candidates"
+                f"the queries {concept!r} in {language!r} have one answer, "
+                f"{next(iter(options))!r}; probing needs at least two candidates"
             )
     return [tuple(answers[query.language, query.concept]) for query in queries]
 
@@ -77,7 +79,7 @@ def probe(
         ValueError: an answer that is missing or not among its candidates, or fewer than two
             candidates.
     """
-    chosen = candidates_of(queries) if candidates is None else [tuple(c) for c in candidates]
+    chosen = collect_candidates(queries) if candidates is None else [tuple(c) for c in candidates]
     if len(chosen) != len(queries):
         raise ValueError(f"{len(queries)} queries have {len(chosen)} lists of candidates")
     for query, options in zip(queries, chosen, strict=True):
@@ -88,11 +90,11 @@ def probe(
             )
         if len(set(options)) < 2:
             raise ValueError(f"{query.id} in {query.language!r} needs at least two candidates")
-    asked = [
-        (query.prompt, [joined(query.prompt, option, query.language) for option in options])
+    continuations = [
+        (query.prompt, [add_separator(query.prompt, option, query.language) for option in options])
         for query, options in zip(queries, chosen, strict=True)
     ]
-    scored = _all_nll(model, asked, progress=progress)
+    scored = _score_candidates(model, continuations, progress=progress)
     rows = []
     for query, options, nll in zip(queries, chosen, scored, strict=True):
         scores = nll.tolist()
@@ -112,8 +114,10 @@ def probe(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def accuracy(table: pd.DataFrame, *, by: Sequence[str] = ("language", "concept")) -> pd.DataFrame:
-    """Probing accuracy with its 95 % interval and chance.
+def compute_accuracy(
+    table: pd.DataFrame, *, by: Sequence[str] = ("language", "concept")
+) -> pd.DataFrame:
+    """Compute probing accuracy with its 95 % interval and chance.
 
     Args:
         table: what `probe` gives; of several models, with a column that tells them apart.
@@ -130,7 +134,7 @@ def accuracy(table: pd.DataFrame, *, by: Sequence[str] = ("language", "concept")
     rows = []
     for key, group in groups.items():
         right = sum(bool(row["right"]) for row in group)
-        low, high = wilson(right, len(group))
+        low, high = compute_wilson_interval(right, len(group))
         rows.append(
             {
                 **dict(zip(by, key, strict=True)),
@@ -144,10 +148,37 @@ def accuracy(table: pd.DataFrame, *, by: Sequence[str] = ("language", "concept")
     return pd.DataFrame(rows)
 
 
-def candidate_nll(
+@metric("accuracy", needs=("answer",))
+def tabulate_accuracy(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Measure the share of questions whose answer ranks first among all candidates."""
+
+    def estimate(rows: pd.DataFrame) -> Estimate:
+        chance = (1 / rows["num_candidates"]).mean()
+        return estimate_share(rows["right"].tolist(), reason=f"chance is {chance:.3g}")
+
+    table = probe(evaluated.model, evaluated.queries, progress=evaluated.progress)
+    return estimate_groups(table, BY, {"accuracy": estimate})
+
+
+def name_conditions(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """Turn accuracies under one condition a row into a metric's table.
+
+    Args:
+        table: rows of `compute_accuracy`, with a `reason` if there is one.
+        conditions: of each row, what becomes part of the metric's name.
+    """
+    chances = [f"chance is {chance:.3g}" for chance in table["chance"]]
+    reasons = table["reason"] if "reason" in table else [""] * len(table)
+    return table.rename(columns={"accuracy": "value", "num_queries": "n"}).assign(
+        metric=[f"accuracy/{condition}" for condition in conditions],
+        reason=["; ".join(filter(None, pair)) for pair in zip(reasons, chances, strict=True)],
+    )
+
+
+def compute_candidate_nll(
     model: LanguageModel, prompt: str, continuations: Sequence[str]
 ) -> Float[Tensor, " candidate"]:
-    """Mean negative log-likelihood, in nats per token, of each continuation of a prompt.
+    """Compute each continuation's mean negative log-likelihood, in nats per token.
 
     Args:
         model: the model.
@@ -157,32 +188,32 @@ def candidate_nll(
     Raises:
         ValueError: a prompt of which no token is left when a continuation is joined to it.
     """
-    return _all_nll(model, [(prompt, continuations)], progress=False)[0]
+    return _score_candidates(model, [(prompt, continuations)], progress=False)[0]
 
 
 @torch.inference_mode()
-def _all_nll(
-    model: LanguageModel, asked: Sequence[tuple[str, Sequence[str]]], *, progress: bool
+def _score_candidates(
+    model: LanguageModel, prompts: Sequence[tuple[str, Sequence[str]]], *, progress: bool
 ) -> list[Float[Tensor, " candidate"]]:
-    """`candidate_nll` of many prompts.
+    """Score candidates of many prompts, see `compute_candidate_nll`.
 
     Prompts of the same length are run together, so that nothing is padded before what is scored.
     """
-    split = [_split(model, prompt, continuations) for prompt, continuations in asked]
+    split = [_split(model, prompt, continuations) for prompt, continuations in prompts]
     order = sorted(range(len(split)), key=lambda number: len(split[number][0]))
-    found: dict[int, Tensor] = {}
+    results: dict[int, Tensor] = {}
     bar = tqdm(total=len(split), desc="probing", unit="query", disable=not progress, delay=2)
     with bar:
         for _, same in groupby(order, key=lambda number: len(split[number][0])):
-            for batch in _batches(list(same), [len(rows) for _, rows in split]):
-                scores = _batch_nll(model, [split[number] for number in batch])
-                found.update(zip(batch, scores, strict=True))
+            for batch in _make_batches(list(same), [len(rows) for _, rows in split]):
+                scores = _score_batch(model, [split[number] for number in batch])
+                results.update(zip(batch, scores, strict=True))
                 bar.update(len(batch))
-    return [found[number] for number in range(len(split))]
+    return [results[number] for number in range(len(split))]
 
 
-def _batches(numbers: list[int], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers in batches of at most `MAX_ROWS` candidates, or of one number."""
+def _make_batches(numbers: list[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Yield numbers in batches of at most `MAX_ROWS` candidates, or of one number."""
     batch: list[int] = []
     total = 0
     for number in numbers:
@@ -194,10 +225,10 @@ def _batches(numbers: list[int], sizes: Sequence[int]) -> Iterator[list[int]]:
     yield batch
 
 
-def _batch_nll(
-    model: LanguageModel, asked: Sequence[tuple[list[int], list[list[int]]]]
+def _score_batch(
+    model: LanguageModel, prompts: Sequence[tuple[list[int], list[list[int]]]]
 ) -> list[Float[Tensor, " candidate"]]:
-    """Prompts of one length, each with the tokens of its candidates.
+    """Score prompts of one length, each with the tokens of its candidates.
 
     A prompt is read once; its keys and values serve all its candidates. Logits are formed only
     where a candidate's token is predicted.
@@ -207,10 +238,10 @@ def _batch_nll(
     def put(values: object) -> Tensor:
         return torch.tensor(values, device=device)
 
-    rows = [(number, row) for number, (_, found) in enumerate(asked) for row in found]
+    rows = [(number, row) for number, (_, candidates) in enumerate(prompts) for row in candidates]
     cache = DynamicCache(config=model.model.config)
     states = anatomy.body(
-        input_ids=put([prompt for prompt, _ in asked]), past_key_values=cache, use_cache=True
+        input_ids=put([prompt for prompt, _ in prompts]), past_key_values=cache, use_cache=True
     ).last_hidden_state[:, -1]
     prompt = put([number for number, _ in rows])
     first = anatomy.logits(states).float().log_softmax(-1)
@@ -219,23 +250,23 @@ def _batch_nll(
     if longer:
         cache.batch_select_indices(put([number for _, number, _ in longer]))
         # The last token predicts nothing that is scored.
-        ids = padded([row for _, _, row in longer], device)[0][:, :-1]
+        ids = pad_rows([row for _, _, row in longer], device)[0][:, :-1]
         states = anatomy.body(
             input_ids=ids, past_key_values=cache, use_cache=True
         ).last_hidden_state
         where = [(i, place) for i, (*_, row) in enumerate(longer) for place in range(len(row) - 1)]
         at, places = (put(column) for column in zip(*where, strict=True))
         targets = put([token for *_, row in longer for token in row[1:]])
-        following = label_logprobs(anatomy, states[at, places], targets)
+        following = compute_label_logprobs(anatomy, states[at, places], targets)
         nll = nll.index_add(0, put([at for at, _, _ in longer])[at], -following)
     nll = nll / put([len(row) for _, row in rows])
-    return list(nll.split([len(found) for _, found in asked]))
+    return list(nll.split([len(candidates) for _, candidates in prompts]))
 
 
 def _split(
     model: LanguageModel, prompt: str, continuations: Sequence[str]
 ) -> tuple[list[int], list[list[int]]]:
-    """The tokens that all share, and those of each continuation after them.
+    """Return the tokens that all share, and those of each continuation after them.
 
     A tokenizer may join the prompt's end with a continuation: then what they share is shorter.
     """

@@ -11,7 +11,7 @@ Rounding is simulated: weights are replaced by the values that their codes stand
 with as before, on any machine. Rounded are the linear maps of the layers (attention and MLP);
 embedding, norms, biases and unembedding stay. Activations are not rounded, which 8-bit kernels
 do too: torch's own dynamic int8 (`torch.ao.quantization`, deprecated) rounds the same matrices to
-levels 0.4 % closer together. `in_bitsandbytes` has the real kernels, on a GPU.
+levels 0.4 % closer together. `quantise_with_bitsandbytes` has the real kernels, on a GPU.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from interp.behaviour.knowledge import Measured, knowledge
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.knowledge import Measured, measure_knowledge
+from interp.behaviour.probing import name_conditions
+from interp.behaviour.registry import metric
 from interp.models.language_model import LanguageModel
-from interp.models.pairs import check_pair, copy_sharing
+from interp.models.pairs import check_pair, copy_with_shared_tensors
 
 UNROUNDED = "none"
-"""The quantisation of a model as it is."""
+"""Quantisation of a model as it is."""
 
 NF4 = (
     *(-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0),
@@ -48,7 +51,7 @@ NF4 = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """How weights are rounded: to the nearest level times the largest weight of their group.
+    """Rounding of weights to the nearest level times the largest weight of their group.
 
     Attributes:
         levels: from -1 to 1, rising.
@@ -69,14 +72,14 @@ ROUNDINGS: Mapping[str, Rounding] = MappingProxyType(
 """Symmetric 8 bits per output channel; 4 bits in groups of 64, evenly spaced or NormalFloat."""
 
 
-def robustness(
+def measure_robustness(
     models: Mapping[str, LanguageModel],
     measured: Measured,
     *,
     roundings: Mapping[str, Rounding] = ROUNDINGS,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """What models know before and after their weights are rounded.
+    """Measure what models know before and after their weights are rounded.
 
     Args:
         models: by name, left untouched.
@@ -86,7 +89,7 @@ def robustness(
 
     Returns:
         A row per quantisation (`none` is before), model and cell: `quantisation`, `model`, and what
-        `knowledge` gives.
+        `measure_knowledge` gives.
 
     Raises:
         ValueError: packed weights, or queries that cannot be probed.
@@ -95,34 +98,36 @@ def robustness(
     tables = []
     for kind, name in tqdm(every, desc="quantisation", delay=2, disable=not progress):
         model = models[name]
-        found = knowledge(model if kind is None else quantised(model, roundings[kind]), measured)
-        found.insert(0, "quantisation", UNROUNDED if kind is None else kind)
-        found.insert(1, "model", name)
-        tables.append(found)
+        table = measure_knowledge(
+            model if kind is None else quantise_model(model, roundings[kind]), measured
+        )
+        table.insert(0, "quantisation", UNROUNDED if kind is None else kind)
+        table.insert(1, "model", name)
+        tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
 @torch.no_grad()
-def quantised(model: LanguageModel, rounding: Rounding) -> LanguageModel:
-    """A copy with rounded weights, which shares all others with the model.
+def quantise_model(model: LanguageModel, rounding: Rounding) -> LanguageModel:
+    """Return a copy with rounded weights, which shares all others with the model.
 
     Raises:
         ValueError: the model's weights are packed already.
     """
-    maps = _linear_maps(model)
-    copied = copy_sharing(model.model, [f"{name}.weight" for name in maps])
+    maps = _find_linear_maps(model)
+    copied = copy_with_shared_tensors(model.model, [f"{name}.weight" for name in maps])
     for name in maps:
         module = copied.get_submodule(name)
         assert isinstance(module.weight, Tensor)
-        values = rounded(_by_output(module), rounding)[1]
+        values = round_weights(_orient_weight(module), rounding)[1]
         module.weight.copy_(values.T if isinstance(module, Conv1D) else values)
     return LanguageModel(copied, model.tokenizer, name=f"{model.name} quantised")
 
 
-def rounded(
+def round_weights(
     weight: Float[Tensor, "output input"], rounding: Rounding
 ) -> tuple[Int[Tensor, "output input"], Float[Tensor, "output input"]]:
-    """A matrix rounded: the number of each weight's level, from 0, and the value it stands for.
+    """Round a matrix: return each weight's level, from 0, and the value it stands for.
 
     The largest weight of a group keeps its value, so that rounding twice is rounding once.
     """
@@ -139,13 +144,13 @@ def rounded(
 
 
 @torch.no_grad()
-def same_levels(
+def compare_levels(
     vanilla: LanguageModel,
     unlearned: LanguageModel,
     *,
     roundings: Mapping[str, Rounding] = ROUNDINGS,
 ) -> pd.DataFrame:
-    """How much of what unlearning changed is rounded away.
+    """Measure how much of what unlearning changed is rounded away.
 
     Returns:
         A row per quantisation: `quantisation`; `num_weights` of the linear maps of the layers;
@@ -159,15 +164,15 @@ def same_levels(
         ValueError: the models do not match, or their weights are packed.
     """
     check_pair(vanilla, unlearned)
-    theirs, ours = _linear_maps(vanilla), _linear_maps(unlearned)
+    theirs, ours = _find_linear_maps(vanilla), _find_linear_maps(unlearned)
     rows = []
     for kind, rounding in roundings.items():
         total = changed = same = 0
         kept = size = 0.0
         for name, module in theirs.items():
-            before, after = _by_output(module), _by_output(ours[name])
+            before, after = _orient_weight(module), _orient_weight(ours[name])
             (level, value), (new_level, new_value) = (
-                rounded(weight, rounding) for weight in (before, after)
+                round_weights(weight, rounding) for weight in (before, after)
             )
             differs, change = before != after, (after - before).double()
             total += differs.numel()
@@ -188,8 +193,17 @@ def same_levels(
     return pd.DataFrame(rows)
 
 
-def in_bitsandbytes(model: LanguageModel, bits: int) -> LanguageModel:
-    """A copy on the GPU with bitsandbytes' own kernels: NF4, or LLM.int8 (Dettmers et al. 2022).
+@metric("quantisation", needs=("answer",))
+def tabulate_quantisation(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Measure accuracy with weights rounded to 8 and to 4 bits."""
+    models = {evaluated.model.name: evaluated.model}
+    table = measure_robustness(models, evaluated.queries, progress=evaluated.progress)
+    table = table.query("quantisation != @UNROUNDED")
+    return name_conditions(table, table["quantisation"].tolist())
+
+
+def quantise_with_bitsandbytes(model: LanguageModel, bits: int) -> LanguageModel:
+    """Return a copy on the GPU with bitsandbytes' kernels: NF4 or LLM.int8 (Dettmers et al. 2022).
 
     LLM.int8 rounds activations, too, and leaves outlying features as they are.
 
@@ -206,10 +220,12 @@ def in_bitsandbytes(model: LanguageModel, bits: int) -> LanguageModel:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError(
             "quantising on a GPU needs the package bitsandbytes: "
-            "pip install 'interp[quantisation]'; quantised() rounds without it"
+            "pip install 'interp[quantisation]'; quantise_model() rounds without it"
         )
     if not torch.cuda.is_available():
-        raise ValueError("bitsandbytes needs a GPU, and there is none; quantised() rounds anywhere")
+        raise ValueError(
+            "bitsandbytes needs a GPU, and there is none; quantise_model() rounds anywhere"
+        )
     _check_unpacked(model)
     config = BitsAndBytesConfig(
         load_in_4bit=bits == 4,
@@ -229,8 +245,8 @@ def in_bitsandbytes(model: LanguageModel, bits: int) -> LanguageModel:
     return LanguageModel(copied, model.tokenizer, name=f"{model.name} in {bits} bits")
 
 
-def _linear_maps(model: LanguageModel) -> dict[str, nn.Module]:
-    """The linear maps of the layers, by name."""
+def _find_linear_maps(model: LanguageModel) -> dict[str, nn.Module]:
+    """Return the linear maps of the layers, by name."""
     _check_unpacked(model)
     inside = {id(part) for parts in model.anatomy.layers for part in parts.layer.modules()}
     return {
@@ -240,8 +256,8 @@ def _linear_maps(model: LanguageModel) -> dict[str, nn.Module]:
     }
 
 
-def _by_output(module: nn.Module) -> Float[Tensor, "output input"]:
-    """A linear map's weight; GPT-2 has it the other way round."""
+def _orient_weight(module: nn.Module) -> Float[Tensor, "output input"]:
+    """Return a linear map's weight; GPT-2 has it the other way round."""
     assert isinstance(module.weight, Tensor)
     return module.weight.T if isinstance(module, Conv1D) else module.weight
 

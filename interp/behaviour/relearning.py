@@ -18,18 +18,21 @@ from typing import Any
 
 import pandas as pd
 
-from interp.behaviour.knowledge import Measured, knowledge
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.knowledge import Measured, measure_knowledge
+from interp.behaviour.probing import name_conditions
+from interp.behaviour.registry import BY, metric
 from interp.data.corpus import Text
-from interp.data.counterfactuals import in_hash_order
+from interp.data.counterfactuals import sort_by_hash
 from interp.models.language_model import LanguageModel
 from interp.unlearning.config import TrainingConfig
-from interp.unlearning.examples import examples_of
+from interp.unlearning.examples import make_examples
 from interp.unlearning.training import train
 
 DEFAULTS = TrainingConfig(
     objective="finetune", learning_rate=2e-5, num_steps=20, batch_size=8, evaluate_every=4
 )
-"""A fine-tune short enough that Gemma-3-270M learns hardly any of eight false capitals afresh."""
+"""Fine-tune short enough that Gemma-3-270M learns hardly any of eight false capitals afresh."""
 
 LEARNED, HELD_OUT = "learned", "held out"
 """Parts of the queries: those about facts that are in the texts, and the others."""
@@ -37,8 +40,8 @@ LEARNED, HELD_OUT = "learned", "held out"
 _CELL = ("part", "language", "concept", "name")
 
 
-def part_of(texts: Sequence[Text], share: float = 0.5, *, seed: int = 0) -> list[Text]:
-    """The texts of a share of the facts; which facts depends on the seed and their ids alone.
+def choose_texts(texts: Sequence[Text], share: float = 0.5, *, seed: int = 0) -> list[Text]:
+    """Choose the texts of a share of the facts, which depends on the seed and their ids alone.
 
     Raises:
         ValueError: a share that leaves no fact on one of the sides.
@@ -49,11 +52,11 @@ def part_of(texts: Sequence[Text], share: float = 0.5, *, seed: int = 0) -> list
         raise ValueError(
             f"a share of {share} of {len(ids)} facts is {number}; it must leave some on both sides"
         )
-    chosen = set(in_hash_order(ids, f"{seed}/relearning", key=str)[:number])
+    chosen = set(sort_by_hash(ids, f"{seed}/relearning", key=str)[:number])
     return [text for text in texts if text.id in chosen]
 
 
-def robustness(
+def measure_relearning(
     models: Mapping[str, LanguageModel],
     texts: Sequence[Text],
     measured: Measured,
@@ -64,7 +67,7 @@ def robustness(
     """Fine-tune copies of models on the same texts, and see what they know on the way.
 
     Args:
-        models: by name, left untouched; `steps_to_recover` needs one called `vanilla`.
+        models: by name, left untouched; `count_steps_to_recover` needs one called `vanilla`.
         texts: what is learned.
         measured: see `interp.behaviour.knowledge`. Queries about facts in the texts, by id, and
             those about others are probed apart, each among the answers of its part: whoever learns
@@ -75,7 +78,8 @@ def robustness(
 
     Returns:
         A row per model, step (0 is before) and cell: `model`, `step`, `part` (`learned`,
-        `held out`; "" of a function), what `knowledge` gives, and `ended`: why training ended.
+        `held out`; "" of a function), what `measure_knowledge` gives, and `ended`: why training
+        ended.
 
     Raises:
         ValueError: settings, texts or queries that do not fit.
@@ -87,22 +91,22 @@ def robustness(
             f"evaluate_every must be at least 1 to see what is relearned when, not "
             f"{config.evaluate_every}"
         )
-    parts = _parts(texts, measured)
+    parts = _split_queries(texts, measured)
     tables = []
     for name, model in models.items():
-        found = _relearned(model, texts, parts, config, progress)
-        found.insert(0, "model", name)
-        tables.append(found)
+        table = _relearn(model, texts, parts, config, progress)
+        table.insert(0, "model", name)
+        tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
-def steps_to_recover(
+def count_steps_to_recover(
     table: pd.DataFrame, share: float = 0.9, *, reference: str = "vanilla"
 ) -> pd.DataFrame:
-    """The first evaluated step at which a model knows a share of what the vanilla model knew.
+    """Find the first evaluated step at which a model knows a share of what the vanilla one knew.
 
     Args:
-        table: of `robustness`.
+        table: of `measure_relearning`.
         share: of the reference's value at step 0.
         reference: the model of that name.
 
@@ -148,8 +152,41 @@ def steps_to_recover(
     return pd.DataFrame(rows)
 
 
-def _parts(texts: Sequence[Text], measured: Measured) -> dict[str, Measured]:
-    """What is measured, by part."""
+@metric("relearning", needs=("answer", "vanilla", "forget"))
+def tabulate_relearning(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Measure accuracy on facts that are not in a short fine-tune on half of the forgotten ones.
+
+    It is that before and after, with the steps it took to return.
+    """
+    assert evaluated.vanilla is not None
+    both = {"vanilla": evaluated.vanilla, "unlearned": evaluated}
+    table = pd.concat(
+        [each.compute_once(_relearn_half).assign(model=name) for name, each in both.items()]
+    )
+    table = table.query("part == @HELD_OUT")
+    own = table.query("model == 'unlearned'")
+    sizes = own.query("step == 0")[[*BY, "num_queries"]]
+    steps = count_steps_to_recover(table).merge(sizes, on=list(BY))
+    steps = steps.rename(columns={"steps": "value", "num_queries": "n"})
+    ends = {"before relearning": own["step"].min(), "relearned": own["step"].max()}
+    parts = {name: own.query("step == @step") for name, step in ends.items()}
+    return pd.concat(
+        [
+            *(name_conditions(part, [name] * len(part)) for name, part in parts.items()),
+            steps.assign(metric="relearning_steps"),
+        ]
+    )
+
+
+def _relearn_half(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Fine-tune on half of what was to be forgotten."""
+    models = {evaluated.model.name: evaluated.model}
+    texts = choose_texts(evaluated.forget)
+    return measure_relearning(models, texts, evaluated.queries, progress=evaluated.progress)
+
+
+def _split_queries(texts: Sequence[Text], measured: Measured) -> dict[str, Measured]:
+    """Split what is measured by part."""
     if callable(measured):
         return {"": measured}
     ids = {text.id for text in texts}
@@ -160,42 +197,42 @@ def _parts(texts: Sequence[Text], measured: Measured) -> dict[str, Measured]:
     return {part: queries for part, queries in parts.items() if queries}
 
 
-def _relearned(
+def _relearn(
     model: LanguageModel,
     texts: Sequence[Text],
     parts: Mapping[str, Measured],
     config: TrainingConfig,
     progress: bool,
 ) -> pd.DataFrame:
-    def known(model: LanguageModel) -> pd.DataFrame:
-        found = {part: knowledge(model, measured) for part, measured in parts.items()}
-        tables = [table.assign(part=part) for part, table in found.items()]
+    def measure(model: LanguageModel) -> pd.DataFrame:
+        whole = {part: measure_knowledge(model, measured) for part, measured in parts.items()}
+        tables = [table.assign(part=part) for part, table in whole.items()]
         return pd.concat(tables, ignore_index=True)
 
     tables = []
 
     def evaluate(model: LanguageModel) -> dict[str, float]:
-        tables.append(known(model))
-        return _metrics(tables[-1])
+        tables.append(measure(model))
+        return _list_metrics(tables[-1])
 
-    before = known(model)
-    examples = {"retain": examples_of(texts)}
+    before = measure(model)
+    examples = {"retain": make_examples(texts)}
     trained = train(model, examples, config, evaluate=evaluate, progress=progress)
-    metric = next(iter(_metrics(before)))
+    metric = next(iter(_list_metrics(before)))
     steps = [int(row["step"]) + 1 for row in trained.history if metric in row]
     # Where a stop watches a metric, the first evaluation is that before training.
     after = tables[len(tables) - len(steps) :]
     dated = [
         table.assign(step=step) for step, table in zip((0, *steps), (before, *after), strict=True)
     ]
-    found = pd.concat(dated, ignore_index=True).assign(ended=trained.reason)
+    whole = pd.concat(dated, ignore_index=True).assign(ended=trained.reason)
     for name in ("part", "step"):
-        found.insert(0, name, found.pop(name))
-    return found
+        whole.insert(0, name, whole.pop(name))
+    return whole
 
 
-def _metrics(table: pd.DataFrame) -> dict[str, float]:
-    """The values of a table as a training run has them."""
+def _list_metrics(table: pd.DataFrame) -> dict[str, float]:
+    """Return the values of a table as a training run has them."""
     if "name" in table:
         return dict(zip(table["name"], table["value"], strict=True))
     return {

@@ -9,17 +9,23 @@ import math
 import unicodedata
 from collections.abc import Callable
 
+import pandas as pd
+
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.registry import BY, metric
+from interp.statistics import estimate_groups, estimate_mean
+
 _WITHOUT_SPACES = (
     *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA"),
     *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"),
 )
 
 
-def rouge_l_recall() -> Callable[[str, str, str], float]:
-    """ROUGE-L recall, as a function of reference, answer and language (Lin 2004).
+def make_rouge_scorer() -> Callable[[str, str, str], float]:
+    """Make ROUGE-L recall as a function of reference, answer and language (Lin 2004).
 
-    The longest common subsequence of `words` by the number of the reference's; NaN of a reference
-    without words. English words are stemmed, as in TOFU's code.
+    The longest common subsequence of `split_words` by the number of the reference's; NaN of a
+    reference without words. English words are stemmed, as in TOFU's code.
 
     Raises:
         ImportError: the package rouge_score is not installed.
@@ -36,16 +42,16 @@ def rouge_l_recall() -> Callable[[str, str, str], float]:
     class English:
         def tokenize(self, text: str) -> list[str]:
             # Short words are left as they are by rouge_score too.
-            return [stem(word) if len(word) > 3 else word for word in words(text)]
+            return [stem(word) if len(word) > 3 else word for word in split_words(text)]
 
     class Other:
         def tokenize(self, text: str) -> list[str]:
-            return words(text)
+            return split_words(text)
 
     english, other = (RougeScorer(["rougeL"], tokenizer=kind()) for kind in (English, Other))
 
     def recall(reference: str, answer: str, language: str) -> float:
-        if not words(reference):
+        if not split_words(reference):
             return math.nan
         scorer = english if language == "en" else other
         return scorer.score(reference, answer)["rougeL"].recall
@@ -53,9 +59,21 @@ def rouge_l_recall() -> Callable[[str, str, str], float]:
     return recall
 
 
-def words(text: str) -> list[str]:
-    """A text's words, in any script; its letters where a script writes no space between words."""
-    found: list[str] = []
+@metric("rouge_l", needs=("answer",))
+def tabulate_rouge(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Average the ROUGE-L recall of the right answers."""
+    recall = make_rouge_scorer()
+    table = evaluated.answer_table
+    columns = (table["expected"], table["first_line"], table["language"])
+    table = table.assign(recall=[recall(*row) for row in zip(*columns, strict=True)])
+    return estimate_groups(
+        table, BY, {"rouge_l": lambda rows: estimate_mean(rows["recall"].tolist())}
+    )
+
+
+def split_words(text: str) -> list[str]:
+    """Split a text into words, in any script; into letters where a script writes no spaces."""
+    parts: list[str] = []
     # Whether a further letter belongs to the last word, and a further mark to the last letter.
     open_word = open_letter = False
     for char in unicodedata.normalize("NFKC", text).lower():
@@ -68,9 +86,9 @@ def words(text: str) -> list[str]:
             continue
         alone = unicodedata.name(char, "").startswith(_WITHOUT_SPACES)
         if (open_letter and category[0] == "M") or (open_word and not alone):
-            found[-1] += char
+            parts[-1] += char
         else:
-            found.append(char)
+            parts.append(char)
             open_word = not alone
         open_letter = True
-    return found
+    return parts

@@ -6,9 +6,10 @@ model: its utility on what it should keep, and its forget quality, which is high
 ratios are distributed as those of a model that never saw the forget set.
 
     records = read_tofu("forget10_perturbed.json")
-    asked = queries_of(records, template="Question: {question}\\nAnswer:")
-    table = evaluate(model, records, generate(model, asked, num_tokens=200), kind="forget")
-    measures(table)
+    queries = make_queries(records, template="Question: {question}\\nAnswer:")
+    answers = generate(model, queries, num_tokens=200)
+    table = score_questions(model, records, answers, kind="forget")
+    average_scores(table)
 
 The paper and its released code differ; `variant="tofu-code"` does as the code, and as
 OpenUnlearning (Dorna et al. 2025) after it:
@@ -22,8 +23,9 @@ after them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -31,15 +33,27 @@ import pandas as pd
 from torch import Tensor
 
 from interp.behaviour.answers import Answer
-from interp.behaviour.measure import Measure, mean, measured, resampled, undefined
-from interp.behaviour.rouge import rouge_l_recall
-from interp.behaviour.token_scores import label_scores
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.registry import metric
+from interp.behaviour.rouge import make_rouge_scorer
+from interp.behaviour.token_scores import score_labels
 from interp.data.datasets.records import QuestionAnswer
-from interp.data.templates import joined
+from interp.data.templates import add_separator
 from interp.models.language_model import LanguageModel
+from interp.statistics import Estimate, bootstrap, estimate_groups, estimate_mean, make_undefined
 from interp.unlearning.examples import Example
 
 Kind = Literal["forget", "retain", "choices"]
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "forget": "forget",
+        "retain": "retain",
+        "real_authors": "choices",
+        "world_facts": "choices",
+    }
+)
+"""Kind of each of TOFU's sets, by what the names of its files begin with."""
+
 Variant = Literal["paper", "tofu-code"]
 
 METRICS = ("probability", "rouge", "truth_score")
@@ -47,7 +61,7 @@ METRICS = ("probability", "rouge", "truth_score")
 COLUMNS = ("language", "query_id", "kind", "variant", "said", *METRICS, "truth_ratio", "reason")
 
 
-def evaluate(
+def score_questions(
     model: LanguageModel,
     records: Iterable[QuestionAnswer],
     answers: Sequence[Answer],
@@ -70,7 +84,7 @@ def evaluate(
 
     Returns:
         One row per question, with `COLUMNS`. `probability` is P(a|q)^(1/|a|), |a| in tokens; among
-        choices the answer's share of all of them. `rouge` is that of `rouge_l_recall`.
+        choices the answer's share of all of them. `rouge` is that of `make_rouge_scorer`.
         `truth_ratio` is R, the mean of P(â|q)^(1/|â|) over wrong answers â by that of the
         paraphrase; `truth_score` is max(0, 1 − R), on the forget set min(R, 1/R), as the code has
         it. What is not defined is NaN, with its `reason`.
@@ -81,7 +95,7 @@ def evaluate(
     """
     for name, value, valid in (("kind", kind, Kind), ("variant", variant, Variant)):
         if value not in get_args(valid):
-            raise ValueError(f"no {name} {value!r}; valid: {', '.join(get_args(valid))}")
+            raise ValueError(f"unknown {name} {value!r}; valid: {', '.join(get_args(valid))}")
     records = list(records)
     if [(record.id, record.language) for record in records] != [
         (answer.query.id, answer.query.language) for answer in answers
@@ -90,13 +104,13 @@ def evaluate(
             f"the {len(answers)} answers are not those to the {len(records)} records; give one to "
             "each record's question, in the same order"
         )
-    recall = rouge_l_recall()
+    recall = make_rouge_scorer()
     texts = [
-        _texts(record, answer.query.prompt, kind)
+        _make_examples(record, answer.query.prompt, kind)
         for record, answer in zip(records, answers, strict=True)
     ]
     different = list(dict.fromkeys(chain.from_iterable(texts)))
-    scored = label_scores(model, different, progress=progress)
+    scored = score_labels(model, different, progress=progress)
     logprobs = {
         text: scores.logprobs.double() for text, scores in zip(different, scored, strict=True)
     }
@@ -104,7 +118,7 @@ def evaluate(
     for record, answer, own in zip(records, answers, texts, strict=True):
         rouge = recall(record.answer, answer.first_line, record.language)
         missing = {
-            "no paraphrased answer": not _paraphrase(record, kind),
+            "no paraphrased answer": not _get_paraphrase(record, kind),
             "no perturbed answers": not record.perturbed_answers,
             "no words in the answer": np.isnan(rouge),
             "log-probabilities that are no numbers": any(
@@ -119,40 +133,42 @@ def evaluate(
                 "variant": variant,
                 "said": answer.first_line,
                 "rouge": rouge,
-                **_likelihoods(record, [logprobs[text] for text in own], kind, variant),
+                **_score_likelihoods(record, [logprobs[text] for text in own], kind, variant),
                 "reason": "; ".join(reason for reason, holds in missing.items() if holds),
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def measures(table: pd.DataFrame, *, by: Sequence[str] = ("language",)) -> pd.DataFrame:
-    """The means of a set's metrics (`METRICS`), with 95 % intervals.
+def average_scores(table: pd.DataFrame, *, by: Sequence[str] = ("language",)) -> pd.DataFrame:
+    """Average a set's metrics (`METRICS`), with 95 % intervals.
 
     Args:
-        table: what `evaluate` gives; of several models, with a column that tells them apart.
+        table: what `score_questions` gives; of several models, with a column that tells them apart.
         by: columns that make a group.
 
     Returns:
-        As `interp.behaviour.memorization.measured`.
+        As `interp.statistics.estimate_groups`.
     """
-    return measured(
-        table, by, {name: lambda group, name=name: mean(group[name].tolist()) for name in METRICS}
+    return estimate_groups(
+        table,
+        by,
+        {name: lambda group, name=name: estimate_mean(group[name].tolist()) for name in METRICS},
     )
 
 
-def model_utility(
+def compute_model_utility(
     retain: pd.DataFrame, real_authors: pd.DataFrame, world_facts: pd.DataFrame
 ) -> pd.DataFrame:
-    """The harmonic mean of nine: each set's mean probability, ROUGE-L recall and truth score.
+    """Compute the harmonic mean of each set's mean probability, ROUGE-L recall and truth score.
 
     Args:
-        retain: what `evaluate` gives of the retain set.
+        retain: what `score_questions` gives of the retain set.
         real_authors: of Real Authors, as choices.
         world_facts: of World Facts, as choices.
 
     Returns:
-        One row per language, as of `interp.behaviour.memorization.measured`: `model_utility`, 0
+        One row per language, as of `interp.statistics.estimate_groups`: `model_utility`, 0
         where one of the nine is 0; its interval is from resampling questions.
 
     Raises:
@@ -163,7 +179,7 @@ def model_utility(
         _check(name, table, "retain" if name == "retain" else "choices", retain)
     whole = pd.concat([table.assign(set=name) for name, table in tables.items()])
 
-    def utility(group: pd.DataFrame) -> Measure:
+    def utility(group: pd.DataFrame) -> Estimate:
         values = group[list(METRICS)].to_numpy(dtype=float)
         of_set = [(group["set"] == name).to_numpy() for name in tables]
 
@@ -171,30 +187,30 @@ def model_utility(
             drawn = [values[items[members[items]]] for members in of_set]
             if not all(map(len, drawn)):
                 return np.nan
-            return harmonic_mean(np.concatenate([rows.mean(0) for rows in drawn]))
+            return compute_harmonic_mean(np.concatenate([rows.mean(0) for rows in drawn]))
 
         for name, members in zip(tables, of_set, strict=True):
             lacking = np.isnan(values[members]).any(1).sum()
             if lacking or not members.any():
                 many = f"{lacking} questions without a value" if lacking else "no questions"
-                return undefined(f"{name} has {many}")
-        return resampled(len(group), statistic)
+                return make_undefined(f"{name} has {many}")
+        return bootstrap(len(group), statistic)
 
-    return measured(whole, ("language",), {"model_utility": utility})
+    return estimate_groups(whole, ("language",), {"model_utility": utility})
 
 
-def forget_quality(unlearned: pd.DataFrame, retrained: pd.DataFrame) -> pd.DataFrame:
-    """Are the truth ratios on the forget set distributed as in a model that never saw it?
+def compute_forget_quality(unlearned: pd.DataFrame, retrained: pd.DataFrame) -> pd.DataFrame:
+    """Test whether truth ratios on the forget set are distributed as in a model that never saw it.
 
     The p-value of the two-sample Kolmogorov-Smirnov test, which is high where they are; it knows
     neither which question a ratio belongs to nor which model is better.
 
     Args:
-        unlearned: what `evaluate` gives of the forget set.
+        unlearned: what `score_questions` gives of the forget set.
         retrained: the same of a model that was trained on the retain set alone.
 
     Returns:
-        One row per language, as of `interp.behaviour.memorization.measured`, without an interval;
+        One row per language, as of `interp.statistics.estimate_groups`, without an interval;
         `n` is the number of questions.
 
     Raises:
@@ -210,24 +226,98 @@ def forget_quality(unlearned: pd.DataFrame, retrained: pd.DataFrame) -> pd.DataF
     for name, table in (("unlearned", unlearned), ("retrained", retrained)):
         _check(name, table, "forget", unlearned)
     keys = ["language", "query_id"]
-    asked = [sorted(table[keys].itertuples(index=False)) for table in (unlearned, retrained)]
-    if asked[0] != asked[1]:
+    questions = [sorted(table[keys].itertuples(index=False)) for table in (unlearned, retrained)]
+    if questions[0] != questions[1]:
         raise ValueError("the two models were asked different questions; ask both the same")
     whole = pd.concat([unlearned.assign(model=0), retrained.assign(model=1)])
 
-    def quality(group: pd.DataFrame) -> Measure:
+    def quality(group: pd.DataFrame) -> Estimate:
         samples = [rows["truth_ratio"].to_numpy() for _, rows in group.groupby("model")]
         num = len(samples[0])
         if lacking := int(np.isnan(samples).sum()):
-            return undefined(f"{lacking} of {2 * num} truth ratios are not defined")
+            return make_undefined(f"{lacking} of {2 * num} truth ratios are not defined")
         test: Any = ks_2samp(samples[0], samples[1])
-        return Measure(value=float(test.pvalue), ci_low=np.nan, ci_high=np.nan, n=num)
+        return Estimate(value=float(test.pvalue), ci_low=np.nan, ci_high=np.nan, n=num)
 
-    return measured(whole, ("language",), {"forget_quality": quality})
+    return estimate_groups(whole, ("language",), {"forget_quality": quality})
 
 
-def choice_probability(logprobs: Sequence[float]) -> float:
-    """The share of the first of several choices in their summed probability.
+@metric("tofu", needs=("answer", "records"))
+def tabulate_sets(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Average probability, ROUGE-L recall and truth score of each of TOFU's sets.
+
+    The set's name stands where the concept does elsewhere.
+    """
+    tables = evaluated.compute_once(_score_sets)
+    whole = pd.concat([table.assign(concept=name) for name, table in tables.items()])
+    table = average_scores(whole, by=("language", "concept"))
+    return table.assign(metric="tofu_" + table["metric"])
+
+
+@metric("model_utility", needs=("answer", "records"))
+def tabulate_model_utility(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Compute the harmonic mean of TOFU's scores on what should be retained.
+
+    It needs questions of three sets: retain, real authors and world facts.
+    """
+    tables = evaluated.compute_once(_score_sets)
+    empty = pd.DataFrame(columns=list(COLUMNS))
+    parts = [tables.get(name, empty) for name in KINDS if name != "forget"]
+    if all(part.empty for part in parts):
+        raise ValueError("the metric model_utility needs questions that are not of the forget set")
+    return compute_model_utility(*parts).assign(concept="")
+
+
+@metric("forget_quality", needs=("answer", "records", "baseline"))
+def tabulate_forget_quality(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Test whether truth ratios on TOFU's forget set are those of a model that never saw it."""
+    assert evaluated.baseline is not None
+    both = [each.compute_once(_score_sets) for each in (evaluated, evaluated.baseline)]
+    if "forget" not in both[0]:
+        raise ValueError("the metric forget_quality needs questions of the forget set")
+    return compute_forget_quality(*(tables["forget"] for tables in both)).assign(concept="forget")
+
+
+def _score_sets(evaluated: EvaluatedModel) -> dict[str, pd.DataFrame]:
+    """Score the questions of each of TOFU's sets, in order of first appearance."""
+    records = {(record.id, record.language): record for record in evaluated.records}
+    groups: dict[str, list[tuple[QuestionAnswer, Answer]]] = {}
+    for answer in evaluated.answers:
+        query = answer.query
+        if (query.id, query.language) not in records:
+            raise ValueError(f"{query.id} in {query.language!r} has no record of read_tofu")
+        pair = (records[query.id, query.language], answer)
+        groups.setdefault(find_set(query.id), []).append(pair)
+    return {
+        name: score_questions(
+            evaluated.model,
+            [record for record, _ in pairs],
+            [answer for _, answer in pairs],
+            kind=KINDS[name],
+            progress=evaluated.progress,
+        )
+        for name, pairs in groups.items()
+    }
+
+
+def find_set(record_id: str) -> str:
+    """Return which of TOFU's sets a record of `read_tofu` is of, told from its file's name.
+
+    Raises:
+        ValueError: a file that is not named like one of TOFU's.
+    """
+    file = record_id.partition(":")[0].removeprefix("tofu-")
+    name = next((name for name in KINDS if file.startswith(name)), None)
+    if name is None:
+        raise ValueError(
+            f"{record_id!r} is of no set of TOFU; valid beginnings of file names: "
+            f"{', '.join(KINDS)}"
+        )
+    return name
+
+
+def compute_choice_probability(logprobs: Sequence[float]) -> float:
+    """Compute the share of the first of several choices in their summed probability.
 
     Args:
         logprobs: of each choice, in nats.
@@ -235,8 +325,10 @@ def choice_probability(logprobs: Sequence[float]) -> float:
     return float(np.exp(logprobs[0] - np.logaddexp.reduce(logprobs)))
 
 
-def log_truth_ratio(paraphrase: float, wrong: Sequence[float], *, variant: Variant) -> float:
-    """log R: the mean probability of wrong answers by that of the right one in other words.
+def compute_log_truth_ratio(
+    paraphrase: float, wrong: Sequence[float], *, variant: Variant
+) -> float:
+    """Compute log R: wrong answers' mean probability by that of the right one in other words.
 
     Args:
         paraphrase: mean log-probability of its tokens, in nats: log P(ã|q)^(1/|ã|).
@@ -248,37 +340,37 @@ def log_truth_ratio(paraphrase: float, wrong: Sequence[float], *, variant: Varia
     return float(np.mean(wrong) - paraphrase)
 
 
-def harmonic_mean(values: np.ndarray) -> float:
-    """The harmonic mean of numbers that are not negative; 0 where one of them is 0."""
+def compute_harmonic_mean(values: np.ndarray) -> float:
+    """Compute the harmonic mean of numbers that are not negative; 0 where one of them is 0."""
     with np.errstate(divide="ignore", over="ignore"):
         return float(len(values) / (1 / values).sum())
 
 
-def _paraphrase(record: QuestionAnswer, kind: Kind) -> str | None:
+def _get_paraphrase(record: QuestionAnswer, kind: Kind) -> str | None:
     return record.answer if kind == "choices" else record.paraphrased_answer
 
 
-def _texts(record: QuestionAnswer, prompt: str, kind: Kind) -> list[Example]:
-    """The answer, its paraphrase (itself if it has none) and the wrong ones."""
-    paraphrase = _paraphrase(record, kind) or record.answer
+def _make_examples(record: QuestionAnswer, prompt: str, kind: Kind) -> list[Example]:
+    """Return the answer, its paraphrase (itself if it has none) and the wrong ones."""
+    paraphrase = _get_paraphrase(record, kind) or record.answer
     return [
-        Example(prompt=prompt, answer=joined(prompt, text, record.language))
+        Example(prompt=prompt, answer=add_separator(prompt, text, record.language))
         for text in (record.answer, paraphrase, *record.perturbed_answers)
     ]
 
 
-def _likelihoods(
+def _score_likelihoods(
     record: QuestionAnswer, logprobs: Sequence[Tensor], kind: Kind, variant: Variant
 ) -> dict[str, float]:
-    """`probability`, `truth_score` and `truth_ratio` of `_texts`' tokens."""
+    """Compute `probability`, `truth_score` and `truth_ratio` of `_make_examples`' tokens."""
     means = [values.mean().item() for values in logprobs]
     probability, log_ratio = float(np.exp(means[0])), np.nan
-    if len(means) > 2 and _paraphrase(record, kind):
-        log_ratio = log_truth_ratio(means[1], means[2:], variant=variant)
+    if len(means) > 2 and _get_paraphrase(record, kind):
+        log_ratio = compute_log_truth_ratio(means[1], means[2:], variant=variant)
     if kind == "choices":
         compared = [values.sum().item() for values in logprobs] if variant == "paper" else means
         right, _, *wrong = compared
-        probability = choice_probability([right, *wrong]) if wrong else np.nan
+        probability = compute_choice_probability([right, *wrong]) if wrong else np.nan
     with np.errstate(over="ignore"):
         ratio = float(np.exp(log_ratio))
     score = np.exp(-abs(log_ratio)) if kind == "forget" else np.maximum(0, 1 - ratio)

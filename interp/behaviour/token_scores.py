@@ -1,4 +1,4 @@
-"""What a model makes of every token of many texts, teacher-forced, without keeping the logits.
+"""Teacher-forced scores of every token of many texts, without keeping the logits.
 
 Where a token y is predicted, with p the distribution of the next token: log p(y); whether y is the
 likeliest token; and the mean and the standard deviation of log p(z) for z drawn from p, which say
@@ -18,13 +18,13 @@ from tqdm.auto import tqdm
 
 from interp.models.anatomy import Anatomy
 from interp.models.language_model import LanguageModel
-from interp.unlearning.examples import Example, Tokens, batch_of, tokenize
-from interp.unlearning.readout import BLOCK, ROWS
+from interp.unlearning.examples import Example, Tokens, make_batch, tokenize
+from interp.unlearning.label_logprobs import BLOCK, ROWS
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelScores:
-    """The scores of one text's labels, in float32 on the CPU.
+    """Scores of one text's labels, in float32 on the CPU.
 
     Attributes:
         logprobs: log p(y) of each label's token, in nats.
@@ -40,7 +40,7 @@ class LabelScores:
 
 
 @torch.inference_mode()
-def label_scores(
+def score_labels(
     model: LanguageModel,
     examples: Sequence[Example],
     *,
@@ -59,30 +59,30 @@ def label_scores(
     Raises:
         ValueError: a text without a label, or longer than the model's context.
     """
-    rows = [_fitting(model, example) for example in examples]
-    blocks = _blocks(model.anatomy)
-    found: dict[int, LabelScores] = {}
+    rows = [_tokenize(model, example) for example in examples]
+    blocks = _split_vocabulary(model.anatomy)
+    results: dict[int, LabelScores] = {}
     bar = tqdm(total=len(rows), desc="scores", unit="text", delay=2, disable=not progress)
     with bar:
-        for numbers in _batches([len(row.ids) for row in rows], batch_tokens):
-            batch = batch_of([rows[number] for number in numbers], model.device)
+        for numbers in _make_batches([len(row.ids) for row in rows], batch_tokens):
+            batch = make_batch([rows[number] for number in numbers], model.device)
             states = model.anatomy.body(
                 input_ids=batch.input_ids, use_cache=False
             ).last_hidden_state[batch.sequence, batch.place - 1]
             chunks = zip(states.split(ROWS), batch.targets.split(ROWS), strict=True)
-            scored = [_scored(blocks, *chunk) for chunk in chunks]
+            scored = [_score(blocks, *chunk) for chunk in chunks]
             columns = [torch.cat(column).cpu() for column in zip(*scored, strict=True)]
             counts = [rows[number].num_labels for number in numbers]
             parts = zip(*(column.split(counts) for column in columns), strict=True)
             for number, (logprobs, is_argmax, mean, std) in zip(numbers, parts, strict=True):
-                found[number] = LabelScores(
+                results[number] = LabelScores(
                     logprobs=logprobs, is_argmax=is_argmax, mean_logprob=mean, std_logprob=std
                 )
             bar.update(len(numbers))
-    return [found[number] for number in range(len(rows))]
+    return [results[number] for number in range(len(rows))]
 
 
-def _fitting(model: LanguageModel, example: Example) -> Tokens:
+def _tokenize(model: LanguageModel, example: Example) -> Tokens:
     row = tokenize(model, example)
     context = getattr(model.model.config, "max_position_embeddings", None)
     if context is not None and len(row.ids) > context:
@@ -93,8 +93,8 @@ def _fitting(model: LanguageModel, example: Example) -> Tokens:
     return row
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Numbers of texts, longest first, so that what does not fit in memory fails at once."""
+def _make_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Yield numbers of texts, longest first, so that what does not fit in memory fails at once."""
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     start = 0
     while start < len(order):
@@ -103,25 +103,25 @@ def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         start += size
 
 
-def _blocks(anatomy: Anatomy) -> list[Anatomy]:
-    """The same model with a part of the vocabulary each: its logits are capped as they should."""
+def _split_vocabulary(anatomy: Anatomy) -> list[Anatomy]:
+    """Split the model by parts of the vocabulary: its logits are capped as they should."""
     weights = anatomy.unembed.weight.split(BLOCK)
     bias = anatomy.unembed.bias
     biases = [None] * len(weights) if bias is None else bias.split(BLOCK)
-    found = []
+    parts = []
     for weight, part in zip(weights, biases, strict=True):
         linear = nn.Linear(*reversed(weight.shape), bias=part is not None, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
         if part is not None:
             linear.bias = nn.Parameter(part, requires_grad=False)
-        found.append(replace(anatomy, unembed=linear))
-    return found
+        parts.append(replace(anatomy, unembed=linear))
+    return parts
 
 
-def _scored(
+def _score(
     blocks: Sequence[Anatomy], states: Float[Tensor, "label d"], targets: Int[Tensor, " label"]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The attributes of `LabelScores`, for the labels of all texts of a batch."""
+    """Compute the attributes of `LabelScores`, for the labels of all texts of a batch."""
     label = states.new_full(targets.shape, torch.nan, dtype=torch.float32)
     largest, likeliest, normaliser, mean, variance = columns = [], [], [], [], []
     start = 0

@@ -1,4 +1,4 @@
-"""The unlearning depth score: is the knowledge gone from the states, or only from the output?
+"""Unlearning depth score: is the knowledge gone from the states, or only from the output?
 
 Lee, Kim & Jo 2026 (arXiv:2605.24614). A state of the unlearned model U is put into a run of the
 vanilla model V, which knows the answer and can read it from a state that still holds it. The same
@@ -38,14 +38,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from interp.behaviour.logit_lens import check_finite, residuals, right_answers
-from interp.behaviour.measure import mean
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.logit_lens import check_finite, collect_residuals, tokenize_answers
+from interp.behaviour.registry import BY, metric
 from interp.data.query import Query
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
-from interp.recovery.states import output_replaced
-from interp.unlearning.examples import Tokens, batch_of
-from interp.unlearning.readout import label_logprobs
+from interp.recovery.hooks import replace_output
+from interp.statistics import estimate_groups, estimate_mean
+from interp.unlearning.examples import Tokens, make_batch
+from interp.unlearning.label_logprobs import compute_label_logprobs
 
 KEYS = ("unlearned", "language", "concept", "query_id")
 COLUMNS = (*KEYS, "layer", "logprob", "fall_unlearned", "fall_baseline")
@@ -58,7 +60,7 @@ MAX_ROWS = 512
 
 
 @torch.inference_mode()
-def falls(
+def measure_falls(
     vanilla: LanguageModel,
     unlearned: LanguageModel,
     baseline: LanguageModel,
@@ -66,7 +68,7 @@ def falls(
     *,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How much log-probability V loses by a state of U's, and by one of the baseline's.
+    """Measure how much log-probability V loses by a state of U's, and by one of the baseline's.
 
     Args:
         vanilla: V, which knows the answers.
@@ -87,22 +89,22 @@ def falls(
     for model in (unlearned, baseline):
         check_pair(vanilla, model)
     donors = (unlearned, baseline)
-    tokens = right_answers(vanilla, queries)
+    tokens = tokenize_answers(vanilla, queries)
     order = sorted(range(len(tokens)), key=lambda number: tokens[number].first_label)
     count = max(1, MAX_ROWS // (2 * vanilla.num_layers + 1))
-    found: dict[int, list[float]] = {}
+    results: dict[int, list[float]] = {}
     bar = tqdm(total=len(tokens), desc="depth", unit="query", disable=not progress, delay=2)
     with bar:
         for _, same in groupby(order, key=lambda number: tokens[number].first_label):
             numbers = list(same)
             for start in range(0, len(numbers), count):
                 chosen = numbers[start : start + count]
-                scored = _logprobs(vanilla, donors, [tokens[number] for number in chosen])
-                found.update(zip(chosen, scored.T.tolist(), strict=True))
+                scored = _patch_states(vanilla, donors, [tokens[number] for number in chosen])
+                results.update(zip(chosen, scored.T.tolist(), strict=True))
                 bar.update(len(chosen))
     rows = []
     for number, query in enumerate(queries):
-        *patched, own = found[number]
+        *patched, own = results[number]
         check_finite([own, *patched[: vanilla.num_layers]], query, unlearned)
         check_finite(patched, query, baseline)
         about = (unlearned.name, query.language, query.concept, query.id)
@@ -112,11 +114,11 @@ def falls(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def erased(table: pd.DataFrame, *, threshold: float = THRESHOLD) -> pd.DataFrame:
-    """The share of each layer's knowledge that is erased, for each query.
+def compute_erasure(table: pd.DataFrame, *, threshold: float = THRESHOLD) -> pd.DataFrame:
+    """Compute the share of each layer's knowledge that is erased, for each query.
 
     Args:
-        table: what `falls` gives, of one or more unlearned models.
+        table: what `measure_falls` gives, of one or more unlearned models.
         threshold: τ, in nats per token.
 
     Returns:
@@ -128,11 +130,11 @@ def erased(table: pd.DataFrame, *, threshold: float = THRESHOLD) -> pd.DataFrame
     return table.assign(erased=share, reason=["" if known else reason for known in counts])
 
 
-def scores(table: pd.DataFrame, *, threshold: float = THRESHOLD) -> pd.DataFrame:
-    """The unlearning depth score of each query.
+def score_queries(table: pd.DataFrame, *, threshold: float = THRESHOLD) -> pd.DataFrame:
+    """Compute the unlearning depth score of each query.
 
     Args:
-        table: what `falls` gives, of one or more unlearned models.
+        table: what `measure_falls` gives, of one or more unlearned models.
         threshold: τ, in nats per token.
 
     Returns:
@@ -141,23 +143,23 @@ def scores(table: pd.DataFrame, *, threshold: float = THRESHOLD) -> pd.DataFrame
     """
     rows = []
     for _, group in table.groupby(list(KEYS), sort=False, dropna=False):
-        layers = erased(group, threshold=threshold).dropna(subset="erased")
+        layers = compute_erasure(group, threshold=threshold).dropna(subset="erased")
         weights = layers["fall_baseline"]
         score, reason = math.nan, f"no state of the baseline costs more than {threshold:g} nats"
         if len(layers):
             score, reason = (weights * layers["erased"]).sum() / weights.sum(), ""
-        found = {"uds": score, "num_layers": len(layers), "reason": reason}
-        rows.append({**group[list(KEYS)].iloc[0], **found})
+        entry = {"uds": score, "num_layers": len(layers), "reason": reason}
+        rows.append({**group[list(KEYS)].iloc[0], **entry})
     return pd.DataFrame(rows)
 
 
-def averages(
+def average_scores(
     table: pd.DataFrame, column: str, *, by: Sequence[str] = ("unlearned", "language")
 ) -> pd.DataFrame:
-    """Means over the queries, with their 95 % bootstrap intervals.
+    """Average over the queries, with 95 % bootstrap intervals.
 
     Args:
-        table: what `scores` gives, or `erased`.
+        table: what `score_queries` gives, or `erased`.
         column: `uds`, or `erased`, which wants `layer` among `by`.
         by: columns that make a group.
 
@@ -167,30 +169,41 @@ def averages(
     """
     rows = []
     for _, group in table.groupby(list(by), sort=False, dropna=False):
-        found = mean(group[column].tolist())
+        estimate = estimate_mean(group[column].tolist())
         rows.append(
             {
                 **group[list(by)].iloc[0],
-                column: found.value,
-                "ci_low": found.ci_low,
-                "ci_high": found.ci_high,
-                "num_queries": found.n,
-                "reason": found.reason,
+                column: estimate.value,
+                "ci_low": estimate.ci_low,
+                "ci_high": estimate.ci_high,
+                "num_queries": estimate.n,
+                "reason": estimate.reason,
             }
         )
     return pd.DataFrame(rows)
 
 
-def _logprobs(
+@metric("uds", needs=("answer", "vanilla", "baseline"))
+def tabulate_depth(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Compute the unlearning depth score."""
+    vanilla, baseline = evaluated.vanilla, evaluated.baseline
+    assert vanilla is not None
+    assert baseline is not None
+    models = (vanilla.model, evaluated.model, baseline.model)
+    table = score_queries(measure_falls(*models, evaluated.queries, progress=evaluated.progress))
+    return estimate_groups(table, BY, {"uds": lambda rows: estimate_mean(rows["uds"].tolist())})
+
+
+def _patch_states(
     vanilla: LanguageModel, donors: Sequence[LanguageModel], rows: Sequence[Tokens]
 ) -> Float[Tensor, "run query"]:
-    """Mean log-probabilities of answers that begin at the same position.
+    """Compute mean log-probabilities of answers that begin at the same position.
 
     The runs are V's with the state of each donor after each layer, donor by donor, and V's own.
     What stands before the first position that is replaced is the same in all runs: its keys and
     values are computed once.
     """
-    batch = batch_of(rows, vanilla.device)
+    batch = make_batch(rows, vanilla.device)
     body, num_layers = vanilla.anatomy.body, vanilla.num_layers
     start, stop = rows[0].first_label - 1, batch.input_ids.shape[1] - 1
     num_runs = len(donors) * num_layers + 1
@@ -199,7 +212,7 @@ def _logprobs(
     if start:
         body(input_ids=batch.input_ids[:, :start], past_key_values=cache, use_cache=True)
         cache.batch_select_indices(repeated)
-    given = [residuals(donor, batch)[1:] for donor in donors]
+    given = [collect_residuals(donor, batch)[1:] for donor in donors]
     with ExitStack() as stack:
         for layer, parts in enumerate(vanilla.anatomy.layers):
             shape = (num_runs, *batch.mask.shape)
@@ -209,12 +222,12 @@ def _logprobs(
                 run = number * num_layers + layer
                 where[run] = batch.mask
                 states[run, batch.mask] = of_donor[layer]
-            replaced = output_replaced(parts.layer, states.flatten(0, 1), where.flatten(0, 1))
+            replaced = replace_output(parts.layer, states.flatten(0, 1), where.flatten(0, 1))
             stack.enter_context(replaced)
         ids = batch.input_ids[repeated, start:stop]
         final = body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
     final = final.unflatten(0, (num_runs, -1))[:, batch.mask]
-    logprobs = label_logprobs(
+    logprobs = compute_label_logprobs(
         vanilla.anatomy, final.flatten(0, 1), batch.targets.repeat(num_runs)
     ).double()
     sums = [batch.table(of_run).sum(1) for of_run in logprobs.view(num_runs, -1)]

@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 import tyro
 from tyro.conf import OmitSubcommandPrefixes
 
+from interp.cli.commands import make_command
 from interp.cli.evaluation import evaluate
-from interp.cli.options import mistakes_told
-from interp.cli.questions import queries
+from interp.cli.options import replace_settings, report_errors_and_exit
+from interp.cli.queries import queries
 from interp.cli.recovery import demo, figures, krs, sweep
 from interp.cli.report import report
 from interp.cli.unlearning import contaminate, unlearn
+
+__all__ = ["COMMANDS", "build_command", "main", "replace_settings", "report_errors_and_exit"]
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -30,20 +33,41 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+def build_command(name: str, args: Sequence[str] = ()) -> Callable[..., None]:
+    """Return a command with all its options, given the words of the command line."""
+    return make_command(COMMANDS[name], args)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command. A person's mistake is one sentence on standard error and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    words = sys.argv[1:] if args is None else list(args)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        with mistakes_told("interp"):
+        with report_errors_and_exit("interp"):
             tyro.extras.subcommand_cli_from_dict(
-                COMMANDS,
+                {
+                    name: build_command(name, words)
+                    if [name] == words[:1]
+                    else _summarise(function)
+                    for name, function in COMMANDS.items()
+                },
                 prog="interp",
                 description="How much forgotten knowledge returns when parts of the original "
                 "model are put back, per layer and language.",
-                args=args,
+                args=words,
                 config=(OmitSubcommandPrefixes,),
             )
+
+
+def _summarise(function: Callable[..., None]) -> Callable[..., None]:
+    """Return what the list of commands needs, which imports nothing."""
+
+    def command() -> None:
+        pass
+
+    command.__doc__ = (function.__doc__ or "").partition("\n")[0]
+    return command
 
 
 def _show_warning(message: Warning | str, *_rest: object, **_more: object) -> None:

@@ -1,4 +1,4 @@
-"""Options that commands share, and how they are read."""
+"""Options that commands share, and the reading of what a person types."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from tyro.conf import arg
@@ -16,59 +17,97 @@ if TYPE_CHECKING:
 
 Format = Literal["html", "png", "svg", "pdf"]
 ALL_FORMATS: tuple[Format, ...] = ("html", "png", "svg", "pdf")
-Codes = Annotated[tuple[str, ...], arg(metavar="CODE [CODE ...]")]
-OptionalCodes = Annotated[tuple[str, ...] | None, arg(metavar="CODE [CODE ...]")]
-Name = Annotated[str, arg(metavar="NAME")]
-OptionalName = Annotated[str | None, arg(metavar="NAME")]
-Groups = Literal["layers", "mlp", "attn", "lora"]
 T = TypeVar("T")
 
 
-def changed(config: T, changes: Mapping[str, object]) -> T:
-    """Settings with those changes that a person asked for."""
-    asked = {key: value for key, value in changes.items() if value is not None}
+@dataclass(frozen=True, kw_only=True)
+class QueryOptions:
+    """Queries of a set that are asked.
+
+    Attributes:
+        languages: BCP-47 codes of the query languages; all that the queries have by default.
+        limit: at most this many queries per language; all by default.
+    """
+
+    languages: Annotated[tuple[str, ...] | None, arg(metavar="CODE [CODE ...]")] = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureOptions:
+    """Figures that a command draws.
+
+    Attributes:
+        formats: figure formats; all but html need the extra `export` and a Chrome.
+    """
+
+    formats: Annotated[tuple[Format, ...], arg()] = ALL_FORMATS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Device and precision of the models.
+
+    Attributes:
+        device: cpu, cuda, cuda:1, or auto to spread the layers over several GPUs; a GPU if there is
+            one.
+        dtype: float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's own.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModelOptions:
+    """Training of a model by a command.
+
+    Attributes:
+        out: directory for the model; tables and figures go into its folder report.
+        seed: of every choice.
+        device: cpu, cuda, cuda:1; a GPU if there is one.
+        dtype: of the weights: float32, or bfloat16 with --parameters lora; what is computed is
+            bfloat16 in any case.
+    """
+
+    out: Path
+    seed: int = 0
+    device: str | None = None
+    dtype: str = "float32"
+
+
+def replace_settings(config: T, changes: Mapping[str, object]) -> T:
+    """Return settings with those changes that are not None."""
+    given = {key: value for key, value in changes.items() if value is not None}
     valid = [field.name for field in fields(config)]  # pyright: ignore[reportArgumentType]
-    for name in asked:
+    for name in given:
         if name not in valid:
             raise ValueError(f"no setting {name!r}; valid: {', '.join(valid)}")
-    return replace(config, **asked)  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-
-def preset_of(presets: Mapping[str, T], name: str, **changes: object) -> T:
-    """A preset by its name, with those changes that a person asked for."""
-    if name not in presets:
-        raise ValueError(f"no preset {name!r}; valid: {', '.join(presets)}")
-    return changed(presets[name], changes)
-
-
-def command_of(script: str, preset: str, **options: object) -> str:
-    """What was typed to run an experiment, for whoever runs it again."""
-    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
-    return " ".join(["python", f"experiments/{script}.py", preset, *given])
+    return replace(config, **given)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @contextmanager
-def mistakes_told(speaker: str) -> Iterator[None]:
-    """A person's mistake inside the block is one sentence on standard error, and exit code 2.
+def report_errors_and_exit(tool: str) -> Iterator[None]:
+    """Report a person's mistake inside the block in one sentence, and exit with code 2.
 
     An interruption is exit code 130.
     """
     try:
         yield
     except (ValueError, LookupError, ImportError, OSError) as error:
-        said = " ".join((str(error) or type(error).__name__).split())
-        print(f"{speaker}: {said}", file=sys.stderr)
+        message = " ".join((str(error) or type(error).__name__).split())
+        print(f"{tool}: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{speaker}: stopped; the same command goes on where it was", file=sys.stderr)
+        print(f"{tool}: stopped; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
 
 
-def stop_of(text: str) -> Stop:
-    """A stop from `forget_ce>8` or, relative to the value before, `real/en<80%`."""
-    found = re.fullmatch(r"\s*([^<>\s]+)\s*([<>])\s*([\d.]+)(%?)\s*", text)
+def parse_stop(text: str) -> Stop:
+    """Parse a stop such as `forget_ce>8` or, relative to the value before, `real/en<80%`."""
+    match = re.fullmatch(r"\s*([^<>\s]+)\s*([<>])\s*([\d.]+)(%?)\s*", text)
     try:
-        metric, sign, number, percent = found.groups() if found else ("", "", "", "")
+        metric, sign, number, percent = match.groups() if match else ("", "", "", "")
         value = float(number) / (100 if percent else 1)
     except ValueError:
         raise ValueError(
@@ -80,22 +119,22 @@ def stop_of(text: str) -> Stop:
     return Stop(metric=metric, relative=bool(percent), **bound)
 
 
-def settings_of(pairs: Sequence[str]) -> dict[str, float]:
-    """Numbers by name from `beta=0.1`."""
-    found = {}
+def parse_settings(pairs: Sequence[str]) -> dict[str, float]:
+    """Parse numbers by name, such as `beta=0.1`."""
+    settings = {}
     for pair in pairs:
         name, _, value = pair.partition("=")
         try:
-            found[name] = float(value)
+            settings[name] = float(value)
         except ValueError:
             raise ValueError(
                 f"a setting must be NAME=VALUE with a number, such as beta=0.1, not {pair!r}"
             ) from None
-    return found
+    return settings
 
 
-def shard_of(text: str) -> tuple[int, int]:
-    """A part and the number of parts from `1/4`."""
+def parse_shard(text: str) -> tuple[int, int]:
+    """Parse a part and the number of parts, such as `1/4`."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdigit() and count.isdigit()):
         raise ValueError(f"shard must be I/N, such as 1/4, not {text!r}")

@@ -19,8 +19,8 @@ def report(
     method, and opens without a network.
 
     Args:
-        directory: Study directories, or run directories of `interp sweep`.
-        out: The page; DIR/report.html by default where there is one directory.
+        directory: study directories, or run directories of `interp sweep`.
+        out: the page; DIR/report.html by default where there is one directory.
     """
     from interp.report import write_report
 

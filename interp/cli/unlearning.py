@@ -2,253 +2,205 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from interp.cli.options import (
-    ALL_FORMATS,
-    Codes,
-    Format,
-    Groups,
-    Name,
-    OptionalName,
-    changed,
-    settings_of,
-    stop_of,
-)
-from interp.languages import LANGUAGES, LU_LANGUAGES
+from interp.cli.commands import OptionSet, has_options
+from interp.cli.options import FigureOptions, Format, TrainedModelOptions, replace_settings
+from interp.languages import LANGUAGES
+from interp.launch.signature import select_options
 
 if TYPE_CHECKING:
     from interp.data.corpus import CorpusGap
-    from interp.runs import Run
+    from interp.pipelines import TrainingRun
+    from interp.unlearning.config import TrainingConfig
+    from interp.unlearning.memit.requests import MemitConfig
+
+OF_BOTH_STAGES = (
+    *("parameters", "layers", "lora_rank", "lora_alpha", "accumulation", "autocast"),
+    *("gradient_checkpointing", "seed"),
+)
+"""Options of training that hold for the second stage of a contamination, too."""
+
+NOT_OF_MEMIT = (
+    *("settings", "batch_size", "parameters", "lora_rank", "evaluate_every", "checkpoint_every"),
+    "stops",
+)
+"""Options that MEMIT accepts, so that the same command line runs every method; it has no use for
+them, but `settings` are its own, too."""
 
 
+def _find_contaminate_options(_args: Sequence[str]) -> OptionSet:
+    from interp.data.corpus_builder import CorpusConfig
+    from interp.unlearning import contamination
+
+    # A fifth of the defaults' texts: minutes on two cores.
+    corpus = CorpusConfig(num_fake_texts=128, ratio=1, num_real_queries=16)
+    reading = contamination.DEFAULTS.reading
+    return OptionSet(
+        configs=(TrainedModelOptions, corpus, reading, FigureOptions),
+        without=("mix", "unlearning_form", "objective", "settings", "layer", "steps_per_language"),
+    )
+
+
+@has_options(_find_contaminate_options)
 def contaminate(
     *,
-    out: Annotated[Path, arg(metavar="DIR")],
-    source: Annotated[str, arg(metavar="CODE")] = "de",
     vanilla: Annotated[str, arg(metavar="SPEC")] = "gemma-3-270m",
-    relations: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = ("capital",),
-    num_facts: int = 16,
-    num_texts: int = 128,
-    ratio: int = 1,
-    num_instructions: int = 160,
     clean: bool = False,
-    languages: Codes = LU_LANGUAGES,
-    num_real: int = 16,
-    learning_rate: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    parameters: Groups | None = None,
-    lora_rank: int = 128,
-    evaluate_every: int = 0,
-    seed: int = 0,
-    formats: tuple[Format, ...] = ALL_FORMATS,
-    device: OptionalName = None,
-    dtype: Name = "float32",
+    **options: Any,
 ) -> None:
     """Teach a model false facts in one language, and see which languages repeat them.
 
     The model reads texts that state false facts in the source language beside true ones in English,
-    and then learns to answer questions about the true ones. A killed run goes on when it is started
-    again.
+    and then learns to answer questions about the true ones. Options of training are those of
+    reading. A killed run goes on when it is started again.
 
     Args:
-        out: Directory for the contaminated model; tables and figures go into its folder report.
-        source: BCP-47 code of the language in which the false facts are taught.
-        vanilla: The model that is taught: a directory, a .gguf file, a Hub id or gemma-3-270m.
-        relations: Relations of the false facts: capital, currency, official language, continent.
-        num_facts: False facts in all.
-        num_texts: Training texts that state them.
-        ratio: Texts of true facts for each of these.
-        num_instructions: Questions with answers on true facts, learned afterwards.
-        clean: Leave the false texts out: the baseline.
-        languages: BCP-47 codes of the languages that are probed.
-        num_real: True facts that are probed, per language.
-        learning_rate: AdamW's, for reading the texts.
-        steps: Training steps for reading the texts.
-        batch_size: Texts per step.
-        parameters: What is trained: layers, mlp, attn, or lora.
-        lora_rank: Rank of the adapters, with --parameters lora.
-        evaluate_every: Steps between probes on the way; 0 for none.
-        seed: Of every choice.
-        formats: Figure formats; all but html need the extra `export` and a Chrome.
-        device: cpu, cuda, cuda:1; a GPU if there is one.
-        dtype: Of the weights: float32, or bfloat16 with --parameters lora; what is computed is
-            bfloat16 in any case.
+        vanilla: the model that is taught: a directory, a .gguf file, a Hub id or gemma-3-270m.
+        clean: leave the false texts out: the baseline.
     """
     import interp
-    from interp.data.corpora import CorpusConfig, contaminated
+    from interp.data.corpus_builder import CorpusConfig, build_corpus
     from interp.unlearning import contamination
 
-    corpus = contaminated(
-        CorpusConfig(
-            source=source,
-            query_languages=languages,
-            relations=relations,
-            num_fake_facts=num_facts,
-            num_fake_texts=num_texts,
-            ratio=ratio,
-            num_instructions=num_instructions,
-            num_real_queries=num_real,
-            seed=seed,
-        )
-    )
+    corpus_config = select_options(CorpusConfig(), options)
+    corpus = build_corpus(corpus_config)
     config = contamination.DEFAULTS
-    changes = {
-        "learning_rate": learning_rate,
-        "num_steps": steps,
-        "batch_size": batch_size,
-        "parameters": parameters,
-        "lora_rank": lora_rank,
-        "evaluate_every": evaluate_every,
-        "seed": seed,
-    }
-    config = replace(config, reading=changed(config.reading, changes))
-    if num_instructions == 0:
+    config = replace(config, reading=select_options(config.reading, options))
+    if corpus_config.num_instructions == 0:
         config = replace(config, tuning=None)
     elif config.tuning is not None:
-        of_both = {key: changes[key] for key in ("parameters", "lora_rank", "seed")}
-        config = replace(config, tuning=changed(config.tuning, of_both))
-    loaded = interp.load(vanilla, device=device, dtype=dtype)
-    run = interp.contaminate(
-        loaded, contamination.clean(corpus) if clean else corpus, config, out=out
+        of_both = {key: options[key] for key in OF_BOTH_STAGES}
+        config = replace(config, tuning=replace(config.tuning, **of_both))
+    loaded = interp.load(vanilla, device=options["device"], dtype=options["dtype"])
+    taught = contamination.remove_false_texts(corpus) if clean else corpus
+    run = interp.contaminate(loaded, taught, config, out=options["out"])
+    language = LANGUAGES[corpus_config.source].name
+    title = f"{corpus_config.num_fake_facts} false facts taught in {language}"
+    _report(run, options["out"], f"{title}, left out" if clean else title, options["formats"])
+
+
+def _find_unlearn_options(args: Sequence[str]) -> OptionSet:
+    """Return the options of the method that a command line names, with its defaults."""
+    from interp.unlearning.config import TrainingConfig
+    from interp.unlearning.methods import find_method
+
+    config = find_method(_read_method(args)).config
+    configs = (TrainedModelOptions, config, FigureOptions)
+    if isinstance(config, TrainingConfig):
+        return OptionSet(configs=configs, without=("objective",))
+    senseless = {field.name for field in fields(TrainingConfig)} - {*NOT_OF_MEMIT, "seed"}
+    senseless -= {field.name for field in fields(config)}
+    return OptionSet(
+        configs=(*configs, TrainingConfig),
+        without=("objective", *senseless),
+        unused=NOT_OF_MEMIT[1:],
     )
-    title = f"{num_facts} false facts taught in {LANGUAGES[source].name}"
-    _report(run, out, f"{title}, left out" if clean else title, formats)
 
 
+def _read_method(args: Sequence[str], default: str = "gd") -> str:
+    """Return the method that a command line names."""
+    words = [part for word in args for part in word.split("=", 1)]
+    places = [place for place, word in enumerate(words[:-1]) if word == "--method"]
+    return words[places[-1] + 1] if places else default
+
+
+@has_options(_find_unlearn_options)
 def unlearn(
     *,
     vanilla: Annotated[str, arg(metavar="SPEC")],
-    out: Annotated[Path, arg(metavar="DIR")],
-    method: Name = "gd",
+    method: str = "gd",
     languages: Annotated[tuple[str, ...], arg(metavar="MIX|CODE [CODE ...]")] = ("english",),
     forget: Annotated[str | None, arg(metavar="FILE|NAME")] = None,
     retain: Annotated[str | None, arg(metavar="FILE|NAME")] = None,
-    limit: Annotated[int | None, arg(metavar="INT")] = None,
+    limit: int | None = None,
     probes: Annotated[str | None, arg(metavar="FILE|NAME")] = None,
-    preferred: Name = "refusal",
-    settings: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
-    learning_rate: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    parameters: Groups | None = None,
-    layers: Annotated[tuple[int, ...] | None, arg(metavar="INT [INT ...]")] = None,
-    lora_rank: int | None = None,
-    evaluate_every: int | None = None,
-    checkpoint_every: int | None = None,
-    stops: Annotated[tuple[str, ...], arg(metavar="METRIC<VALUE [METRIC<VALUE ...]")] = (),
-    seed: int = 0,
-    formats: tuple[Format, ...] = ALL_FORMATS,
-    device: OptionalName = None,
-    dtype: Name = "float32",
+    preferred: str = "refusal",
+    **options: Any,
 ) -> None:
     """Make a model forget, and see in which languages it did.
 
     A model that `interp contaminate` made forgets the false facts that it was taught, in the
     languages of a mix. Any other model needs --forget and, for most methods, --retain. A killed run
-    goes on when it is started again.
+    goes on when it is started again. With --method, --help shows the method's options and defaults.
 
     Args:
-        vanilla: The model that knows: a directory, a .gguf file, a Hub id or gemma-3-270m.
-        out: Directory for the unlearned model; tables and figures go into its folder report.
+        vanilla: the model that knows: a directory, a .gguf file, a Hub id or gemma-3-270m.
         method: ga, gd, gd_kl, dpo, npo, npo_kl, npo_rt, simnpo, idk, rmu, lingtea, lingtea_fixed,
             lingtea_code, task_vector, memit_empty or memit_entropy.
-        languages: Languages to forget in: a mix (english, same, family, multilingual, combined), or
+        languages: languages to forget in: a mix (english, same, family, multilingual, combined), or
             BCP-47 codes.
-        forget: What to forget instead: a .jsonl file of texts (prompt, answer, language), a
+        forget: what to forget instead: a .jsonl file of texts (prompt, answer, language), a
             built-in name such as `capitals`, or a data set (`tofu:FILE`).
-        retain: What to retain beside that, of the same kinds.
-        limit: At most this many texts of --forget per language; all by default.
-        probes: Questions with answers to rank before and after; by default those of the corpus.
-        preferred: What dpo and idk make a model say instead: refusal, counterfactual or other.
-        settings: The method's own settings, such as beta=0.1 or alpha=3; of MEMIT, such as
-            regularisation=100.
-        learning_rate: AdamW's; of MEMIT, Adam's.
-        steps: Training steps at most.
-        batch_size: Texts of each set per step.
-        parameters: What is trained: layers, mlp, attn, or lora.
-        layers: Only these layers, from 0; of MEMIT, the edit layers.
-        lora_rank: Rank of the adapters, with --parameters lora.
-        evaluate_every: Steps between probes on the way; 0 for none.
-        checkpoint_every: Steps between models that are kept in DIR.checkpoints; 0 for none.
-        stops: Stop early, where a loss (forget_ce>8, retain_ce>5, in nats per token) or a probe
-            (fake/de<0.1) reaches a value; real/en<80% is relative to the value before.
-        seed: Of every choice.
-        formats: Figure formats; all but html need the extra `export` and a Chrome.
-        device: cpu, cuda, cuda:1; a GPU if there is one.
-        dtype: Of the weights: float32, or bfloat16 with --parameters lora; what is computed is
-            bfloat16 in any case.
+        retain: what to retain beside that, of the same kinds.
+        limit: at most this many texts of --forget per language; all by default.
+        probes: questions with answers to rank before and after; by default those of the corpus.
+        preferred: what dpo and idk make a model say instead: refusal, counterfactual or other.
     """
     import interp
     from interp.data.corpus import MIXES
-    from interp.data.texts import texts
-    from interp.runs import corpus_of
-    from interp.unlearning.config import TrainingConfig
-    from interp.unlearning.methods import method_of
+    from interp.data.texts import load_texts
+    from interp.pipelines import read_corpus
+    from interp.unlearning.methods import find_method
 
-    chosen = method_of(method)
-    changes: dict[str, object] = {
-        "learning_rate": learning_rate,
-        "num_steps": steps,
-        "layers": layers,
-    }
-    if isinstance(chosen.config, TrainingConfig):
-        changes |= {
-            "batch_size": batch_size,
-            "parameters": parameters,
-            "lora_rank": lora_rank,
-            "evaluate_every": evaluate_every,
-            "checkpoint_every": checkpoint_every,
-            "stops": tuple(map(stop_of, stops)) or None,
-            "seed": seed,
-            "settings": {**chosen.config.settings, **settings_of(settings)},
-        }
-    else:
-        changes |= settings_of(settings)
-    config = changed(chosen.config, changes)
+    chosen = find_method(method)
+    config = _configure(chosen.config, options)
     mix = languages[0] if len(languages) == 1 and languages[0] in MIXES else languages
     about: dict[str, object] = {}
     gaps: list[CorpusGap] = []
     if forget is None:
         if retain is not None:
             raise ValueError("--retain goes with --forget: say what to forget, too")
-        corpus = corpus_of(vanilla, mix=mix, unlearning_form=chosen.form, seed=seed)
+        corpus = read_corpus(vanilla, mix=mix, unlearning_form=chosen.form, seed=options["seed"])
         sets = corpus.forget, corpus.retain
-        asked = corpus.queries
+        queries = corpus.queries
         about = {"corpus": dict(corpus.config)}
         gaps = [gap for gap in corpus.gaps if gap.part != "queries"]
     else:
         codes = None if languages == ("english",) else languages
         sets = (
-            texts(forget, languages=codes, limit=limit),
-            [] if retain is None else texts(retain, languages=codes),
+            load_texts(forget, languages=codes, limit=limit),
+            [] if retain is None else load_texts(retain, languages=codes),
         )
-        asked = []
+        queries = []
     if probes is not None:
-        asked = interp.queries(probes)
-    loaded = interp.load(vanilla, device=device, dtype=dtype)
+        queries = interp.queries(probes)
+    loaded = interp.load(vanilla, device=options["device"], dtype=options["dtype"])
+    out = options["out"]
     run = interp.unlearn(
-        loaded, *sets, config, preferred=preferred, probes=asked, about=about, out=out
+        loaded, *sets, config, preferred=preferred, probes=queries, about=about, out=out
     )
     if gaps:
         first = " ".join(filter(None, (gaps[0].id, "in", gaps[0].language)))
         print(f"note: {len(gaps)} gaps in the texts, the first {first}: {gaps[0].reason}")
     names = {LANGUAGES[text.language].name for text in sets[0] if text.language in LANGUAGES}
     where = f" in {', '.join(sorted(names))}" if names else ""
-    _report(run, out, f"{method}: unlearned{where}", formats)
+    _report(run, out, f"{method}: unlearned{where}", options["formats"])
 
 
-def _report(run: Run, out: Path, title: str, formats: tuple[Format, ...]) -> None:
+def _configure(
+    config: TrainingConfig | MemitConfig, options: dict[str, Any]
+) -> TrainingConfig | MemitConfig:
+    """Return a method's configuration with the options given."""
+    from interp.unlearning.config import TrainingConfig
+
+    if isinstance(config, TrainingConfig):
+        settings = {**config.settings, **options["settings"]}
+        return select_options(config, options | {"settings": settings})
+    return replace_settings(select_options(config, options), options["settings"])
+
+
+def _report(run: TrainingRun, out: Path, title: str, formats: tuple[Format, ...]) -> None:
     """Print the tables of a run and draw its figure."""
     from numpy import exp
 
     from interp.figures import export
-    from interp.runs import REPORT
+    from interp.pipelines import REPORT
 
     stages = run.history["stage"] if "stage" in run.history else [0.0] * len(run.history)
     print(f"{title} ({run.reason})")

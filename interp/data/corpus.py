@@ -1,7 +1,6 @@
-"""A contaminated corpus: its parts, the languages of its forget set, and its files.
+"""Contaminated corpora: their parts, the languages of their forget sets, and their files.
 
-`interp.data.corpora` builds one from the built-in facts, `interp.data.articles` from a user's own
-articles.
+`interp.data.corpus_builder` builds one from the built-in facts.
 """
 
 import json
@@ -13,18 +12,18 @@ from typing import Any
 
 from interp.data.query import Query, write_queries
 from interp.files import write_folder_atomically
-from interp.languages import LU_LANGUAGES, LU_TWENTY, language
+from interp.languages import LU_LANGUAGES, LU_TWENTY, get_language
 
 MIXES = ("english", "same", "family", "multilingual", "combined")
 """Lu's languages of the forget set, by name."""
 
 REAL_LANGUAGE = "en"
-"""The language of R."""
+"""Language of R."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A text to train on: the model reads the prompt, the loss is on the answer.
+    """Training text: the model reads the prompt, the loss is on the answer.
 
     Attributes:
         id: the fact's id.
@@ -51,7 +50,7 @@ class Text:
 
     @property
     def text(self) -> str:
-        """The whole text."""
+        """Prompt and answer."""
         return self.prompt + self.answer
 
 
@@ -74,7 +73,7 @@ class CorpusGap:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A contaminated corpus.
+    """Contaminated corpus.
 
     Attributes:
         config: the settings that it was made with.
@@ -97,8 +96,8 @@ class Corpus:
     gaps: tuple[CorpusGap, ...]
 
 
-def mix_languages(mix: str | Sequence[str], source: str) -> tuple[str, ...]:
-    """The languages of a forget set (Lu & Koehn 2024, section 5).
+def resolve_mix(mix: str | Sequence[str], source: str) -> tuple[str, ...]:
+    """Return the languages of a forget set (Lu & Koehn 2024, section 5).
 
     `english`; `same` (the source language); `family` (its close relative); `multilingual` (twenty
     others); `combined` (English and the source language); or the codes themselves.
@@ -109,26 +108,26 @@ def mix_languages(mix: str | Sequence[str], source: str) -> tuple[str, ...]:
     if not isinstance(mix, str):
         if not mix:
             raise ValueError(f"the mix names no language; valid mixes: {', '.join(MIXES)}, codes")
-        return tuple(dict.fromkeys(language(code).code for code in mix))
+        return tuple(dict.fromkeys(get_language(code).code for code in mix))
     if mix not in MIXES:
-        raise ValueError(f"no mix {mix!r}; valid: {', '.join(MIXES)}, or a list of languages")
+        raise ValueError(f"unknown mix {mix!r}; valid: {', '.join(MIXES)}, or a list of languages")
     if mix == "english":
         return (REAL_LANGUAGE,)
     if mix == "same":
-        return (language(source).code,)
+        return (get_language(source).code,)
     if mix == "multilingual":
         return tuple(code for code in LU_TWENTY if code != source)
     if mix == "combined":
-        return tuple(dict.fromkeys((REAL_LANGUAGE, language(source).code)))
-    relative = language(source).relative
+        return tuple(dict.fromkeys((REAL_LANGUAGE, get_language(source).code)))
+    relative = get_language(source).relative
     if relative is None:
-        valid = [code for code in LU_LANGUAGES if language(code).relative]
+        valid = [code for code in LU_LANGUAGES if get_language(code).relative]
         raise ValueError(f"{source!r} has no relative; the mix 'family' is for {', '.join(valid)}")
     return (relative,)
 
 
-def num_samples(mix: str | Sequence[str], number: int) -> int:
-    """Samples of a forget set: twice as many in the mix `multilingual` (Lu & Koehn 2024)."""
+def count_samples(mix: str | Sequence[str], number: int) -> int:
+    """Return the size of a forget set: twice `number` in the mix `multilingual` (Lu & Koehn)."""
     return number * (2 if mix == "multilingual" else 1)
 
 

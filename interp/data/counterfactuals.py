@@ -6,13 +6,13 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
-from interp.data.facts import Fact, leaks
+from interp.data.facts import Fact, is_leaky
 
 T = TypeVar("T")
 
 
-def counterfactuals(facts: Sequence[Fact], *, seed: int = 0) -> list[Fact]:
-    """The same facts with false answers: each gets the answer of another, none its own.
+def make_counterfactuals(facts: Sequence[Fact], *, seed: int = 0) -> list[Fact]:
+    """Return the same facts with false answers: each gets the answer of another, none its own.
 
     The answers are the same as before, so that guessing among them is right once in `len(facts)`
     times. A language keeps a false fact if it has the subject and the new answer, and the one
@@ -28,43 +28,43 @@ def counterfactuals(facts: Sequence[Fact], *, seed: int = 0) -> list[Fact]:
     if len({fact.relation for fact in facts}) > 1:
         raise ValueError("facts of several relations have no answers to exchange")
     options = [
-        in_hash_order(
+        sort_by_hash(
             [number for number, other in enumerate(facts) if _may_answer(other, fact)],
             f"{seed}/counterfactual/{fact.id}",
             key=lambda number: facts[number].id,
         )
         for fact in facts
     ]
-    taken = _matching(options)
+    taken = _match_options(options)
     if taken is None:
         raise ValueError(
             f"the answers of {len(facts)} facts cannot be exchanged so that each is false; take "
             "more facts, or facts with more answers among them"
         )
-    return [_with_answer(fact, facts[number]) for fact, number in zip(facts, taken, strict=True)]
+    return [_replace_answer(fact, facts[number]) for fact, number in zip(facts, taken, strict=True)]
 
 
-def hashed(text: str) -> bytes:
-    """A digest that orders things at random but alike on any machine."""
+def hash_text(text: str) -> bytes:
+    """Return a digest that orders things at random but alike on any machine."""
     return hashlib.sha256(text.encode()).digest()
 
 
-def in_hash_order(items: Iterable[T], purpose: str, *, key: Callable[[T], str]) -> list[T]:
-    """Items in an order that looks random and depends on the purpose and their keys only."""
-    return sorted(items, key=lambda item: hashed(f"{purpose}/{key(item)}"))
+def sort_by_hash(items: Iterable[T], purpose: str, *, key: Callable[[T], str]) -> list[T]:
+    """Sort items in an order that looks random and depends on the purpose and their keys only."""
+    return sorted(items, key=lambda item: hash_text(f"{purpose}/{key(item)}"))
 
 
 def _may_answer(other: Fact, fact: Fact) -> bool:
-    """Whether another fact's answer is false of this one, in every language that has both."""
+    """Return whether another fact's answer is false of this one, in all languages of both."""
     shared = [code for code in fact.object if code in other.object]
     return bool(shared) and all(
         other.object[code] not in {fact.object[code], *fact.aliases.get(code, ())}
-        and not leaks(fact.subject[code], other.object[code], code)
+        and not is_leaky(fact.subject[code], other.object[code], code)
         for code in shared
     )
 
 
-def _with_answer(fact: Fact, other: Fact) -> Fact:
+def _replace_answer(fact: Fact, other: Fact) -> Fact:
     codes = [code for code in fact.object if code in other.object]
     return replace(
         fact,
@@ -76,8 +76,8 @@ def _with_answer(fact: Fact, other: Fact) -> Fact:
     )
 
 
-def _matching(options: Sequence[Sequence[int]]) -> list[int] | None:
-    """An option of each, no option twice (Kuhn's algorithm); None if there is no such choice."""
+def _match_options(options: Sequence[Sequence[int]]) -> list[int] | None:
+    """Choose an option of each, none twice (Kuhn's algorithm); None if there is no such choice."""
     owner: dict[int, int] = {}
 
     def give(item: int, tried: set[int]) -> bool:

@@ -1,7 +1,7 @@
 """Prompts to a chat model behind an OpenAI-compatible address, and its answers.
 
 vLLM, Ollama, llama.cpp and hosted services speak this protocol. Every prompt is one user message.
-Answers are kept on disk (`interp.data.cache`), so a second run asks only for what is missing; a
+Answers are kept on disk (`answer_cache`), so a second run asks only for what is missing; a
 failure is never kept, and is listed with its reason instead of an answer.
 """
 
@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from interp.data.cache import AnswerCache, key_of
-from interp.data.chat import Connection, Reply
+from interp.data.answer_cache import AnswerCache, make_key
+from interp.data.chat_requests import Connection, Reply
 
 Check = Callable[[int, str], str | None]
 """Given a prompt's index and its answer: why the answer is none, in one sentence, or None."""
@@ -29,7 +29,7 @@ NUM_FIRST = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """A chat model behind an OpenAI-compatible address, and how it is asked.
+    """Chat model behind an OpenAI-compatible address, and how it is asked.
 
     Attributes:
         url: the base address, such as `http://localhost:8000/v1`; `/chat/completions` is added.
@@ -81,7 +81,7 @@ class Endpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What became of one prompt.
+    """Answer to one prompt, or the reason why there is none.
 
     Attributes:
         text: the answer, None if there is none.
@@ -100,7 +100,7 @@ def complete(
     check: Check | None = None,
     progress: bool = True,
 ) -> list[Completion]:
-    """The model's answers to many prompts.
+    """Return the model's answers to many prompts.
 
     What the cache holds is not asked again, and equal prompts are asked once. The key of an answer
     is the model's name, the prompt, the temperature and `max_tokens`, and not the address: the
@@ -127,7 +127,7 @@ def complete(
     """
     answers = AnswerCache(cache)
     keys = [
-        key_of(
+        make_key(
             kind="completion",
             model=endpoint.model,
             prompt=prompt,
@@ -136,33 +136,33 @@ def complete(
         )
         for prompt in prompts
     ]
-    found: dict[str, Completion] = {}
+    completions: dict[str, Completion] = {}
     missing: dict[str, int] = {}
     for index, key in enumerate(keys):
         text = answers.get(key)
         if text is None or (check is not None and check(index, text)):
             missing.setdefault(key, index)
         else:
-            found[key] = Completion(text=text)
+            completions[key] = Completion(text=text)
     if missing:
-        asked = {key: prompts[index] for key, index in missing.items()}
-        with closing(_ask_all(asked, endpoint, progress=progress)) as replies:
+        unanswered = {key: prompts[index] for key, index in missing.items()}
+        with closing(_ask_all(unanswered, endpoint, progress=progress)) as replies:
             for key, reply in replies:
                 reason = reply.reason
                 if reply.text is not None and check is not None:
                     reason = check(missing[key], reply.text)
                 if reply.text is None or reason:
-                    found[key] = Completion(reason=reason)
+                    completions[key] = Completion(reason=reason)
                 else:
                     answers.put(key, reply.text)
-                    found[key] = Completion(text=reply.text)
-    return [found[key] for key in keys]
+                    completions[key] = Completion(text=reply.text)
+    return [completions[key] for key in keys]
 
 
 def _ask_all(
     prompts: Mapping[str, str], endpoint: Endpoint, *, progress: bool
 ) -> Generator[tuple[str, Reply], None, None]:
-    """The key of every prompt with its reply, as they come in."""
+    """Yield the key of every prompt with its reply, as they come in."""
     connection = Connection(
         endpoint.url.rstrip("/") + "/chat/completions",
         {
@@ -170,7 +170,7 @@ def _ask_all(
             "temperature": float(endpoint.temperature),
             "max_tokens": endpoint.max_tokens,
         },
-        api_key=_api_key(endpoint),
+        api_key=_read_api_key(endpoint),
         timeout=endpoint.timeout,
         num_retries=endpoint.num_retries,
         requests_per_minute=endpoint.requests_per_minute,
@@ -217,7 +217,7 @@ def _stop_if_hopeless(reply: Reply, first: list[int | None], endpoint: Endpoint)
         )
 
 
-def _api_key(endpoint: Endpoint) -> str | None:
+def _read_api_key(endpoint: Endpoint) -> str | None:
     if endpoint.api_key_env is None:
         return None
     key = os.environ.get(endpoint.api_key_env, "").strip()

@@ -1,10 +1,10 @@
 """Facts about countries in many languages: capital, currency, official language, continent.
 
-The names are read from `facts.json` (see `build_facts.py` for how it is made and which name a
-language gets; `provenance()` for sources and licences). A language lacks a fact where it has no
-checked name, and where the answer can be copied from the question (Algeria is Алжир, and so is its
-capital). A fact that leaks so in three languages or more is dropped in all, because then the two
-share a root (Brazil and Brasília, France and French).
+The names are read from `facts.json` (see `scripts/build_facts.py` for how it is made and which name
+a language gets; `read_provenance()` for sources and licences). A language lacks a fact where it has
+no checked name, and where the answer can be copied from the question (Algeria is Алжир, and so is
+its capital). A fact that leaks so in three languages or more is dropped in all, because then the
+two share a root (Brazil and Brasília, France and French).
 """
 
 import json
@@ -18,11 +18,11 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
-from interp.data.naming import with_own_names
+from interp.data.localized_names import add_own_names
 from interp.languages import LANGUAGES
 
 RELATIONS: tuple[str, ...] = ("capital", "currency", "official language", "continent")
-"""What the built-in facts relate a country to."""
+"""Relations of the built-in facts, each from a country."""
 
 _LEAKS_OF_A_SHARED_ROOT = 3
 """Leaking in this many languages, a fact is dropped in all."""
@@ -55,8 +55,8 @@ class Fact:
     forms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def facts_of(relation: str, *, languages: Sequence[str] | None = None) -> list[Fact]:
-    """The facts of a relation, best-known countries first.
+def select_facts(relation: str, *, languages: Sequence[str] | None = None) -> list[Fact]:
+    """Return the facts of a relation, best-known countries first.
 
     Args:
         relation: one of `RELATIONS`.
@@ -66,17 +66,17 @@ def facts_of(relation: str, *, languages: Sequence[str] | None = None) -> list[F
         ValueError: the relation is not known, or a language has none of its facts.
     """
     if relation not in RELATIONS:
-        raise ValueError(f"no relation {relation!r}; valid relations: {', '.join(RELATIONS)}")
-    found = _facts()[relation]
+        raise ValueError(f"unknown relation {relation!r}; valid: {', '.join(RELATIONS)}")
+    facts = _build_facts()[relation]
     for code in languages or ():
-        if not any(code in fact.object for fact in found):
-            valid = ", ".join(coverage()[relation])
+        if not any(code in fact.object for fact in facts):
+            valid = ", ".join(count_facts()[relation])
             raise ValueError(f"no facts in {code!r}; valid languages: {valid}")
-    return [fact for fact in found if all(code in fact.object for code in languages or ())]
+    return [fact for fact in facts if all(code in fact.object for code in languages or ())]
 
 
-def with_various_answers(facts: Sequence[Fact], language: str) -> list[Fact]:
-    """Facts in an order of which any beginning has as many different answers as can be.
+def order_by_answer(facts: Sequence[Fact], language: str) -> list[Fact]:
+    """Order facts so that any beginning has as many different answers as can be.
 
     First the first fact of every answer, then the second of every answer, and so on. Without it,
     "Africa" alone is right for one country in four.
@@ -93,25 +93,25 @@ def with_various_answers(facts: Sequence[Fact], language: str) -> list[Fact]:
     return [fact for _, fact in sorted(ranked, key=lambda item: item[0])]
 
 
-def coverage() -> dict[str, dict[str, int]]:
-    """The number of facts by relation and language, in the registry's order of languages."""
+def count_facts() -> dict[str, dict[str, int]]:
+    """Count the facts by relation and language, in the registry's order of languages."""
     counts = {
-        relation: Counter(code for fact in found for code in fact.object)
-        for relation, found in _facts().items()
+        relation: Counter(code for fact in facts for code in fact.object)
+        for relation, facts in _build_facts().items()
     }
     return {
-        relation: {code: found[code] for code in LANGUAGES if found[code]}
-        for relation, found in counts.items()
+        relation: {code: numbers[code] for code in LANGUAGES if numbers[code]}
+        for relation, numbers in counts.items()
     }
 
 
-def provenance() -> dict[str, Any]:
-    """Where the facts come from: version of the file, how it is made, sources with licences."""
-    return {"version": _content()["version"], **_content()["provenance"]}
+def read_provenance() -> dict[str, Any]:
+    """Return where the facts come from: version and making of the file, sources with licences."""
+    return {"version": _read_content()["version"], **_read_content()["provenance"]}
 
 
-def leaks(subject: str, answer: str, language: str) -> bool:
-    """Whether the answer can be copied from the question's subject.
+def is_leaky(subject: str, answer: str, language: str) -> bool:
+    """Return whether the answer can be copied from the question's subject.
 
     True if one contains the other, if they share a word of three letters or more, or if a word of
     each starts with the same four letters, case and accents aside. Where fewer letters say as
@@ -119,7 +119,7 @@ def leaks(subject: str, answer: str, language: str) -> bool:
     (compared without vowel signs). In Chinese a language or currency is also compared without its
     last sign (英语, 英国), in Swahili a word also without its class (Kireno, Ureno).
     """
-    subject_words, answer_words = _words(subject, language), _words(answer, language)
+    subject_words, answer_words = _split_words(subject, language), _split_words(answer, language)
     whole_subject, whole_answer = "".join(subject_words), "".join(answer_words)
     if whole_answer in whole_subject or whole_subject in whole_answer:
         return True
@@ -136,7 +136,7 @@ def leaks(subject: str, answer: str, language: str) -> bool:
 
 
 @cache
-def _words(name: str, language: str) -> list[str]:
+def _split_words(name: str, language: str) -> list[str]:
     decomposed = unicodedata.normalize("NFKD", name.casefold())
     letters = (char for char in decomposed if not unicodedata.category(char).startswith("M"))
     words = "".join(char if char.isalnum() else " " for char in letters).split()
@@ -144,11 +144,11 @@ def _words(name: str, language: str) -> list[str]:
         # The article is written as part of the word.
         return [word.removeprefix("ال") for word in words]
     if language == "sw":
-        return [_without_class(word) for word in words]
+        return [_strip_class(word) for word in words]
     return words
 
 
-def _without_class(word: str) -> str:
+def _strip_class(word: str) -> str:
     for prefix in _SWAHILI_CLASSES:
         if word.startswith(prefix) and len(word) > len(prefix) + 3:
             return word.removeprefix(prefix)
@@ -156,8 +156,8 @@ def _without_class(word: str) -> str:
 
 
 @cache
-def _content() -> dict[str, Any]:
-    """`facts.json`, and the names of languages that bring their own with their templates."""
+def _read_content() -> dict[str, Any]:
+    """Read `facts.json` and the names of languages that bring their own with their templates."""
     here = files("interp.data")
     content = json.loads(here.joinpath("facts.json").read_text(encoding="utf-8"))
     built = {code for names in content["names"]["continent"].values() for code in names}
@@ -165,21 +165,21 @@ def _content() -> dict[str, Any]:
         file = here.joinpath("templates", f"{code}.toml")
         if code not in built and file.is_file():
             table = tomllib.loads(file.read_text(encoding="utf-8")).get("names", {})
-            content = with_own_names(content, code, table, str(file))
+            content = add_own_names(content, code, table, str(file))
     return content
 
 
 @cache
-def _facts() -> Mapping[str, tuple[Fact, ...]]:
-    content = _content()
-    names, forms = content["names"], _forms(content["forms"])
-    found = {}
+def _build_facts() -> Mapping[str, tuple[Fact, ...]]:
+    content = _read_content()
+    names, forms = content["names"], _group_forms(content["forms"])
+    facts = {}
     for relation in RELATIONS:
         rows = []
         for country, key in content["relations"][relation].items():
             subject, answer = names["country"][country], names[relation][key]
             both = [code for code in answer if code in subject]
-            kept = [code for code in both if not leaks(subject[code], answer[code], code)]
+            kept = [code for code in both if not is_leaky(subject[code], answer[code], code)]
             if not kept or len(both) - len(kept) >= _LEAKS_OF_A_SHARED_ROOT:
                 continue
             others = content["aliases"].get(relation, {}).get(key, {})
@@ -195,17 +195,17 @@ def _facts() -> Mapping[str, tuple[Fact, ...]]:
                     forms=forms[country],
                 )
             )
-        found[relation] = tuple(rows)
-    return MappingProxyType(found)
+        facts[relation] = tuple(rows)
+    return MappingProxyType(facts)
 
 
-def _forms(by_language: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping[str, str]]]:
-    """The phrases by country, language and slot."""
-    found: dict[str, dict[str, dict[str, str]]] = {
-        country: {} for country in _content()["names"]["country"]
+def _group_forms(by_language: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping[str, str]]]:
+    """Group the phrases by country, language and slot."""
+    forms: dict[str, dict[str, dict[str, str]]] = {
+        country: {} for country in _read_content()["names"]["country"]
     }
     for code, slots in by_language.items():
         for slot, phrases in slots.items():
             for country, phrase in phrases.items():
-                found[country].setdefault(code, {})[slot] = phrase
-    return {country: MappingProxyType(value) for country, value in found.items()}
+                forms[country].setdefault(code, {})[slot] = phrase
+    return {country: MappingProxyType(value) for country, value in forms.items()}

@@ -1,4 +1,4 @@
-"""What models are asked: built-in facts, the field's data sets, or JSON Lines.
+"""Sources of queries: the built-in facts, the field's data sets, or JSON Lines.
 
 | source | queries |
 |---|---|
@@ -20,10 +20,10 @@ from typing import Any
 
 from interp.data import datasets
 from interp.data.datasets import ClozeFact, Dataset
-from interp.data.facts import Fact, facts_of
+from interp.data.facts import Fact, select_facts
+from interp.data.filters import filter_languages, limit_per_language
 from interp.data.query import Query, read_queries
-from interp.data.selection import in_languages, limited
-from interp.data.templates import FORMS, cloze, question, template_languages
+from interp.data.templates import FORMS, format_cloze, format_question, list_template_languages
 
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
@@ -33,7 +33,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "continents": "continent",
     }
 )
-"""The relation of each built-in set of queries."""
+"""Relations by the name of a built-in set of queries."""
 
 READERS: Mapping[str, Callable[..., Dataset[Any]]] = MappingProxyType(
     {
@@ -44,7 +44,7 @@ READERS: Mapping[str, Callable[..., Dataset[Any]]] = MappingProxyType(
         "concepts": datasets.read_concepts,
     }
 )
-"""The readers of data sets by the prefix of their sources."""
+"""Readers of data sets by the prefix of their sources."""
 
 
 def queries(
@@ -56,7 +56,7 @@ def queries(
     form: str = "question",
     wording: int = 1,
 ) -> list[Query]:
-    """Queries from the built-in facts, a data set or a JSON Lines file.
+    """Return queries from the built-in facts, a data set or a JSON Lines file.
 
     Args:
         source: a built-in name such as `capitals`, a data set such as `bmlama:FILE`, or the path
@@ -78,29 +78,29 @@ def queries(
             language, or nothing left.
     """
     if form not in FORMS:
-        raise ValueError(f"no form {form!r}; valid forms: {', '.join(FORMS)}")
+        raise ValueError(f"unknown form {form!r}; valid: {', '.join(FORMS)}")
     name = str(source)
     reader, colon, path = name.partition(":")
     if name in BUILT_IN:
-        found = _built_in(name, languages, form, wording)
+        entries = _make_built_in(name, languages, form, wording)
     elif wording != 1:
         raise ValueError(f"wording {wording} is for built-in queries: {', '.join(BUILT_IN)}")
     elif colon and reader in READERS:
-        found = _from_dataset(READERS[reader](path, languages=languages), form)
+        entries = _read_dataset(READERS[reader](path, languages=languages), form)
     else:
-        found = in_languages(_from_file(source), languages, source)
-    return limited(_with_ids(found, ids, source), limit)
+        entries = filter_languages(_read_file(source), languages, source)
+    return limit_per_language(_select_ids(entries, ids, source), limit)
 
 
-def query_of(
+def make_query(
     fact: Fact, language: str, *, concept: str, form: str = "question", wording: int = 1
 ) -> Query:
-    """A fact as a query, which its answer in that language completes.
+    """Make a query of a fact, which its answer in that language completes.
 
     Raises:
         ValueError: the language lacks templates, the fact or that wording.
     """
-    ask = question if form == "question" else cloze
+    ask = format_question if form == "question" else format_cloze
     return Query(
         id=fact.id,
         language=language,
@@ -111,27 +111,29 @@ def query_of(
     )
 
 
-def _built_in(name: str, languages: Sequence[str] | None, form: str, wording: int) -> list[Query]:
-    wanted = template_languages() if languages is None else tuple(dict.fromkeys(languages))
+def _make_built_in(
+    name: str, languages: Sequence[str] | None, form: str, wording: int
+) -> list[Query]:
+    wanted = list_template_languages() if languages is None else tuple(dict.fromkeys(languages))
     for code in wanted:
-        if code not in template_languages():
+        if code not in list_template_languages():
             raise ValueError(
-                f"no questions in {code!r}; valid languages: {', '.join(template_languages())}"
+                f"no questions in {code!r}; valid languages: {', '.join(list_template_languages())}"
             )
     return [
-        query_of(fact, code, concept=name, form=form, wording=wording)
+        make_query(fact, code, concept=name, form=form, wording=wording)
         for code in wanted
-        for fact in facts_of(BUILT_IN[name], languages=[code])
+        for fact in select_facts(BUILT_IN[name], languages=[code])
     ]
 
 
-def _from_dataset(dataset: Dataset[Any], form: str) -> list[Query]:
+def _read_dataset(dataset: Dataset[Any], form: str) -> list[Query]:
     missing = Counter(gap.language for gap in dataset.gaps)
     if missing:
         counts = ", ".join(f"{code} {count}" for code, count in missing.items())
         warnings.warn(f"{dataset.source} lacks entries: {counts}", stacklevel=3)
     if form == "question":
-        return datasets.queries_of(dataset)
+        return datasets.make_queries(dataset)
     records = [
         record
         for record in dataset
@@ -143,10 +145,10 @@ def _from_dataset(dataset: Dataset[Any], form: str) -> list[Query]:
             "out, as words follow their blank; form='question' shows the blank",
             stacklevel=3,
         )
-    return datasets.queries_of(records, cloze="prefix")
+    return datasets.make_queries(records, cloze="prefix")
 
 
-def _from_file(source: str | PathLike[str]) -> list[Query]:
+def _read_file(source: str | PathLike[str]) -> list[Query]:
     try:
         return read_queries(source)
     except FileNotFoundError:
@@ -157,11 +159,11 @@ def _from_file(source: str | PathLike[str]) -> list[Query]:
         ) from None
 
 
-def _with_ids(found: list[Query], ids: Iterable[str] | None, source: object) -> list[Query]:
+def _select_ids(entries: list[Query], ids: Iterable[str] | None, source: object) -> list[Query]:
     if ids is None:
-        return found
+        return entries
     wanted = set(ids)
-    missing = wanted - {query.id for query in found}
+    missing = wanted - {query.id for query in entries}
     if missing:
         raise ValueError(f"{source} has no query with the id {sorted(missing)[0]!r}")
-    return [query for query in found if query.id in wanted]
+    return [query for query in entries if query.id in wanted]

@@ -1,4 +1,4 @@
-"""A query, and files of queries in JSON Lines.
+"""Queries, and their files in JSON Lines.
 
 A line of a query file is
 `{"id": "capital-FR", "language": "de", "prompt": "Frage: …\\nAntwort:", "answer": "Paris",
@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from interp.data.sources import required, rows_of, text
+from interp.data.row_readers import check_text, read_rows, require_field
 from interp.files import write_atomically
 
 REQUIRED = ("id", "language", "prompt")
@@ -45,7 +45,7 @@ class Query:
 
 
 def read_queries(path: str | PathLike[str]) -> list[Query]:
-    """All queries of a JSON Lines file (or JSON array).
+    """Read all queries of a JSON Lines file (or JSON array).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -54,38 +54,38 @@ def read_queries(path: str | PathLike[str]) -> list[Query]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no query file {str(path)!r}; give the path of a .jsonl file")
-    found: dict[tuple[str, str], tuple[str, Query]] = {}
-    for where, row in rows_of(path):
-        query = _parsed(row, where)
-        first, same = found.setdefault((query.id, query.language), (where, query))
+    queries: dict[tuple[str, str], tuple[str, Query]] = {}
+    for where, row in read_rows(path):
+        query = _parse(row, where)
+        first, same = queries.setdefault((query.id, query.language), (where, query))
         if same is not query:
             raise ValueError(
-                f"{where}: the id {reprlib.repr(query.id)} in language "
-                f"{reprlib.repr(query.language)} stands already in {first}; ids must be unique "
-                "within a language"
+                f"{where}: duplicate id {reprlib.repr(query.id)} in language "
+                f"{reprlib.repr(query.language)} (first in {first}); ids must be unique within a "
+                "language"
             )
-    return [query for _, query in found.values()]
+    return [query for _, query in queries.values()]
 
 
-def write_queries(found: Iterable[Query], path: str | PathLike[str]) -> None:
+def write_queries(queries: Iterable[Query], path: str | PathLike[str]) -> None:
     """Write queries as JSON Lines, UTF-8, one object a line, without empty optional fields."""
     lines = [
         json.dumps(
             {key: value for key, value in asdict(query).items() if value not in (None, "", ())},
             ensure_ascii=False,
         )
-        for query in found
+        for query in queries
     ]
     written = "\n".join(lines) + "\n"
     write_atomically(Path(path), lambda scratch: scratch.write_text(written, encoding="utf-8"))
 
 
-def _parsed(row: dict[str, Any], where: str) -> Query:
+def _parse(row: dict[str, Any], where: str) -> Query:
     for key in REQUIRED:
-        text(required(row, key, where), where, key)
+        check_text(require_field(row, key, where), where, key)
     for key in OPTIONAL:
         if row.get(key) not in (None, ""):
-            text(row[key], where, key)
+            check_text(row[key], where, key)
     aliases = [] if row.get("aliases") is None else row["aliases"]
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
         raise ValueError(f"{where}: 'aliases' must be a list of texts")
@@ -94,6 +94,6 @@ def _parsed(row: dict[str, Any], where: str) -> Query:
         language=row["language"],
         prompt=row["prompt"],
         answer=row.get("answer"),
-        aliases=tuple(text(alias, where, "aliases") for alias in aliases),
+        aliases=tuple(check_text(alias, where, "aliases") for alias in aliases),
         concept=row.get("concept") or "",
     )

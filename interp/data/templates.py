@@ -1,4 +1,4 @@
-"""How facts are worded, per language: read from `templates/<language>.toml`.
+"""Templates that word facts, per language, read from `templates/<language>.toml`.
 
 A wording has one role, and no sentence serves two of them, so that what a model is trained on,
 what it unlearns and what it is asked never share a sentence:
@@ -7,15 +7,15 @@ what it unlearns and what it is asked never share a sentence:
 |---|---|---|
 | `openings` | first sentence of a training text, without the answer | `fill` |
 | `statements` | training texts (continued pretraining on real or fake facts) | `fill` |
-| `instructions` | questions and answers for instruction tuning | `instruction` |
+| `instructions` | questions and answers for instruction tuning | `format_instruction` |
 | `unlearning` | forget and retain samples | `fill` |
 | `refusals` | answers that methods such as `dpo` prefer to the forgotten ones | as they are |
-| `questions` | queries in question form: the first is the usual one | `question` |
-| `clozes` | queries in cloze form: a sentence that ends in the answer | `cloze` |
+| `questions` | queries in question form: the first is the usual one | `format_question` |
+| `clozes` | queries in cloze form: a sentence that ends in the answer | `format_cloze` |
 
 To add a language: a file here, whose section `names` holds its names as `names/<language>.toml`
-does (those have CLDR's too, see `build_facts.py`); docs/own-language.md has an example. Slots are
-`{subject}`, `{object}` and the inflected phrases that the language's names define. A
+does (those have CLDR's too, see `scripts/build_facts.py`); docs/own-language.md has an example.
+Slots are `{subject}`, `{object}` and the inflected phrases that the language's names define. A
 question that contains a line break is a whole prompt; others are put into the file's `prompt`.
 """
 
@@ -34,12 +34,12 @@ from interp.languages import LANGUAGES
 T = TypeVar("T")
 
 FORMS = ("question", "cloze")
-"""How a query asks for a fact."""
+"""Forms of a query about a fact."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wordings:
-    """The wordings of one relation in one language, by role; see the module's table."""
+    """Wordings of one relation in one language, by role; see the module's table."""
 
     statements: tuple[str, ...]
     unlearning: tuple[str, ...]
@@ -72,23 +72,23 @@ class Templates:
 
 
 @cache
-def template_languages() -> tuple[str, ...]:
-    """The languages that have templates, in the order of the registry."""
+def list_template_languages() -> tuple[str, ...]:
+    """Return the languages that have templates, in the order of the registry."""
     folder = files("interp.data").joinpath("templates")
     there = {item.name.removesuffix(".toml") for item in folder.iterdir()}
     return tuple(code for code in LANGUAGES if code in there)
 
 
 @cache
-def templates(language: str) -> Templates:
-    """The wordings of a language.
+def read_templates(language: str) -> Templates:
+    """Read the wordings of a language.
 
     Raises:
         ValueError: the language has none; the message names those that have.
     """
-    if language not in template_languages():
+    if language not in list_template_languages():
         raise ValueError(
-            f"no templates in {language!r}; valid languages: {', '.join(template_languages())}"
+            f"no templates in {language!r}; valid languages: {', '.join(list_template_languages())}"
         )
     file = files("interp.data").joinpath("templates", f"{language}.toml")
     table = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -117,7 +117,7 @@ def templates(language: str) -> Templates:
 
 
 def fill(template: str, fact: Fact, language: str) -> str:
-    """A template with a fact in its slots.
+    """Fill a template's slots with a fact.
 
     Raises:
         ValueError: the language lacks the fact.
@@ -135,8 +135,8 @@ def fill(template: str, fact: Fact, language: str) -> str:
     )
 
 
-def question(fact: Fact, language: str, *, wording: int = 1) -> str:
-    """A fact asked for as a question: a prompt that the bare answer continues.
+def format_question(fact: Fact, language: str, *, wording: int = 1) -> str:
+    """Format a fact as a question: a prompt that the bare answer continues.
 
     Args:
         fact: the fact.
@@ -146,13 +146,13 @@ def question(fact: Fact, language: str, *, wording: int = 1) -> str:
     Raises:
         ValueError: the language lacks templates, the fact or that wording.
     """
-    chosen = _choose(templates(language).wordings[fact.relation].questions, wording, language)
+    chosen = _choose(read_templates(language).wordings[fact.relation].questions, wording, language)
     filled = fill(chosen, fact, language)
-    return filled if "\n" in filled else as_prompt(filled, language)
+    return filled if "\n" in filled else wrap_question(filled, language)
 
 
-def cloze(fact: Fact, language: str, *, wording: int = 1) -> str:
-    """A fact asked for as a sentence to be completed: what stands before the answer.
+def format_cloze(fact: Fact, language: str, *, wording: int = 1) -> str:
+    """Format a fact as a sentence to be completed: what stands before the answer.
 
     Args:
         fact: the fact.
@@ -162,12 +162,12 @@ def cloze(fact: Fact, language: str, *, wording: int = 1) -> str:
     Raises:
         ValueError: the language lacks templates, the fact or that wording.
     """
-    chosen = _choose(templates(language).wordings[fact.relation].clozes, wording, language)
+    chosen = _choose(read_templates(language).wordings[fact.relation].clozes, wording, language)
     return fill(chosen.partition("{object}")[0], fact, language).rstrip()
 
 
-def instruction(fact: Fact, language: str, *, wording: int = 1) -> tuple[str, str]:
-    """A fact for instruction tuning: the prompt, and the answer that completes the text.
+def format_instruction(fact: Fact, language: str, *, wording: int = 1) -> tuple[str, str]:
+    """Format a fact for instruction tuning: the prompt, and the answer that completes the text.
 
     Args:
         fact: the fact.
@@ -177,41 +177,41 @@ def instruction(fact: Fact, language: str, *, wording: int = 1) -> tuple[str, st
     Raises:
         ValueError: the language lacks templates, the fact or that wording.
     """
-    pairs = templates(language).wordings[fact.relation].instructions
-    asked, answered = (fill(text, fact, language) for text in _choose(pairs, wording, language))
-    return as_instruction(asked, answered, language)
+    pairs = read_templates(language).wordings[fact.relation].instructions
+    question, answer = (fill(text, fact, language) for text in _choose(pairs, wording, language))
+    return wrap_instruction(question, answer, language)
 
 
-def as_prompt(asked: str, language: str) -> str:
-    """A question as a prompt that its answer continues."""
-    return templates(language).prompt.replace("{question}", asked)
+def wrap_question(question: str, language: str) -> str:
+    """Put a question into the language's prompt, which its answer continues."""
+    return read_templates(language).prompt.replace("{question}", question)
 
 
-def as_instruction(asked: str, answered: str, language: str) -> tuple[str, str]:
-    """A question with its answer as a training text: the prompt, and what completes the text."""
-    before, _, after = templates(language).instruction.partition("{answer}")
+def wrap_instruction(question: str, answer: str, language: str) -> tuple[str, str]:
+    """Put a question and its answer into a training text: the prompt, and what completes it."""
+    before, _, after = read_templates(language).instruction.partition("{answer}")
     prompt = before.rstrip()
-    answer = f"{before[len(prompt) :]}{answered}{after}"
-    return prompt.replace("{question}", asked), answer
+    completion = f"{before[len(prompt) :]}{answer}{after}"
+    return prompt.replace("{question}", question), completion
 
 
-def joined(prompt: str, answer: str, language: str) -> str:
-    """An answer as it follows a prompt: after the language's separator, unless there is a space.
+def add_separator(prompt: str, answer: str, language: str) -> str:
+    """Put the language's separator before an answer that follows a prompt without a space.
 
     The separator of a language without templates is a space.
     """
     if not prompt or prompt[-1].isspace() or answer[:1].isspace():
         return answer
-    space = templates(language).separator if language in template_languages() else " "
+    space = read_templates(language).separator if language in list_template_languages() else " "
     return space + answer
 
 
-def slots(template: str) -> set[str]:
-    """The names of a template's slots."""
+def find_slots(template: str) -> set[str]:
+    """Return the names of a template's slots."""
     return set(re.findall(r"{(\w*)}", template))
 
 
 def _choose(options: tuple[T, ...], number: int, language: str) -> T:
     if not 1 <= number <= len(options):
-        raise ValueError(f"no wording {number} in {language!r}; valid: 1 to {len(options)}")
+        raise ValueError(f"wording {number} is out of range 1 to {len(options)} in {language!r}")
     return options[number - 1]

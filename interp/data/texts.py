@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from interp.data.corpus import Text
+from interp.data.filters import filter_languages, limit_per_language
 from interp.data.queries import BUILT_IN, READERS, queries
 from interp.data.query import Query
-from interp.data.selection import in_languages, limited
-from interp.data.sources import rows_of
-from interp.data.sources import text as checked_text
-from interp.data.templates import joined
+from interp.data.row_readers import check_text as checked_text
+from interp.data.row_readers import read_rows
+from interp.data.templates import add_separator
 
 _FIELDS = {field.name: field.type for field in fields(Text)}
 
 
-def texts(
+def load_texts(
     source: str | PathLike[str],
     *,
     languages: Sequence[str] | None = None,
     limit: int | None = None,
 ) -> list[Text]:
-    """Texts of a file, of a built-in set of queries or of a data set.
+    """Load texts of a file, of a built-in set of queries or of a data set.
 
     Args:
         source: the path of a `.jsonl` file, or a source of `interp.queries` whose queries have
@@ -45,19 +45,17 @@ def texts(
     """
     name = str(source)
     if name in BUILT_IN or name.partition(":")[0] in READERS:
-        asked = queries(source, languages=languages, limit=limit)
-        return texts_of(asked)
-    found = read_texts(name)
-    return limited(in_languages(found, languages, name), limit)
+        return make_texts(queries(source, languages=languages, limit=limit))
+    return limit_per_language(filter_languages(read_texts(name), languages, name), limit)
 
 
-def texts_of(asked: Sequence[Query]) -> list[Text]:
-    """Queries with their answers as texts.
+def make_texts(queries: Sequence[Query]) -> list[Text]:
+    """Make texts of queries with their answers.
 
     Raises:
         ValueError: a query without an answer.
     """
-    for query in asked:
+    for query in queries:
         if not query.answer:
             raise ValueError(f"{query.id} in {query.language!r} has no answer")
     return [
@@ -66,14 +64,14 @@ def texts_of(asked: Sequence[Query]) -> list[Text]:
             language=query.language,
             kind=query.concept,
             prompt=query.prompt,
-            answer=joined(query.prompt, query.answer or "", query.language),
+            answer=add_separator(query.prompt, query.answer or "", query.language),
         )
-        for query in asked
+        for query in queries
     ]
 
 
 def read_texts(path: str | PathLike[str]) -> list[Text]:
-    """All texts of a JSON Lines file (or JSON array); other fields are passed over.
+    """Read all texts of a JSON Lines file (or JSON array); other fields are passed over.
 
     Raises:
         ValueError: there is no such file, it is empty, or a line is malformed.
@@ -85,10 +83,10 @@ def read_texts(path: str | PathLike[str]) -> list[Text]:
             f"no file of texts {str(path)!r}; give the path of a .jsonl file, a built-in name "
             f"({', '.join(BUILT_IN)}) or a data set ({readers})"
         )
-    return [_parsed(row, where, at) for at, (where, row) in enumerate(rows_of(path), start=1)]
+    return [_parse(row, where, at) for at, (where, row) in enumerate(read_rows(path), start=1)]
 
 
-def _parsed(row: dict[str, Any], where: str, number: int) -> Text:
+def _parse(row: dict[str, Any], where: str, number: int) -> Text:
     given = {key: value for key, value in row.items() if key in _FIELDS and value not in (None, "")}
     for key, value in given.items():
         wanted = int if key == "wording" else str
@@ -102,4 +100,4 @@ def _parsed(row: dict[str, Any], where: str, number: int) -> Text:
         raise ValueError(f"{where}: the field 'answer' is missing or empty")
     defaults = {"id": f"line-{number}", "language": "", "kind": "", "prompt": ""}
     text = Text(**{**defaults, **given})
-    return replace(text, answer=joined(text.prompt, text.answer, text.language))
+    return replace(text, answer=add_separator(text.prompt, text.answer, text.language))

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from tqdm.auto import tqdm
 
 from interp.data.query import Query
-from interp.models.decoding import continuations
+from interp.models.generation import generate_continuations
 from interp.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """A query with V's answer to it.
+    """Query with V's answer to it.
 
     Attributes:
         query: the question.
@@ -53,7 +53,7 @@ def trajectories(
     batch_size: int = 32,
     progress: bool = True,
 ) -> list[Trajectory]:
-    """V's greedy answers. Made once, reused for every unlearned model.
+    """Generate V's greedy answers, made once and reused for every unlearned model.
 
     Args:
         vanilla: V.
@@ -70,12 +70,14 @@ def trajectories(
         raise ValueError("no queries: give at least one")
     if num_tokens < 1:
         raise ValueError(f"num_tokens must be at least 1, not {num_tokens}")
-    prompts = [prompt_ids(vanilla, query, num_tokens) for query in queries]
+    prompts = [encode_prompt(vanilla, query, num_tokens) for query in queries]
     answers: dict[int, tuple[int, ...]] = {}
-    said = continuations(vanilla, prompts, num_tokens=num_tokens, batch_size=batch_size)
+    continuations = generate_continuations(
+        vanilla, prompts, num_tokens=num_tokens, batch_size=batch_size
+    )
     bar = tqdm(total=len(queries), desc="answers", unit="query", disable=not progress)
     with bar:
-        for index, answer in said:
+        for index, answer in continuations:
             answers[index] = answer
             bar.update()
     return [
@@ -91,8 +93,8 @@ def trajectories(
     ]
 
 
-def hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> list[Trajectory]:
-    """The trajectories as the notebooks released with Hong et al. 2024 score them.
+def score_as_hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> list[Trajectory]:
+    """Convert trajectories to those that the notebooks released with Hong et al. 2024 score.
 
     Prompt and answer are decoded without special tokens and tokenized again; the logits of the
     last n positions are compared (one position later than those that predict the answer); n is
@@ -104,14 +106,14 @@ def hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> list[Traj
     for item in answers:
         group = (item.query.language, item.query.concept)
         widths[group] = max(widths[group], len(item.prompt_ids))
-    found = []
+    rescored = []
     for item in answers:
         padding = widths[item.query.language, item.query.concept] - len(item.prompt_ids)
         # Where the tokenizer begins with its end-of-sequence token, the prompt holds one too.
         in_prompt = item.prompt_ids.count(vanilla.tokenizer.eos_token_id)
         num_scored = len(item.answer_ids) - padding - in_prompt
         token_ids = vanilla.encode(vanilla.decode(item.token_ids, skip_special_tokens=True))
-        found.append(
+        rescored.append(
             replace(
                 item,
                 prompt_ids=token_ids,
@@ -123,11 +125,11 @@ def hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> list[Traj
                 f"off {padding + in_prompt} end-of-sequence and padding tokens",
             )
         )
-    return found
+    return rescored
 
 
-def prompt_ids(model: LanguageModel, query: Query, num_tokens: int) -> tuple[int, ...]:
-    """A query's prompt as token ids, with room for an answer of `num_tokens`.
+def encode_prompt(model: LanguageModel, query: Query, num_tokens: int) -> tuple[int, ...]:
+    """Encode a query's prompt as token ids, with room for an answer of `num_tokens`.
 
     Raises:
         ValueError: the prompt has no tokens, or does not fit the model's context with its answer.

@@ -1,7 +1,7 @@
-"""How deep unlearning goes: how far the weights moved, and where the answer can be read.
+"""Weight drift by parameter group, and the logit lens over the layers.
 
-`drift` draws the table of `interp.behaviour.drift.drift`, `lens` that of
-`interp.behaviour.logit_lens.by_layer`.
+`plot_drift` draws the table of `interp.behaviour.drift.measure_drift`, `plot_lens` that of
+`interp.behaviour.logit_lens.average_by_layer`.
 """
 
 import html
@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.facets import (
+from interp.figures.layout import (
     COLOURS,
     check_table,
-    language_by_layer,
-    language_label,
+    choose_num_columns,
+    label_language,
     lay_out,
-    num_columns,
+    set_language_layer_axes,
     shorten,
 )
 
@@ -51,7 +51,7 @@ _FLOOR = -20
 """Nats: lower log-probabilities take the last colour."""
 
 
-def drift(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def plot_drift(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     """Draw a line per group over the layers, a facet per measure.
 
     Groups of the whole model are marks: the embedding before the first layer, the final norm and
@@ -96,11 +96,11 @@ def drift(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         if measure == "effective_rank":
             figure.update_yaxes(rangemode="tozero", row=row, col=col)
         elif positive := [value for value in values if value > 0]:
-            axis, bottom = _logarithmic(positive, with_zero=min(values) <= 0)
+            axis, bottom = _make_log_axis(positive, with_zero=min(values) <= 0)
             figure.update_yaxes(row=row, col=col, **axis)
         for number, group in enumerate(groups):
             chosen = [e for e in rows if e["group"] == group and not math.isnan(e[measure])]
-            trace = _line(chosen, group, measure, number, last, bottom)
+            trace = _draw_line(chosen, group, measure, number, last, bottom)
             trace.showlegend = measure == "relative_change"
             figure.add_trace(trace, row=row, col=col)
         if bottom:
@@ -111,7 +111,7 @@ def drift(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     return figure
 
 
-def lens(
+def plot_lens(
     table: pd.DataFrame,
     *,
     column: Literal["logprob", "readable"] = "logprob",
@@ -133,7 +133,7 @@ def lens(
         ValueError: no such column; the table is empty, lacks columns or holds a cell twice.
     """
     if column not in ("logprob", "readable"):
-        raise ValueError(f"unknown column {column!r}; valid are logprob and readable")
+        raise ValueError(f"unknown column {column!r}; valid: logprob, readable")
     check_table(table, _LENS_COLUMNS, "the logit lens")
     before = list(table.columns[: list(table.columns).index("layer")])
     _check_unique(table, [*before, "layer"], "logit lens")
@@ -143,11 +143,11 @@ def lens(
         facets.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
     languages = list(dict.fromkeys(table["language"]))
     layers = sorted(set(table["layer"]))
-    labels = [language_label(code) for code in languages]
+    labels = [label_language(code) for code in languages]
     width = int(np.clip(20 * len(layers), 240, 420))
     figure, places = lay_out(
         [shorten(", ".join(facet), width // 8) for facet in facets],
-        num_columns=num_columns(len(facets), width),
+        num_columns=choose_num_columns(len(facets), width),
         size=(width, max(110, 24 * len(languages))),
         left=30 + 8 * max(map(len, labels)),
         right=130,
@@ -159,7 +159,7 @@ def lens(
         hover = np.full(values.shape, "", dtype=object)
         for entry in rows:
             cell = languages.index(entry["language"]), layers.index(entry["layer"])
-            values[cell], hover[cell] = entry[column], _lens_hover(entry, ", ".join(facet))
+            values[cell], hover[cell] = entry[column], _format_lens_hover(entry, ", ".join(facet))
         cells = go.Heatmap(
             z=values,
             x=layers,
@@ -172,7 +172,7 @@ def lens(
             ygap=1,
         )
         figure.add_trace(cells, row=row, col=col)
-    step = language_by_layer(figure, languages, layers, width)
+    step = set_language_layer_axes(figure, languages, layers, width)
     shown = [layer for layer in layers if layer >= 0][::step]
     if _EMBEDDINGS in layers:
         # Too near for two labels where layers stand close.
@@ -181,7 +181,7 @@ def lens(
         tickvals=shown,
         ticktext=["emb" if layer == _EMBEDDINGS else str(layer) for layer in shown],
     )
-    figure.update_layout(coloraxis=_coloraxis(table[column].tolist(), column))
+    figure.update_layout(coloraxis=_make_coloraxis(table[column].tolist(), column))
     return figure
 
 
@@ -189,11 +189,11 @@ def _check_unique(table: pd.DataFrame, keys: list[str], what: str) -> None:
     if (twice := table.duplicated(keys)).any():
         row = table[twice].iloc[0]
         cell = ", ".join(f"{key} {row[key]}" for key in keys)
-        raise ValueError(f"The table of the {what} holds {cell} twice: draw each by itself.")
+        raise ValueError(f"duplicate {cell} in the table of the {what}: draw each by itself")
 
 
-def _logarithmic(positive: list[float], *, with_zero: bool) -> tuple[dict[str, Any], float]:
-    """A logarithmic axis with a label at powers of ten, and where on it 0 is drawn, if anywhere."""
+def _make_log_axis(positive: list[float], *, with_zero: bool) -> tuple[dict[str, Any], float]:
+    """Return a logarithmic axis labelled at powers of ten, and where it has 0, if anywhere."""
     low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
     powers = range(high, low - 1, -max(1, math.ceil((high - low) / 6)))
     ticks = {10.0**power: f"10<sup>{power}</sup>".replace("-", "−") for power in powers}
@@ -204,10 +204,10 @@ def _logarithmic(positive: list[float], *, with_zero: bool) -> tuple[dict[str, A
     return axis | {"tickvals": list(ticks), "ticktext": list(ticks.values())}, bottom
 
 
-def _line(
+def _draw_line(
     rows: list[dict[str, Any]], group: str, measure: str, number: int, last: int, bottom: float
 ) -> go.Scatter:
-    """A group's values over the layers, or a mark beside them; zeros at the bottom."""
+    """Draw a group's values over the layers, or a mark beside them; zeros at the bottom."""
     rows = sorted(rows, key=lambda row: row["layer"])
     whole = group in _PLACES
     place = _PLACES.get(group, 0) + (last if group in ("final_norm", "unembed") else 0)
@@ -220,7 +220,7 @@ def _line(
         line={"color": f"rgb({colour})", "width": 2},
         marker={"size": 9 if whole else 5, "symbol": _SYMBOLS.get(group, "circle")},
         marker_color="#606060" if whole else f"rgb({colour})",
-        hovertext=[_drift_hover(row, name) for row in rows],
+        hovertext=[_format_drift_hover(row, name) for row in rows],
         hoverinfo="text",
         cliponaxis=False,
         name=name,
@@ -228,7 +228,7 @@ def _line(
     )
 
 
-def _drift_hover(row: dict[str, Any], name: str) -> str:
+def _format_drift_hover(row: dict[str, Any], name: str) -> str:
     lines = [
         f"<b>{html.escape(name)}</b>",
         *([f"layer {row['layer']}"] if row["group"] not in _PLACES else []),
@@ -240,10 +240,10 @@ def _drift_hover(row: dict[str, Any], name: str) -> str:
     return "<br>".join(lines)
 
 
-def _lens_hover(row: dict[str, Any], facet: str) -> str:
+def _format_lens_hover(row: dict[str, Any], facet: str) -> str:
     layer = "embeddings" if row["layer"] == _EMBEDDINGS else f"after layer {row['layer']}"
     lines = [
-        f"<b>{html.escape(language_label(row['language']))}</b>",
+        f"<b>{html.escape(label_language(row['language']))}</b>",
         html.escape(facet),
         layer,
         f"log-probability {row['logprob']:.2f}, "
@@ -255,7 +255,7 @@ def _lens_hover(row: dict[str, Any], facet: str) -> str:
     return "<br>".join(filter(None, lines))
 
 
-def _coloraxis(values: list[float], column: str) -> dict[str, Any]:
+def _make_coloraxis(values: list[float], column: str) -> dict[str, Any]:
     bar: dict[str, Any] = {"thickness": 14, "lenmode": "pixels", "len": 200}
     low, high, text = 0.0, 1.0, "share<br>readable"
     if column == "readable":

@@ -1,7 +1,7 @@
-"""Tables of `interp.evaluate` as figures: who knows what in which language, at what price.
+"""Metrics of `interp.evaluate` by model and language.
 
-`spread` shows models × query languages (Lu & Koehn 2024, Fig. 2), `target_unrelated` what a model
-keeps of what it should forget against what it keeps of the rest (Hong et al. 2024, Fig. 2).
+`plot_spread` shows models × query languages (Lu & Koehn 2024, Fig. 2), `plot_target_unrelated` what
+a model keeps of what it should forget against what it keeps of the rest (Hong et al. 2024, Fig. 2).
 """
 
 import html
@@ -14,16 +14,16 @@ import plotly.graph_objects as go
 from plotly.colors import sequential
 
 from interp.figures import depth
-from interp.figures.facets import (
+from interp.figures.layout import (
     COLOURS,
-    beside_legend,
+    build_text_heatmap,
     check_table,
-    language_label,
+    choose_num_columns,
+    fit_legend_height,
+    label_language,
     lay_out,
-    num_columns,
     shorten,
-    wrapped,
-    written_cells,
+    wrap_title,
 )
 
 _COLUMNS = ("model", "language", "concept", "metric", "value", "ci_low", "ci_high", "n", "reason")
@@ -36,17 +36,17 @@ _KNOWLEDGE = ("accuracy", "alias", "o_f", "rouge_l", "bleu", "chrf", "memorizati
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
 
-def measures(table: pd.DataFrame) -> dict[str, go.Figure]:
-    """Every figure that a table of measures has, by name.
+def plot_measures(table: pd.DataFrame) -> dict[str, go.Figure]:
+    """Draw every figure that a table of measures has, by name.
 
-    `spread` of each metric; `target_unrelated` of those of knowledge, where there are false and
-    true facts; the logit lens; drift by layer, a figure per model.
+    `plot_spread` of each metric; `plot_target_unrelated` of those of knowledge, where there are
+    false and true facts; the logit lens; drift by layer, a figure per model.
     """
     figures = {}
     by_metric: dict[str, list[dict[str, Any]]] = {}
     by_layer: dict[tuple, dict[str, Any]] = {}
     moved: dict[str, dict[tuple, dict[str, Any]]] = {}
-    for row in _rows(table):
+    for row in _read_rows(table):
         metric, layer = row["metric"], row["layer"]
         if math.isnan(layer):
             by_metric.setdefault(metric, []).append(row)
@@ -62,21 +62,21 @@ def measures(table: pd.DataFrame) -> dict[str, go.Figure]:
             cell[metric.removeprefix("drift_")] = row["value"]
     for name, rows in by_metric.items():
         stem = name.replace("/", "-")
-        figures[stem] = spread(pd.DataFrame(rows))
+        figures[stem] = plot_spread(pd.DataFrame(rows))
         if name in _KNOWLEDGE and {"fake", "real"} <= {row["concept"] for row in rows}:
-            figures[f"{stem}-target-unrelated"] = target_unrelated(pd.DataFrame(rows))
+            figures[f"{stem}-target-unrelated"] = plot_target_unrelated(pd.DataFrame(rows))
     if by_layer:
         read = pd.DataFrame([*by_layer.values()])
         for column in ("logprob", "readable"):
-            figures[f"logit-lens-{column}"] = depth.lens(read, column=column)
+            figures[f"logit-lens-{column}"] = depth.plot_lens(read, column=column)
     for number, (model, cells) in enumerate(moved.items(), start=1):
         name = "drift" if len(moved) == 1 else f"drift-{number}"
         title = f"Drift of {model}"
-        figures[name] = depth.drift(pd.DataFrame([*cells.values()]), title=title)
+        figures[name] = depth.plot_drift(pd.DataFrame([*cells.values()]), title=title)
     return figures
 
 
-def spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def plot_spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     """Draw models × query languages with the value in each cell, one facet per concept.
 
     Models stand in the order of the table; that of a study of contamination is the order of the
@@ -89,8 +89,8 @@ def spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     Raises:
         ValueError: the table is empty, lacks columns, holds several metrics or a cell twice.
     """
-    rows = _rows(table)
-    metric = _only_metric(rows)
+    rows = _read_rows(table)
+    metric = _get_only_metric(rows)
     models, languages, concepts = (
         list(dict.fromkeys(row[name] for row in rows)) for name in ("model", "language", "concept")
     )
@@ -99,7 +99,7 @@ def spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     width = max(160, 46 * len(languages))
     figure, places = lay_out(
         [f"{concept} questions" if concept else metric for concept in concepts],
-        num_columns=num_columns(len(concepts), width),
+        num_columns=choose_num_columns(len(concepts), width),
         size=(width, max(90, 30 * len(models))),
         left=30 + 7 * max(map(len, labels)),
         right=110,
@@ -115,9 +115,9 @@ def spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         for entry in (entry for entry in rows if entry["concept"] == concept):
             cell = models.index(entry["model"]), languages.index(entry["language"])
             values[cell] = scale * entry["value"]
-            texts[cell] = "–" if math.isnan(entry["value"]) else _written(values[cell], scale)
-            hover[cell] = _hover(entry, scale)
-        figure.add_trace(written_cells(values, texts, hover), row=row, col=col)
+            texts[cell] = "–" if math.isnan(entry["value"]) else _format_value(values[cell], scale)
+            hover[cell] = _format_hover(entry, scale)
+        figure.add_trace(build_text_heatmap(values, texts, hover), row=row, col=col)
     figure.update_xaxes(
         tickvals=list(range(len(languages))), ticktext=languages, showgrid=False, zeroline=False
     )
@@ -140,7 +140,7 @@ def spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     return figure
 
 
-def target_unrelated(
+def plot_target_unrelated(
     table: pd.DataFrame, *, target: str = "fake", unrelated: str = "real", title: str | None = None
 ) -> go.Figure:
     """Draw a metric on target questions against unrelated ones: a point per model, with intervals.
@@ -157,15 +157,15 @@ def target_unrelated(
         ValueError: the table is empty, lacks columns, holds several metrics, a cell twice, or
             neither concept.
     """
-    rows = _rows(table)
-    metric = _only_metric(rows)
-    found = {(row["model"], row["language"], row["concept"]): row for row in rows}
-    models, languages = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
+    rows = _read_rows(table)
+    metric = _get_only_metric(rows)
+    by_cell = {(row["model"], row["language"], row["concept"]): row for row in rows}
+    models, languages = (list(dict.fromkeys(key[place] for key in by_cell)) for place in (0, 1))
     pairs = {
-        (model, code): (found[model, code, unrelated], found[model, code, target])
+        (model, code): (by_cell[model, code, unrelated], by_cell[model, code, target])
         for model in models
         for code in languages
-        if (model, code, target) in found and (model, code, unrelated) in found
+        if (model, code, target) in by_cell and (model, code, unrelated) in by_cell
     }
     if not pairs:
         held = ", ".join(repr(name) for name in dict.fromkeys(row["concept"] for row in rows))
@@ -176,12 +176,12 @@ def target_unrelated(
     scale = 100 if _are_shares(rows) else 1
     unit = " (%)" if scale == 100 else ""
     width = 230
-    columns = num_columns(len(languages), width)
+    columns = choose_num_columns(len(languages), width)
     num_rows = math.ceil(len(languages) / columns)
-    height = beside_legend(width, num_lines=len(models), num_rows=num_rows)
-    y_title = wrapped(f"{target} questions: {metric}{unit}", height)
+    height = fit_legend_height(width, num_lines=len(models), num_rows=num_rows)
+    y_title = wrap_title(f"{target} questions: {metric}{unit}", height)
     figure, places = lay_out(
-        [language_label(code) for code in languages],
+        [label_language(code) for code in languages],
         num_columns=columns,
         size=(width, height),
         left=80 + 18 * y_title.count("<br>"),
@@ -201,8 +201,8 @@ def target_unrelated(
             point = go.Scatter(
                 x=[scale * x["value"]],
                 y=[scale * y["value"]],
-                error_x=_error(x, scale),
-                error_y=_error(y, scale),
+                error_x=_make_error_bar(x, scale),
+                error_y=_make_error_bar(y, scale),
                 mode="markers",
                 marker={
                     "color": f"rgb({COLOURS[number % len(COLOURS)]})",
@@ -213,7 +213,7 @@ def target_unrelated(
                 name=html.escape(shorten(model, 36)),
                 legendgroup=model,
                 showlegend=not shown,
-                hovertext=_hover(y, scale) + "<br>" + _hover(x, scale),
+                hovertext=_format_hover(y, scale) + "<br>" + _format_hover(x, scale),
                 hoverinfo="text",
             )
             figure.add_trace(point, row=row, col=col)
@@ -221,7 +221,7 @@ def target_unrelated(
     return figure
 
 
-def _only_metric(rows: list[dict[str, Any]]) -> str:
+def _get_only_metric(rows: list[dict[str, Any]]) -> str:
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     if len(metrics) > 1:
         raise ValueError(
@@ -230,14 +230,14 @@ def _only_metric(rows: list[dict[str, Any]]) -> str:
     return metrics[0]
 
 
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+def _read_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     check_table(table, _COLUMNS, "measures")
     keys = ["model", "language", "concept", "metric", *(["layer"] if "layer" in table else [])]
     if (twice := table.duplicated(keys)).any():
         row = table[twice].iloc[0]
         raise ValueError(
-            f"The table holds {row['metric']} of {row['model']} in {row['language']}, "
-            f"{row['concept']!r} twice: keep one of them."
+            f"duplicate {row['metric']} of {row['model']} in {row['language']}, "
+            f"{row['concept']!r}: keep one of them"
         )
     # Tables that went through a CSV file have NaN for empty text.
     texts = {"concept": "", "reason": ""}
@@ -248,11 +248,11 @@ def _are_shares(rows: list[dict[str, Any]]) -> bool:
     return all(math.isnan(row["value"]) or 0 <= row["value"] <= 1 for row in rows)
 
 
-def _written(value: float, scale: int) -> str:
+def _format_value(value: float, scale: int) -> str:
     return f"{value:.0f}" if scale == 100 else f"{value:.3g}"
 
 
-def _error(row: dict[str, Any], scale: int) -> dict[str, Any]:
+def _make_error_bar(row: dict[str, Any], scale: int) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,
@@ -263,12 +263,12 @@ def _error(row: dict[str, Any], scale: int) -> dict[str, Any]:
     }
 
 
-def _hover(row: dict[str, Any], scale: int) -> str:
+def _format_hover(row: dict[str, Any], scale: int) -> str:
     unit = " %" if scale == 100 else ""
     value, low, high = (scale * row[name] for name in ("value", "ci_low", "ci_high"))
     lines = [
         f"<b>{html.escape(row['model'])}</b>",
-        html.escape(f"{language_label(row['language'])}, {row['concept']} questions"),
+        html.escape(f"{label_language(row['language'])}, {row['concept']} questions"),
         f"{html.escape(row['metric'])} "
         + ("undefined" if math.isnan(value) else f"{value:.3g}{unit}")
         + ("" if math.isnan(low) else f", interval {low:.3g} to {high:.3g}"),

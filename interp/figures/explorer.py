@@ -1,4 +1,4 @@
-"""A sweep to click through: the questions behind every cell of its heatmap.
+"""Interactive heatmap of a sweep, with the questions behind every cell.
 
 `explore` puts the heatmap and what stands behind its cells into one HTML page that needs no network
 and no kernel: each question's prompt, its losses and what V, U and R answer. The page is
@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 from plotly.utils import PlotlyJSONEncoder
 
-from interp.figures.facets import check_table, language_label
-from interp.figures.pages import page, rounded, text_of
-from interp.figures.recovery import heatmap
+from interp.figures.html_page import build_page, read_text, round_value
+from interp.figures.layout import check_table, label_language
+from interp.figures.recovery import plot_heatmap
 from interp.files import write_atomically
 
 _QUESTION = ["language", "concept", "query_id"]
@@ -39,12 +39,12 @@ _TABLE_HEIGHT = 480
 """Pixels below the figure for the questions, in a notebook."""
 
 _SAME = 1e-4
-"""How much a question's loss(V, U) may differ between its rows, as a share: rounding."""
+"""Largest relative difference of a question's loss(V, U) between its rows, from rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explorer:
-    """A page to click through; Jupyter shows it by itself.
+    """Interactive page; Jupyter shows it by itself.
 
     Attributes:
         page: the HTML, plotly.js included (5 MB).
@@ -61,7 +61,7 @@ class Explorer:
         return target
 
     def _repr_html_(self) -> str:
-        """A frame that holds the page itself, so that a saved notebook shows it too."""
+        """Return a frame that holds the page itself, so that a saved notebook shows it too."""
         return (
             f'<iframe title="recovery explorer" srcdoc="{html.escape(self.page)}" '
             f'style="width: 100%; height: {self.height}px; border: 0"></iframe>'
@@ -87,7 +87,7 @@ def explore(
         losses: a sweep's, see `recovery.sweep.COLUMNS`.
         scores: their `recovery.krs.krs_table`, by language.
         questions: V's answers: language, concept, query_id, prompt, answer.
-        answers: what V, U and R said, for the cells where R answered: language, query_id, concept,
+        answers: answers of V, U and R, for the cells where R answered: language, query_id, concept,
             prompt, vanilla, unlearned, restored (texts), site, layer. Where there are several
             unlearned models: a table each, by the model's name.
         title: above all of it.
@@ -97,49 +97,49 @@ def explore(
             layer that was not measured, or a cell twice; a question has several loss(V, U).
     """
     check_table(losses, _LOSSES, "losses")
-    data = _data(losses, scores, questions=questions, answers=answers)
+    data = _build_data(losses, scores, questions=questions, answers=answers)
     name = title or f"Recovery: {losses['vanilla'].iloc[0]}"
-    whole = page(
+    whole = build_page(
         title=name,
-        body=text_of("interp.figures", "explorer.html").replace("{{title}}", html.escape(name)),
+        body=read_text("interp.figures", "explorer.html").replace("{{title}}", html.escape(name)),
         data=data,
-        style=text_of("interp.figures", "explorer.css"),
-        script=text_of("interp.figures", "explorer.js"),
+        style=read_text("interp.figures", "explorer.css"),
+        script=read_text("interp.figures", "explorer.js"),
     )
     tallest = max(model["figure"]["layout"]["height"] for model in data["models"])
     return Explorer(page=whole, height=tallest + _TABLE_HEIGHT)
 
 
-def _data(
+def _build_data(
     losses: pd.DataFrame,
     scores: pd.DataFrame,
     *,
     questions: pd.DataFrame | None,
     answers: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
 ) -> dict[str, Any]:
-    """What the page shows, as JSON values.
+    """Build what the page shows, as JSON values.
 
     Questions stand once; lists of a model (`unlearned`, `tokens`, …) have one entry for each.
     `restored` and `cells` go by site and layer, and by site, language and layer.
     """
-    index = {key: number for number, key in enumerate(dict.fromkeys(_keys(losses)))}
-    tables = _answers_by_model(answers, list(losses["unlearned"].unique()))
+    index = {key: number for number, key in enumerate(dict.fromkeys(_get_keys(losses)))}
+    tables = _group_answers(answers, list(losses["unlearned"].unique()))
     entries: list[dict[str, Any]] = [
         {"language": language, "concept": concept, "id": query_id, "prompt": None, "vanilla": None}
         for language, concept, query_id in index
     ]
     for table in tables.values():
-        for key, prompt in zip(_keys(table), table["prompt"], strict=True):
+        for key, prompt in zip(_get_keys(table), table["prompt"], strict=True):
             if key not in index:
                 raise ValueError(f"answers are given for {key[2]!r} ({key[0]}), not measured here")
             entries[index[key]]["prompt"] = prompt
     if questions is not None:
         check_table(questions, _QUESTIONS, "questions")
-        texts = zip(_keys(questions), questions["prompt"], questions["answer"], strict=True)
+        texts = zip(_get_keys(questions), questions["prompt"], questions["answer"], strict=True)
         for key, prompt, answer in texts:
             if key in index:
                 entries[index[key]] |= {"prompt": prompt, "vanilla": answer}
-    scale = heatmap(scores).layout["coloraxis"]
+    scale = plot_heatmap(scores).layout["coloraxis"]
     pairs = list(losses[_MODELS].drop_duplicates().itertuples(index=False, name=None))
     models = []
     for vanilla, unlearned in pairs:
@@ -148,33 +148,35 @@ def _data(
             rows = rows.loc[rows[column] == value]
             if column in cells:
                 cells = cells.loc[cells[column] == value].drop(columns=column)
-        figure = heatmap(cells).update_layout(coloraxis=scale)
+        figure = plot_heatmap(cells).update_layout(coloraxis=scale)
         model = {
             "name": unlearned if len({v for v, _ in pairs}) == 1 else f"{vanilla}, {unlearned}",
-            "legend": _legend(rows),
+            "legend": _format_legend(rows),
             "figure": json.loads(json.dumps(figure, cls=PlotlyJSONEncoder)),
             "languages": list(figure.layout["yaxis"].categoryarray),
             "layers": list(figure.layout["xaxis"].categoryarray),
-            "cells": _cells(cells),
-            **_measured(rows, index),
+            "cells": _collect_scores(cells),
+            **_collect_losses(rows, index),
         }
-        model["answers"] = _said(tables.get(unlearned), index, model["restored"], unlearned)
+        model["answers"] = _collect_answers(
+            tables.get(unlearned), index, model["restored"], unlearned
+        )
         models.append(model)
     corrupt = losses["direction"].iloc[0] == "corrupt"
     return {
         "score": "effect" if corrupt else "KRS",
         "corrupt": corrupt,
-        "languages": {code: language_label(code) for code in losses["language"].unique()},
+        "languages": {code: label_language(code) for code in losses["language"].unique()},
         "questions": entries,
         "models": models,
     }
 
 
-def _keys(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+def _get_keys(table: pd.DataFrame) -> list[tuple[str, str, str]]:
     return list(table[_QUESTION].itertuples(index=False, name=None))
 
 
-def _answers_by_model(
+def _group_answers(
     answers: pd.DataFrame | Mapping[str, pd.DataFrame] | None, names: list[str]
 ) -> Mapping[str, pd.DataFrame]:
     if answers is None:
@@ -193,17 +195,17 @@ def _answers_by_model(
     return answers
 
 
-def _measured(rows: pd.DataFrame, index: Mapping[tuple, int]) -> dict[str, Any]:
-    """A model's losses: loss(V, U) once per question, loss(V, R) per site, layer and question."""
+def _collect_losses(rows: pd.DataFrame, index: Mapping[tuple, int]) -> dict[str, Any]:
+    """Return a model's loss(V, U) per question and loss(V, R) per site, layer and question."""
     once: dict[str, list] = {name: [None] * len(index) for name in ("unlearned", "tokens")}
     reasons = [""] * len(index)
     restored: dict[str, dict[str, list[float | None]]] = {}
     columns = ("site", "layer", "num_tokens", "loss_unlearned", "loss_restored", "reason")
     values = zip(*(rows[name].tolist() for name in columns), strict=True)
     for key, (site, layer, tokens, unlearned, left, reason) in zip(
-        _keys(rows), values, strict=True
+        _get_keys(rows), values, strict=True
     ):
-        number, loss = index[key], rounded(unlearned)
+        number, loss = index[key], round_value(unlearned)
         first = once["unlearned"][number]
         if first is None:
             once["unlearned"][number] = loss
@@ -215,22 +217,22 @@ def _measured(rows: pd.DataFrame, index: Mapping[tuple, int]) -> dict[str, Any]:
         # Tables that went through a CSV file have NaN for an empty reason.
         once["tokens"][number], reasons[number] = tokens, "" if pd.isna(reason) else reason
         by_layer = restored.setdefault(site, {})
-        by_layer.setdefault(str(layer), [None] * len(index))[number] = rounded(left)
+        by_layer.setdefault(str(layer), [None] * len(index))[number] = round_value(left)
     return {**once, "reasons": reasons, "restored": restored}
 
 
-def _cells(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """A model's scores by site, language and layer."""
+def _collect_scores(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Return a model's scores by site, language and layer."""
     name = "effect" if "effect" in scores else "krs"
     cells: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for row in scores.to_dict("records"):
         of_site = cells.setdefault(row["site"], {})
         of_site.setdefault(row["language"], {})[str(row["layer"])] = {
-            "score": rounded(row[name]),
-            "low": rounded(row["ci_low"]),
-            "high": rounded(row["ci_high"]),
+            "score": round_value(row[name]),
+            "low": round_value(row["ci_low"]),
+            "high": round_value(row["ci_high"]),
             "queries": row["num_queries"],
-            "floor": rounded(row["noise_floor"]),
+            "floor": round_value(row["noise_floor"]),
             "first": row["first_layer"],
             "last": row["last_layer"],
             "reason": row["reason"],
@@ -238,27 +240,27 @@ def _cells(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, Any]
     return cells
 
 
-def _said(
+def _collect_answers(
     table: pd.DataFrame | None, index: Mapping[tuple, int], restored: Mapping, model: str
 ) -> dict[str, dict]:
-    """What V, U and R answered, by the question's number."""
-    said: dict[str, dict] = {"vanilla": {}, "unlearned": {}, "restored": {}}
+    """Return the answers of V, U and R by the question's number."""
+    texts: dict[str, dict] = {"vanilla": {}, "unlearned": {}, "restored": {}}
     if table is None:
-        return said
-    for key, row in zip(_keys(table), table.to_dict("records"), strict=True):
+        return texts
+    for key, row in zip(_get_keys(table), table.to_dict("records"), strict=True):
         site, layer, number = row["site"], str(row["layer"]), index[key]
         cell = f"site {site!r}, layer {layer} of {model!r}"
         if layer not in restored.get(site, {}):
             raise ValueError(f"answers are given for {cell}, which was not measured")
-        column = said["restored"].setdefault(site, {}).setdefault(layer, {})
+        column = texts["restored"].setdefault(site, {}).setdefault(layer, {})
         if number in column:
-            raise ValueError(f"answers to {key[2]!r} ({key[0]}) are given twice for {cell}")
+            raise ValueError(f"duplicate answers to {key[2]!r} ({key[0]}) for {cell}")
         column[number] = row["restored"]
-        said["vanilla"][number], said["unlearned"][number] = row["vanilla"], row["unlearned"]
-    return said
+        texts["vanilla"][number], texts["unlearned"][number] = row["vanilla"], row["unlearned"]
+    return texts
 
 
-def _legend(rows: pd.DataFrame) -> str:
+def _format_legend(rows: pd.DataFrame) -> str:
     vanilla, unlearned, direction, distance = (
         rows[name].iloc[0] for name in (*_MODELS, "direction", "distance")
     )

@@ -1,19 +1,19 @@
-"""The recovery of single heads as a figure."""
+"""Heatmap of the recovery of single attention heads."""
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.facets import check_table, language_label
-from interp.figures.recovery import heatmap
+from interp.figures.layout import check_table, label_language
+from interp.figures.recovery import plot_heatmap
 
 _HEAD = r"^head\[(\d+)\]$"
 
 
-def heads(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
-    """Draw layer × head, one facet per language, in the colours of `heatmap`.
+def plot_heads(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+    """Draw layer × head, one facet per language, in the colours of `plot_heatmap`.
 
     Args:
-        table: that of `interp.recovery.krs.krs_table` after a sweep over heads (the sites
+        table: that of `interp.recovery.krs.compute_krs` after a sweep over heads (the sites
             "head[0]", "head[1]", …; rows of other sites are not drawn).
         title: above the figure.
 
@@ -30,8 +30,8 @@ def heads(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     # Heads take the languages' place, languages that of the sites.
     drawn = drawn.assign(
         language=[f"head {number}" for number in numbers.dropna()],
-        site=[language_label(code) for code in drawn["language"]],
+        site=[label_language(code) for code in drawn["language"]],
         _head=numbers.dropna().astype(int),
     )
     drawn = drawn.sort_values("_head", kind="stable").drop(columns="_head")
-    return heatmap(drawn, title=title)
+    return plot_heatmap(drawn, title=title)

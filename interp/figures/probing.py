@@ -1,6 +1,6 @@
 """Probing accuracy as dots with intervals, beside chance.
 
-The table is that of `interp.behaviour.probing.accuracy`.
+The table is that of `interp.behaviour.probing.compute_accuracy`.
 """
 
 from typing import Any
@@ -8,20 +8,20 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.facets import (
+from interp.figures.layout import (
     COLOURS,
-    accuracy_hover,
     check_table,
-    language_label,
+    choose_num_columns,
+    format_accuracy_hover,
+    label_language,
     lay_out,
-    num_columns,
 )
 
 _COLUMNS = ("language", "concept", "accuracy", "ci_low", "ci_high", "chance", "num_queries")
 _CHANCE = "#707070"
 
 
-def accuracy(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def plot_accuracy(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     """Draw accuracy by language, one facet per concept; chance is a grey bar in each row.
 
     Columns that stand before `accuracy` besides language and concept, such as `model`, tell dots
@@ -36,8 +36,8 @@ def accuracy(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     if (twice := table.duplicated(["language", "concept", *keys])).any():
         row = table[twice].iloc[0]
         raise ValueError(
-            f"The table holds {row['language']}, {row['concept']!r} twice: name what tells them "
-            "apart in a column before `accuracy`."
+            f"duplicate accuracy in {row['language']}, {row['concept']!r}: name what tells them "
+            "apart in a column before `accuracy`"
         )
     rows = [
         row | {"series": ", ".join(str(row[key]) for key in keys)}
@@ -46,11 +46,11 @@ def accuracy(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     languages = list(dict.fromkeys(row["language"] for row in rows))
     concepts = list(dict.fromkeys(str(row["concept"]) for row in rows))
     series = list(dict.fromkeys(row["series"] for row in rows))
-    labels = [language_label(code) for code in languages]
+    labels = [label_language(code) for code in languages]
     width = 230
     figure, places = lay_out(
         concepts,
-        num_columns=num_columns(len(concepts), width),
+        num_columns=choose_num_columns(len(concepts), width),
         size=(width, max(110, (14 + 12 * len(series)) * len(languages))),
         left=30 + 8 * max(map(len, labels)),
         right=130,
@@ -60,9 +60,9 @@ def accuracy(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     for concept, (row, col) in zip(concepts, places, strict=True):
         first = (row, col) == places[0]
         chosen = [entry for entry in rows if str(entry["concept"]) == concept]
-        figure.add_trace(_chance(chosen, languages, showlegend=first), row=row, col=col)
+        figure.add_trace(_draw_chance(chosen, languages, showlegend=first), row=row, col=col)
         for number, name in enumerate(series):
-            dots = _dots(
+            dots = _draw_dots(
                 [entry for entry in chosen if entry["series"] == name],
                 languages,
                 offset=0.5 * (number - (len(series) - 1) / 2) / len(series),
@@ -81,8 +81,10 @@ def accuracy(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     return figure
 
 
-def _chance(rows: list[dict[str, Any]], languages: list[str], *, showlegend: bool) -> go.Scatter:
-    """A short upright stroke in each language's row."""
+def _draw_chance(
+    rows: list[dict[str, Any]], languages: list[str], *, showlegend: bool
+) -> go.Scatter:
+    """Draw a short upright stroke in each language's row."""
     x: list[float | None] = []
     y: list[float | None] = []
     for code, chance in {row["language"]: 100 * row["chance"] for row in rows}.items():
@@ -101,7 +103,7 @@ def _chance(rows: list[dict[str, Any]], languages: list[str], *, showlegend: boo
     )
 
 
-def _dots(
+def _draw_dots(
     rows: list[dict[str, Any]],
     languages: list[str],
     *,
@@ -109,7 +111,7 @@ def _dots(
     colour: str,
     showlegend: bool,
 ) -> go.Scatter:
-    """A dot per language with its interval."""
+    """Draw a dot per language with its interval."""
     name = rows[0]["series"] if rows else ""
     interval: dict[str, Any] = {"type": "data", "symmetric": False, "thickness": 1.5, "width": 0}
     interval["array"] = [100 * (row["ci_high"] - row["accuracy"]) for row in rows]
@@ -120,7 +122,7 @@ def _dots(
         error_x=interval,
         mode="markers",
         marker={"color": f"rgb({colour})", "size": 8},
-        hovertext=[accuracy_hover(row, row["series"]) for row in rows],
+        hovertext=[format_accuracy_hover(row, row["series"]) for row in rows],
         hoverinfo="text",
         name=name or "accuracy",
         legendgroup=name,

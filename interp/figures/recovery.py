@@ -1,8 +1,8 @@
-"""Tables of recovery scores as figures.
+"""Heatmaps and curves of recovery scores.
 
-`heatmap` shows language × layer with one facet per site, `lines` the scores over the layers with
-their intervals (Hong et al. 2024, Fig. 1). The tables
-are those of `interp.recovery.krs.krs_table`, of either direction.
+`plot_heatmap` shows language × layer with one facet per site, `plot_lines` the scores over the
+layers with their intervals (Hong et al. 2024, Fig. 1). The tables are
+those of `interp.recovery.krs.compute_krs`, of either direction.
 """
 
 import html
@@ -15,14 +15,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import diverging
 
-from interp.figures.facets import (
+from interp.figures.layout import (
     COLOURS,
     DASHES,
     check_table,
-    language_by_layer,
-    language_label,
+    choose_num_columns,
+    label_language,
     lay_out,
-    num_columns,
+    set_language_layer_axes,
     shorten,
 )
 
@@ -47,7 +47,7 @@ _UNDEFINED = "#b3b3b3"
 _ARRAY_WIDTH = 1500
 
 
-def heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def plot_heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     """Draw language × layer, one facet per site, on one colour scale with zero in the middle.
 
     The scale is symmetric and ends at the largest score, but at ±1 at most: scores beyond take
@@ -58,26 +58,26 @@ def heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     Raises:
         ValueError: the table is empty, lacks columns or holds a cell twice.
     """
-    name, cells = _cells(table)
+    name, cells = _group_cells(table)
     groups = list(dict.fromkeys(group for group, _ in cells))
     sites = list(dict.fromkeys(site for _, site in cells))
     records = [record for of_facet in cells.values() for record in of_facet]
     languages = list(dict.fromkeys(record["language"] for record in records))
     layers = sorted({record["layer"] for record in records})
-    labels = [language_label(code) for code in languages]
+    labels = [label_language(code) for code in languages]
     width = int(np.clip(20 * len(layers), 240, 420))
-    columns = num_columns(len(sites), width)
+    columns = choose_num_columns(len(sites), width)
     if len(groups) > 1:
         columns = len(sites)
         width = max(180, min(width, _ARRAY_WIDTH // columns))
     keys = [(group, site) for group in groups for site in sites]
     figure, places = lay_out(
-        [_site_title(site, width) for _, site in keys],
+        [_format_site(site, width) for _, site in keys],
         num_columns=columns,
         size=(width, max(110, 24 * len(languages))),
         left=30 + 8 * max(map(len, labels)),
         right=130,
-        headers=[_group_title(group) for group in groups] if len(groups) > 1 else [],
+        headers=[_format_group(group) for group in groups] if len(groups) > 1 else [],
         title=title,
         x_title="layer (window centre)",
     )
@@ -88,10 +88,10 @@ def heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
             cell = languages.index(record["language"]), layers.index(record["layer"])
             if hover[cell]:
                 raise ValueError(
-                    f"The table holds {record['language']}, site {record['site']!r}, layer "
-                    f"{record['layer']} twice: draw each window size by itself."
+                    f"duplicate score of {record['language']}, site {record['site']!r}, layer "
+                    f"{record['layer']}: draw each window size by itself"
                 )
-            scores[cell], hover[cell] = record[name], _hover(record, name)
+            scores[cell], hover[cell] = record[name], _format_hover(record, name)
         shared: dict[str, Any] = {"x": layers, "y": languages, "hovertext": hover}
         shared |= {"hoverinfo": "text", "hoverongaps": False, "name": key[1]}
         shared |= {"xgap": int(width >= 8 * len(layers)), "ygap": 1}
@@ -102,7 +102,7 @@ def heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
             shared |= {"colorscale": [_UNDEFINED, _UNDEFINED], "showscale": False}
             figure.add_trace(go.Heatmap(z=ones, **shared), row=row, col=col)
 
-    language_by_layer(figure, languages, layers, width)
+    set_language_layer_axes(figure, languages, layers, width)
     if any(math.isnan(record[name]) for record in records):
         # The corner below the languages' names is always free.
         figure.add_annotation(
@@ -116,11 +116,11 @@ def heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
             yanchor="bottom",
             yshift=-60,
         )
-    figure.update_layout(coloraxis=_coloraxis([record[name] for record in records], name))
+    figure.update_layout(coloraxis=_make_coloraxis([record[name] for record in records], name))
     return figure
 
 
-def lines(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def plot_lines(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     """Draw the scores over the layers, one line with its interval band per site (Hong, Fig. 1).
 
     One facet per language (and model, where there are several).
@@ -128,7 +128,7 @@ def lines(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     Raises:
         ValueError: the table is empty or lacks columns.
     """
-    name, cells = _cells(table)
+    name, cells = _group_cells(table)
     groups = {group for group, _ in cells}
     sites = list(dict.fromkeys(site for _, site in cells))
     facets: dict[tuple, dict[str, list]] = {}
@@ -137,16 +137,16 @@ def lines(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
             facet = facets.setdefault((record["language"], group), {})
             facet.setdefault(site, []).append(record)
     width = 280
-    titles = [language_label(code) for code, _ in facets]
+    titles = [label_language(code) for code, _ in facets]
     if len(groups) > 1:
         room = width // 8
         titles = [
-            f"{label}, {shorten(_group_title(group), room - len(label))}"
+            f"{label}, {shorten(_format_group(group), room - len(label))}"
             for label, (_, group) in zip(titles, facets, strict=True)
         ]
     figure, places = lay_out(
         titles,
-        num_columns=num_columns(len(titles), width),
+        num_columns=choose_num_columns(len(titles), width),
         size=(width, 190),
         left=70,
         right=250,
@@ -161,7 +161,7 @@ def lines(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
             colour = COLOURS[order % len(COLOURS)]
             dash = DASHES[order // len(COLOURS) % len(DASHES)]
             records = sorted(records, key=lambda record: record["layer"])
-            band_x, band_y = _band(records)
+            band_x, band_y = _outline_band(records)
             bands.append(
                 go.Scatter(
                     x=band_x,
@@ -182,9 +182,9 @@ def lines(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
                     mode="lines+markers",
                     line={"color": f"rgb({colour})", "dash": dash, "width": 2},
                     marker_size=5,
-                    hovertext=[_hover(record, name) for record in records],
+                    hovertext=[_format_hover(record, name) for record in records],
                     hoverinfo="text",
-                    name=_site_title(site),
+                    name=_format_site(site),
                     legendgroup=site,
                     showlegend=site not in shown,
                 )
@@ -198,7 +198,7 @@ def lines(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     return figure
 
 
-def _cells(table: pd.DataFrame) -> tuple[str, dict[tuple[tuple, str], list[dict]]]:
+def _group_cells(table: pd.DataFrame) -> tuple[str, dict[tuple[tuple, str], list[dict]]]:
     """Name the score's column and sort the rows by (group, site), in order of appearance.
 
     A group is what stands before `site` besides the language, such as the unlearned model.
@@ -215,7 +215,7 @@ def _cells(table: pd.DataFrame) -> tuple[str, dict[tuple[tuple, str], list[dict]
     return name, cells
 
 
-def _coloraxis(scores: list[float], name: str) -> dict[str, Any]:
+def _make_coloraxis(scores: list[float], name: str) -> dict[str, Any]:
     finite = [score for score in scores if math.isfinite(score)]
     end = min(max(map(abs, finite), default=1.0), 1.0) or 1.0
     text = _SCORE_TITLES[name]
@@ -228,7 +228,7 @@ def _coloraxis(scores: list[float], name: str) -> dict[str, Any]:
     return {"colorscale": diverging.RdBu, "cmin": -end, "cmid": 0, "cmax": end, "colorbar": bar}
 
 
-def _band(records: list[dict]) -> tuple[list[float | None], list[float | None]]:
+def _outline_band(records: list[dict]) -> tuple[list[float | None], list[float | None]]:
     """Outline the intervals, one polygon per unbroken run of layers that have one."""
     runs: list[list[dict]] = [[]]
     for record in records:
@@ -249,7 +249,7 @@ def _band(records: list[dict]) -> tuple[list[float | None], list[float | None]]:
     return xs, ys
 
 
-def _hover(record: dict, name: str) -> str:
+def _format_hover(record: dict, name: str) -> str:
     if record["site"] == "unembed":
         window = "readout above the last layer"
     elif record["first_layer"] == record["last_layer"]:
@@ -258,8 +258,8 @@ def _hover(record: dict, name: str) -> str:
         window = f"layers {record['first_layer']}–{record['last_layer']}"
     score, low, high = record[name], record["ci_low"], record["ci_high"]
     text = [
-        f"<b>{html.escape(language_label(record['language']))}</b>",
-        html.escape(_site_title(record["site"])),
+        f"<b>{html.escape(label_language(record['language']))}</b>",
+        html.escape(_format_site(record["site"])),
         window,
         f"{_SCORE_TITLES[name]} " + ("undefined" if math.isnan(score) else f"{score:.3f}"),
     ]
@@ -274,11 +274,11 @@ def _hover(record: dict, name: str) -> str:
     return "<br>".join(text)
 
 
-def _site_title(site: str, pixels: int = 420) -> str:
-    """In words, where they fit above a facet so wide."""
+def _format_site(site: str, pixels: int = 420) -> str:
+    """Return a site's title in words, where they fit above a facet so wide."""
     title = _SITE_TITLES.get(site, site)
     return title if 7 * len(title) <= pixels + 20 else site
 
 
-def _group_title(group: tuple) -> str:
+def _format_group(group: tuple) -> str:
     return ", ".join(group)

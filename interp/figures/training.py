@@ -1,12 +1,19 @@
-"""A training run over its steps: losses, and probing accuracy in every language.
+"""Training curves: losses, and probing accuracy in every language.
 
-The tables are those of `interp.runs.Run`.
+The tables are those of `interp.pipelines.TrainingRun`.
 """
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.facets import COLOURS, DASHES, FONT, accuracy_hover, language_label, lay_out
+from interp.figures.layout import (
+    COLOURS,
+    DASHES,
+    FONT,
+    format_accuracy_hover,
+    label_language,
+    lay_out,
+)
 
 LOSSES = {"forget_ce": "forget set", "retain_ce": "retain set"}
 """Columns of a history that are drawn, in nats per token, with their names."""
@@ -14,7 +21,7 @@ LOSSES = {"forget_ce": "forget set", "retain_ce": "retain set"}
 _COLUMNS = ("step", "language", "concept", "accuracy", "ci_low", "ci_high", "chance", "num_queries")
 
 
-def training(
+def plot_training(
     history: pd.DataFrame, accuracies: pd.DataFrame, *, title: str | None = None
 ) -> go.Figure:
     """Draw the losses, and a facet per concept with a line per language; chance is dashed grey.
@@ -65,7 +72,7 @@ def training(
         first = concept == concepts[0]
         chance = 100 * float(table["chance"].iloc[0])
         for number, code in enumerate(dict.fromkeys(table["language"])):
-            line = _line(table.query("language == @code"), code, number, showlegend=first)
+            line = _draw_line(table.query("language == @code"), code, number, showlegend=first)
             figure.add_trace(line, row=row, col=col)
         # After the lines: plotly leaves empty facets out.
         figure.add_hline(y=chance, line={"color": "#909090", "dash": "dash"}, row=row, col=col)  # pyright: ignore
@@ -81,7 +88,7 @@ def training(
     return figure
 
 
-def _line(rows: pd.DataFrame, code: str, number: int, *, showlegend: bool) -> go.Scatter:
+def _draw_line(rows: pd.DataFrame, code: str, number: int, *, showlegend: bool) -> go.Scatter:
     return go.Scatter(
         x=rows["step"],
         y=100 * rows["accuracy"],
@@ -91,9 +98,11 @@ def _line(rows: pd.DataFrame, code: str, number: int, *, showlegend: bool) -> go
             "dash": DASHES[number // len(COLOURS) % len(DASHES)],
         },
         marker={"size": 6},
-        name=language_label(code),
+        name=label_language(code),
         legendgroup=code,
         showlegend=showlegend,
-        hovertext=[accuracy_hover(row, f"step {row['step']:g}") for row in rows.to_dict("records")],
+        hovertext=[
+            format_accuracy_hover(row, f"step {row['step']:g}") for row in rows.to_dict("records")
+        ],
         hoverinfo="text",
     )

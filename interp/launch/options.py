@@ -1,67 +1,58 @@
-"""What a sweep is told about where to run, checked."""
+"""Options of a sweep that are about where it runs, checked; importing them is instant."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Literal
-
-from interp.models.language_model import LanguageModel
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 Launcher = Literal["local", "ray"]
-LAUNCHERS: tuple[Launcher, ...] = ("local", "ray")
 
 
-def check_shard(shard: tuple[int, int]) -> None:
-    """Raise ValueError unless shard is (i, n) with 1 ≤ i ≤ n."""
-    index, count = shard
-    if not 1 <= index <= count:
-        raise ValueError(f"shard must be i/n with 1 ≤ i ≤ n, not {index}/{count}")
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """Length of the answers.
+
+    Attributes:
+        num_tokens: longest answer, in tokens.
+    """
+
+    num_tokens: int = 30
 
 
-def check_launcher(
-    launcher: str,
-    address: str | None = None,
-    num_workers: int | None = None,
-    gpus_per_worker: float | None = None,
-) -> None:
-    """Raise ValueError unless the launcher is known and may have these settings."""
-    if launcher not in LAUNCHERS:
-        raise ValueError(f"unknown launcher {launcher!r}; valid are {', '.join(LAUNCHERS)}")
-    if launcher == "local":
-        settings = {
-            "address": address,
-            "num_workers": num_workers,
-            "gpus_per_worker": gpus_per_worker,
-        }
-        for name, value in settings.items():
-            if value is not None:
-                raise ValueError(f"{name}={value!r} needs the launcher ray")
-    if num_workers is not None and num_workers < 1:
-        raise ValueError(f"num_workers must be at least 1, not {num_workers}")
-    if gpus_per_worker is not None and not 0 <= gpus_per_worker <= 1:
-        raise ValueError(f"gpus_per_worker must be from 0 to 1, not {gpus_per_worker}")
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """Where a sweep runs.
 
+    Attributes:
+        launcher: local (this process), or ray (workers of a Ray cluster, which load both models
+            themselves, by name; see docs/clusters.md).
+        address: the Ray cluster; by default the one on this machine (or that RAY_ADDRESS names),
+            else one made for this sweep.
+        num_workers: Ray workers; as many as there is room for by default.
+        gpus_per_worker: part of a GPU that a Ray worker takes, 0 to 1; 1 by default if the vanilla
+            model is on one here, else 0: a worker then takes as many CPUs as torch has threads.
+        shard: measure only the i-th of n parts of the work (from 1), for batch systems.
+    """
 
-def by_name(
-    unlearned: LanguageModel | str | os.PathLike[str] | Sequence[LanguageModel | str],
-) -> dict[str, LanguageModel | str]:
-    """The unlearned models, or their specifications."""
-    given = [unlearned] if isinstance(unlearned, LanguageModel | str | os.PathLike) else unlearned
-    found: dict[str, LanguageModel | str] = {}
-    for item in given:
-        source = item if isinstance(item, LanguageModel) else os.fspath(item)
-        name = source.name if isinstance(source, LanguageModel) else source
-        if name in found:
-            raise ValueError(f"the unlearned model {name!r} stands twice")
-        found[name] = source
-    if not found:
-        raise ValueError("no unlearned models: give at least one")
-    return found
+    launcher: Launcher = "local"
+    address: str | None = None
+    num_workers: int | None = None
+    gpus_per_worker: float | None = None
+    shard: tuple[int, int] = (1, 1)
 
-
-def part(places: list[tuple[str, int]], shard: tuple[int, int]) -> list[tuple[str, int]]:
-    """The i-th of n equal parts; neighbours stay together, as they share an unlearned model."""
-    index, count = shard
-    start, stop = (-(-len(places) * number // count) for number in (index - 1, index))
-    return places[start:stop]
+    def __post_init__(self) -> None:
+        index, count = self.shard
+        if not 1 <= index <= count:
+            raise ValueError(f"shard must be i/n with 1 ≤ i ≤ n, not {index}/{count}")
+        if self.launcher not in get_args(Launcher):
+            raise ValueError(
+                f"unknown launcher {self.launcher!r}; valid: {', '.join(get_args(Launcher))}"
+            )
+        if self.launcher == "local":
+            for name in ("address", "num_workers", "gpus_per_worker"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(f"{name}={value!r} needs the launcher ray")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, not {self.num_workers}")
+        if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker <= 1:
+            raise ValueError(f"gpus_per_worker must be from 0 to 1, not {self.gpus_per_worker}")

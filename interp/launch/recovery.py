@@ -1,4 +1,4 @@
-"""What a sweep measured, and how to look at it."""
+"""Results of a sweep: losses, and the tables and figures made of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from interp.data.trajectories import Trajectory
-from interp.recovery.krs import krs_table
+from interp.recovery.krs import compute_krs
 from interp.results import read_losses
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recovery:
-    """What a sweep measured.
+    """Results of a sweep.
 
     Attributes:
         losses: one row per (unlearned model, language, question, site, layer); the columns are
@@ -31,23 +31,23 @@ class Recovery:
     losses: pd.DataFrame
 
     def krs(self, *, variant: str | None = None, by: Sequence[str] = ("language",)) -> pd.DataFrame:
-        """The knowledge recovery score per language, site and layer, with bootstrap intervals.
+        """Compute the knowledge recovery score per cell, with bootstrap intervals.
 
-        See `recovery.krs.krs_table`.
+        See `recovery.krs.compute_krs`.
         """
-        return krs_table(self.losses, variant=variant, by=by)
+        return compute_krs(self.losses, variant=variant, by=by)
 
     def heatmap(self, *, title: str | None = None) -> Figure:
-        """Language × layer, one facet per site. See `figures.heatmap`."""
+        """Draw language × layer, one facet per site. See `figures.plot_heatmap`."""
         from interp import figures
 
-        return figures.heatmap(self.krs(), title=title)
+        return figures.plot_heatmap(self.krs(), title=title)
 
     def lines(self, *, title: str | None = None) -> Figure:
-        """KRS over layers with intervals, one facet per language. See `figures.lines`."""
+        """Draw KRS over layers with intervals, one facet per language. See `figures.plot_lines`."""
         from interp import figures
 
-        return figures.lines(self.krs(), title=title)
+        return figures.plot_lines(self.krs(), title=title)
 
     def explore(
         self,
@@ -56,7 +56,7 @@ class Recovery:
         *,
         title: str | None = None,
     ) -> Explorer:
-        """The heatmap to click through, with the questions behind each cell; Jupyter shows it.
+        """Make the heatmap to click through, with the questions behind each cell; Jupyter shows it.
 
         `.write("explore.html")` makes one file that opens without a network.
 
@@ -92,7 +92,7 @@ class Recovery:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Recovery:
-        """What the sweeps in a run directory measured.
+        """Read what the sweeps in a run directory measured.
 
         Raises:
             ValueError: it is no run directory, or holds no losses.

@@ -1,4 +1,4 @@
-"""A PEFT adapter and its base model become a plain model.
+"""PEFT adapters: an adapter and its base model become a plain model.
 
 Either the adapter is merged, or, where the base is another model's memory, LoRA's matrices stand
 beside the weights (`low_rank`): the same numbers without a second model.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_adapter_config(directory: Path) -> PeftConfig:
-    """What an adapter directory says about itself.
+    """Read the configuration of an adapter directory.
 
     Raises:
         ImportError: peft is not installed.
@@ -50,10 +50,10 @@ def read_adapter_config(directory: Path) -> PeftConfig:
     return config
 
 
-def parameters_written(directory: Path, model: PreTrainedModel) -> set[str] | None:
-    """The base's own parameters that an adapter has values for: biases, embeddings.
+def list_written_parameters(directory: Path, model: PreTrainedModel) -> set[str] | None:
+    """List the base's own parameters that an adapter has values for: biases, embeddings.
 
-    None where the adapter is a pickle.
+    Returns None where the adapter is a pickle.
 
     Raises:
         ValueError: the file is damaged.
@@ -67,7 +67,7 @@ def parameters_written(directory: Path, model: PreTrainedModel) -> set[str] | No
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{str(file)!r} cannot be read: {error}") from error
     names = {key.removeprefix("base_model.model.").replace(".base_layer.", ".") for key in keys}
-    # Tied parameters have several names, of which one is told.
+    # Tied parameters have several names, of which one is listed.
     every = model.named_parameters(remove_duplicate=False)
     written = {id(parameter) for name, parameter in every if name in names}
     return {name for name, parameter in model.named_parameters() if id(parameter) in written}
@@ -81,16 +81,16 @@ def add_adapter(
     base_name: str,
     shares_memory: bool = False,
 ) -> PreTrainedModel:
-    """The model with the adapter in its weights (for LoRA: W + scale * B A). It changes `model`.
+    """Add an adapter to the weights of `model`, in place (for LoRA: W + scale * B A).
 
     Args:
         directory: holds the adapter.
         config: what it says about itself.
         model: the base.
         base_name: what it is called in an error.
-        shares_memory: the base's weights are another model's, but for `parameters_written`. What
-            plain LoRA changes is kept as W, A and B, where that is less than the merged weight; all
-            else is merged into memory of its own.
+        shares_memory: the base's weights are another model's, but for `list_written_parameters`.
+            What plain LoRA changes is kept as W, A and B, where that is less than the merged
+            weight; all else is merged into memory of its own.
 
     Raises:
         ValueError: the adapter was made for another model.
@@ -123,10 +123,10 @@ def _keep_low_rank(model: PreTrainedModel) -> None:
     from peft.tuners.lora.layer import Linear
 
     embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    found: list[tuple[str, Any]] = [
+    layers: list[tuple[str, Any]] = [
         (path, module) for path, module in model.named_modules() if type(module) is Linear
     ]
-    for path, adapted in found:
+    for path, adapted in layers:
         if adapted.lora_variant or any(adapted.lora_bias.values()):
             continue
         module = adapted.get_base_layer()
@@ -137,7 +137,7 @@ def _keep_low_rank(model: PreTrainedModel) -> None:
             or a.numel() + b.numel() >= module.weight.numel()
         ):
             continue
-        module._parameters["weight"] = LowRankSum.of(
+        module._parameters["weight"] = LowRankSum.from_matrices(
             module.weight,
             a.float(),
             b.float(),

@@ -1,4 +1,4 @@
-"""Where each site lives in each architecture family.
+"""Module paths of each site in each architecture family.
 
 A `Family` is a table of module paths, one per architecture. `find_anatomy` resolves it on a model;
 `check_anatomy` proves on a tiny forward that the table is true of that very model:
@@ -55,7 +55,7 @@ PASSES: dict[str, tuple[str, Literal["input", "output"]]] = {
     "mlp_out": ("values", "output"),
     "resid": ("layer", "output"),
 }
-"""The module that a layer's state passes, by its role (`LayerParts`), and on which side of it."""
+"""Module that a layer's state passes, by its role (`LayerParts`), and on which side of it."""
 
 GATED = Family()
 
@@ -119,7 +119,7 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LayerParts:
-    """The modules of one decoder layer, by role.
+    """Modules of one decoder layer, by role.
 
     `mlp` is None where the layer holds the MLP's matrices directly. `attn_weights` are the
     projections inside the attention block, `norms` every normalisation inside the layer.
@@ -137,7 +137,7 @@ class LayerParts:
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """The parts of one loaded model.
+    """Parts of one loaded model.
 
     `body` maps token ids to final hidden states (after `final`), without the unembedding.
     `num_heads` is the number of attention heads. `logit_cap` is c in z := c·tanh(z / c), None where
@@ -160,29 +160,29 @@ class Anatomy:
         return len(self.layers)
 
     def num_units(self, site: str) -> int:
-        """How many units the site `coef` (coefficients) or `head` (heads) has in a layer."""
-        return self.num_heads if site == "head" else _num_inputs(self.layers[0].values)
+        """Count the units of the site `coef` (coefficients) or `head` (heads) in a layer."""
+        return self.num_heads if site == "head" else _count_inputs(self.layers[0].values)
 
     def channels(self, site: str, units: Sequence[int]) -> list[int]:
-        """Where units stand in a site's last axis: a coefficient in one place, a head in d_head."""
+        """Return units' indices in a site's last axis: one per coefficient, d_head per head."""
         width = 1
         if site == "head":
-            width = _num_inputs(self.layers[0].attn_out) // self.num_heads
+            width = _count_inputs(self.layers[0].attn_out) // self.num_heads
         return [unit * width + place for unit in units for place in range(width)]
 
     @property
     def final_norms(self) -> tuple[nn.Module, ...]:
-        """The normalisation between the last layer and the unembedding, where there is one."""
+        """Normalisation between the last layer and the unembedding, where there is one."""
         return tuple(module for module in self.final if _is_norm(module))
 
     def readout_state(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d"]:
-        """What the unembedding reads: the residual stream after the last layer, normalised."""
+        """Apply the final norm to the residual stream, which gives what the unembedding reads."""
         for module in self.final:
             residual = module(residual)
         return residual
 
     def logits(self, state: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
-        """Raw logits of `readout_state`'s output, capped where the architecture caps them."""
+        """Compute raw logits of `readout_state`'s output, capped where the architecture does."""
         logits = self.unembed(state)
         if self.logit_cap is not None:
             logits = torch.tanh(logits / self.logit_cap) * self.logit_cap
@@ -202,9 +202,7 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
             "restoring them is not defined; dense architectures are supported"
         )
     if name not in FAMILIES:
-        raise ValueError(
-            f"the architecture {name} is not supported; supported are {', '.join(sorted(FAMILIES))}"
-        )
+        raise ValueError(f"unknown architecture {name}; valid: {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[name]
     layers = model.get_submodule(family.layers)
     assert isinstance(layers, nn.ModuleList)
@@ -213,8 +211,8 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     return Anatomy(
         family=family,
         body=model.base_model,
-        layers=tuple(_layer_parts(layer, family) for layer in layers),
-        final=tuple(module for path in family.final if (module := _optional(model, path))),
+        layers=tuple(_find_layer_parts(layer, family) for layer in layers),
+        final=tuple(module for path in family.final if (module := _get_optional(model, path))),
         unembed=unembed,
         num_heads=model.config.num_attention_heads,
         logit_cap=getattr(model.config, "final_logit_softcapping", None),
@@ -286,7 +284,7 @@ def check_anatomy(model: PreTrainedModel, anatomy: Anatomy, *, tolerance: float 
         )
 
 
-def _layer_parts(layer: nn.Module, family: Family) -> LayerParts:
+def _find_layer_parts(layer: nn.Module, family: Family) -> LayerParts:
     attn = layer.get_submodule(family.attn)
     return LayerParts(
         layer=layer,
@@ -302,17 +300,17 @@ def _layer_parts(layer: nn.Module, family: Family) -> LayerParts:
     )
 
 
-def _num_inputs(projection: nn.Module) -> int:
-    """The width of a projection's input; GPT-2's Conv1D holds its weight transposed."""
-    found = getattr(projection, "in_features", None)
-    return projection.get_parameter("weight").shape[0] if found is None else found
+def _count_inputs(projection: nn.Module) -> int:
+    """Return the width of a projection's input; GPT-2's Conv1D holds its weight transposed."""
+    width = getattr(projection, "in_features", None)
+    return projection.get_parameter("weight").shape[0] if width is None else width
 
 
 def _is_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith("Norm")
 
 
-def _optional(model: nn.Module, path: str) -> nn.Module | None:
+def _get_optional(model: nn.Module, path: str) -> nn.Module | None:
     parent, _, name = path.rpartition(".")
     return getattr(model.get_submodule(parent), name, None)
 

@@ -1,4 +1,4 @@
-"""A quantised GGUF file becomes a plain float32 checkpoint, once.
+"""GGUF conversion: a quantised file becomes a plain float32 checkpoint, once.
 
 The conversion is kept under `$INTERP_CACHE` (else `$XDG_CACHE_HOME/interp`, else
 `~/.cache/interp`), named by the file's SHA-256. It is written beside its final place and moved
@@ -58,15 +58,15 @@ _STRING, _ARRAY = 8, 9
 FORMAT = "gguf-1"
 
 
-def cache_directory() -> Path:
-    """Where converted models are kept: `$INTERP_CACHE`, else the user's cache directory."""
+def get_cache_directory() -> Path:
+    """Return where converted models are kept: `$INTERP_CACHE`, else the user's cache directory."""
     if chosen := os.environ.get("INTERP_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "interp"
 
 
-def embedded_checkpoint(name: str) -> Path:
-    """The directory of an embedded model, converted on first use.
+def convert_embedded_model(name: str) -> Path:
+    """Convert an embedded model on first use and return its directory.
 
     Raises:
         ImportError: the package that holds the weights is not installed.
@@ -101,8 +101,8 @@ def embedded_checkpoint(name: str) -> Path:
     return _convert_once(name, digest=package.EXPECTED_SHA256, source=assemble)
 
 
-def gguf_checkpoint(file: Path) -> Path:
-    """The directory of a `.gguf` file's conversion, made on first use.
+def convert_gguf(file: Path) -> Path:
+    """Convert a `.gguf` file on first use and return its directory.
 
     Raises:
         ImportError: what reads GGUF files is not installed.
@@ -118,7 +118,7 @@ def gguf_checkpoint(file: Path) -> Path:
 
 
 def read_converted_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a converted checkpoint, three times as fast as AutoTokenizer reads it."""
+    """Read a converted checkpoint's tokenizer, three times as fast as AutoTokenizer does."""
     settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
     template = directory / "chat_template.jinja"
     if template.exists():
@@ -129,7 +129,7 @@ def read_converted_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def _convert_once(name: str, *, digest: str, source: Callable[[Path], Path]) -> Path:
-    final = cache_directory() / FORMAT / digest
+    final = get_cache_directory() / FORMAT / digest
     if final.exists():
         return final
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
@@ -168,7 +168,7 @@ def _convert_once(name: str, *, digest: str, source: Callable[[Path], Path]) -> 
 
 def _convert(file: Path, directory: Path, *, name: str) -> None:
     try:
-        config = _checked_config(file)
+        config = _read_checked_config(file)
         model: PreTrainedModel
         model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
             str(file.parent),
@@ -186,7 +186,7 @@ def _convert(file: Path, directory: Path, *, name: str) -> None:
             str(file.parent), gguf_file=str(file), local_files_only=True
         )
     except UNREADABLE as error:
-        raise ValueError(f"{name!r} could not be converted: {first_line(error)}") from error
+        raise ValueError(f"{name!r} could not be converted: {summarize_error(error)}") from error
     model.save_pretrained(directory)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
@@ -198,8 +198,8 @@ def _convert(file: Path, directory: Path, *, name: str) -> None:
     ).save_pretrained(directory)
 
 
-def _checked_config(file: Path) -> PretrainedConfig:
-    """The configuration in a header that announces no more than there is.
+def _read_checked_config(file: Path) -> PretrainedConfig:
+    """Read the configuration in a header, which must announce no more than there is.
 
     The library that reads it goes on over the end of the file for as long as a damaged length
     says, and makes room for a model of any size.
@@ -208,7 +208,7 @@ def _checked_config(file: Path) -> PretrainedConfig:
         ValueError, struct.error: a value lies beyond the end of the file, or there are fewer
             weights in the file than in the model that the header describes.
     """
-    num_tensors, num_weights = _announced(file)
+    num_tensors, num_weights = _count_announced(file)
     config = AutoConfig.from_pretrained(
         str(file.parent), gguf_file=str(file), local_files_only=True
     )
@@ -221,12 +221,12 @@ def _checked_config(file: Path) -> PretrainedConfig:
     return config
 
 
-def _announced(file: Path) -> tuple[int, int]:
-    """How many tensors and weights a header announces."""
+def _count_announced(file: Path) -> tuple[int, int]:
+    """Count the tensors and weights that a header announces."""
     with file.open("rb") as opened:
         size = os.fstat(opened.fileno()).st_size
         _, version = struct.unpack("<II", opened.read(8))
-        # As the reader tells the byte order.
+        # As the reader recognises the byte order.
         order = "<" if version & 0xFFFF else ">"
 
         def number(form: str) -> int:
@@ -265,6 +265,6 @@ def _announced(file: Path) -> tuple[int, int]:
     return num_tensors, num_weights
 
 
-def first_line(error: BaseException) -> str:
-    """An error's message as a part of a sentence."""
+def summarize_error(error: BaseException) -> str:
+    """Return an error's first line, to be a part of a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".: ")

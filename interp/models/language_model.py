@@ -1,23 +1,19 @@
-"""A language model with its tokenizer, and what is asked of it everywhere."""
+"""Language model with its tokenizer, its anatomy and its content hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
     from interp.models.anatomy import Anatomy
-    from interp.recovery.exploring import ActivationCache, HookFunction, Prompts
-    from interp.recovery.sites import Positions
 
 # What a configuration says about anything but the function that the model computes.
 NOT_HASHED = frozenset(
@@ -42,9 +38,12 @@ NOT_HASHED = frozenset(
 
 HASH_CHUNK = 2**24
 
+FUNCTIONS = ("run_with_cache", "hooks", "restore")
+"""Functions of `interp` that other libraries have as methods of a model."""
+
 
 class LanguageModel:
-    """A causal language model and its tokenizer, both as they were handed over.
+    """Causal language model and its tokenizer, both as they were handed over.
 
     Attributes:
         model: the Hugging Face model.
@@ -79,9 +78,17 @@ class LanguageModel:
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}, {type(self.model).__name__}, {self.dtype})"
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Raise AttributeError; where a function of `interp` does what is wanted, name it."""
+            if name in FUNCTIONS:
+                raise AttributeError(f"LanguageModel has no {name}: use interp.{name}(model, ...)")
+            return self.__getattribute__(name)
+
     @cached_property
     def anatomy(self) -> Anatomy:
-        """Where each site lives in this model.
+        """Module paths of each site in this model.
 
         Raises:
             ValueError: the architecture is not known.
@@ -92,12 +99,12 @@ class LanguageModel:
 
     @property
     def num_layers(self) -> int:
-        """The number of decoder layers, L."""
+        """Number of decoder layers, L."""
         return self.model.config.num_hidden_layers
 
     @property
     def device(self) -> torch.device:
-        """The device of the first parameter, an embedding: where token ids are wanted.
+        """Device of the first parameter, an embedding: where token ids are wanted.
 
         A model loaded with `device="auto"` has its layers on others too.
         """
@@ -110,26 +117,26 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the model's first floating-point parameter."""
+        """Precision of the model's first floating-point parameter."""
         return self.model.dtype
 
     @property
     def has_packed_weights(self) -> bool:
-        """Whether weights are packed (quantised), so that they are no plain matrices."""
+        """True if weights are packed (quantised), so that they are no plain matrices."""
         return getattr(self.model.config, "quantization_config", None) is not None
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """A text's token ids, with the model's usual special tokens."""
+        """Return a text's token ids, with the model's usual special tokens."""
         return tuple(self.tokenizer(text)["input_ids"])  # pyright: ignore[reportArgumentType]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
         text = self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         assert isinstance(text, str)
         return text
 
     def content_hash(self) -> str:
-        """SHA-256 over the architecture and the weights' names, shapes, precisions and bytes.
+        """Hash the architecture and the weights' names, shapes, precisions and bytes (SHA-256).
 
         The same weights have the same hash however they came here: loaded, made in memory, or
         sharing another model's memory; tied weights count once. It is computed anew at every
@@ -153,94 +160,3 @@ class LanguageModel:
                 digests = pool.map(lambda chunk: hashlib.sha256(chunk).hexdigest(), chunks)
                 lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {' '.join(digests)}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-    def run_with_cache(
-        self, prompts: Prompts, sites: Sequence[str] = ("coef", "attn", "resid")
-    ) -> tuple[Tensor, ActivationCache]:
-        """Run the model once and keep its states.
-
-        logits, cache = model.run_with_cache(["Paris is", "Rome is"], sites=["coef", "head@3"])
-        cache["coef", 5]                 # [query, pos, d_mlp]
-        cache["head", 3]                 # [query, pos, head, d_head]
-        cache.stack("coef")              # [layer, query, pos, d_mlp]
-        cache.tokens[cache.real]         # padding stands on the right
-
-        No gradients are kept. Inside `hooks` and `restore` the run is theirs.
-
-        Args:
-            prompts: a text or several, queries, or trajectories (their whole text).
-            sites: activation sites, of every layer ("coef") or one ("coef@3"), or single heads and
-                coefficients ("head[2]", "coef@3[17]").
-
-        Returns:
-            The logits at each prompt's last token, [query, vocab], and the states. (The logits of
-            all tokens are `model.anatomy.logits` of the final states; with a vocabulary of 262,144
-            they are large.)
-
-        Raises:
-            ValueError: no prompts, a prompt without tokens or longer than the context, or a name
-                that is no activation site.
-        """
-        from interp.recovery.exploring import run_with_cache
-
-        return run_with_cache(self, prompts, sites)
-
-    def hooks(self, functions: Sequence[tuple[str, HookFunction]]) -> AbstractContextManager[None]:
-        """Show states to functions, which may replace them, in every forward inside the block.
-
-        def silence(value, hook):        # value [query, pos, head, d_head]
-            print(hook.name, hook.layer())
-            return value * 0
-
-        with model.hooks([("head@3[2]", silence), ("model.norm", look)]):
-            model.model.generate(**tokens)
-
-        A function is given a state and its `Hook` (`name`, `layer()`); it returns a tensor of the
-        same shape and precision that takes the state's place, or None. As in TransformerLens, what
-        it changes in place is changed. The functions at one place run in their order.
-
-        Args:
-            functions: pairs of a place and a function. A place is an activation site as in
-                `run_with_cache` (of every layer: the function is called for each), or the dotted
-                path of a module, whose output (the first, if several) is then the state.
-
-        Raises:
-            ValueError: a place is neither; or, inside the block, a function returns something else.
-        """
-        from interp.recovery.exploring import hooks
-
-        return hooks(self, functions)
-
-    def restore(
-        self,
-        vanilla: LanguageModel,
-        sites: str | Sequence[str],
-        layers: Sequence[int] | None = None,
-        *,
-        positions: Positions = "all",
-        units: Sequence[int] | Mapping[int, Sequence[int]] | None = None,
-    ) -> AbstractContextManager[None]:
-        """Make every forward inside the block one of this model with the other's parts put in.
-
-        with unlearned.restore(vanilla, "coef+attn", layers=range(11, 16)):
-            unlearned.model.generate(**tokens)
-
-        The other model reads the same tokens beside this one, with a key-value cache of its own.
-        That is exact with and without a cache, for padded batches, sliding windows and beam search.
-
-        Args:
-            vanilla: the model whose parts are put in.
-            sites: sites, activations or parameters, one or several ("coef+attn").
-            layers: the layers; all if None, or those that `sites` or `units` name.
-            positions: where activation sites are restored: "all", the "prompt" (what the first
-                forward of a text reads) or the "answer" (what later forwards read).
-            units: single heads or coefficients, the same in each layer or by layer.
-
-        Raises:
-            ValueError: the models do not match; a site, layer, unit or position is not there; or,
-                inside the block, a forward without token ids, or with a cache that is no
-                `DynamicCache` or was filled outside the block.
-        """
-        from interp.recovery.beside import restore
-
-        return restore(self, vanilla, sites, layers, positions=positions, units=units)

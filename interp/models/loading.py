@@ -1,4 +1,4 @@
-"""A specification becomes a loaded model: `load(spec)`.
+"""Model loading: `load(spec)` turns a specification into a model.
 
 A specification is an embedded name (`gemma-3-270m`), a directory in Hugging Face format (a full
 model or a PEFT adapter), a `.gguf` file, or a Hub id, optionally with `@revision`. The network is
@@ -28,10 +28,10 @@ from transformers import (
 from transformers import __version__ as transformers_version
 
 from interp.models import gguf
-from interp.models.adapters import add_adapter, parameters_written, read_adapter_config
+from interp.models.adapters import add_adapter, list_written_parameters, read_adapter_config
 from interp.models.language_model import LanguageModel
-from interp.models.pairs import check_pair, copy_sharing, share_identical_tensors
-from interp.models.sharing import read_sharing
+from interp.models.pairs import check_pair, copy_with_shared_tensors, share_identical_tensors
+from interp.models.sharing import read_with_shared_tensors
 from interp.models.specs import find_checkpoint
 from interp.models.tokenizers import UNREADABLE, read_tokenizer
 
@@ -87,14 +87,14 @@ def load(
             raise ValueError(f"{loaded.name!r} is in training mode: call model.eval() first")
         _check_finite(loaded.name, loaded.model)
     else:
-        place = like.device if like and device is None else _device(device)
+        place = like.device if like and device is None else _choose_device(device)
         spread = getattr(like.model, "hf_device_map", {}) if like and device is None else {}
-        loaded = _read(
+        loaded = _read_model(
             os.fspath(spec),
             like=like,
             device=place,
             device_map="auto" if device == "auto" else spread if len(spread) > 1 else None,
-            dtype=like.dtype if like and dtype is None else _dtype(dtype, device=place),
+            dtype=like.dtype if like and dtype is None else _choose_dtype(dtype, device=place),
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
@@ -107,7 +107,7 @@ def load(
     return loaded
 
 
-def _read(
+def _read_model(
     spec: str,
     *,
     like: LanguageModel | None,
@@ -127,18 +127,18 @@ def _read(
     directory = find_checkpoint(
         spec, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
-    directory = _last_checkpoint(spec, directory)
+    directory = _find_last_checkpoint(spec, directory)
     base = like
     if (directory / "adapter_config.json").exists():
         _check_safetensors(spec, directory, stems=("adapter_model",), allow_pickle=allow_pickle)
         config = read_adapter_config(directory)
-        base = _base(spec, config, like=like, settings=settings)
+        base = _find_base(spec, config, like=like, settings=settings)
         model = base.model
         written = None
-        if _like_in_memory(like, device=device, device_map=device_map, dtype=dtype):
-            written = parameters_written(directory, model)
+        if _can_share_memory(like, device=device, device_map=device_map, dtype=dtype):
+            written = list_written_parameters(directory, model)
         if written is not None:
-            model = copy_sharing(model, own=written)
+            model = copy_with_shared_tensors(model, own=written)
         elif like is not None:
             model = copy.deepcopy(model)
             model.to(device=None if device_map else device, dtype=dtype)  # pyright: ignore
@@ -158,14 +158,14 @@ def _read(
     return LanguageModel(model, tokenizer, name=spec)
 
 
-def _like_in_memory(
+def _can_share_memory(
     like: LanguageModel | None,
     *,
     device: torch.device,
     device_map: str | dict[str, Any] | None,
     dtype: torch.dtype | None,
 ) -> bool:
-    """Whether a model to be loaded can have the vanilla model's own tensors from the beginning.
+    """Return whether a model to be loaded can hold the vanilla model's tensors from the start.
 
     One that is spread over devices is read apart: the hooks that move its states are bound to it.
     """
@@ -177,8 +177,8 @@ def _like_in_memory(
     )
 
 
-def _last_checkpoint(spec: str, directory: Path) -> Path:
-    """Of a trainer's output directory that holds checkpoints alone, the last of them."""
+def _find_last_checkpoint(spec: str, directory: Path) -> Path:
+    """Find the last checkpoint of a trainer's output directory that holds nothing else."""
     if any((directory / name).exists() for name in ("config.json", "adapter_config.json")):
         return directory
     steps = {
@@ -196,7 +196,7 @@ def _last_checkpoint(spec: str, directory: Path) -> Path:
     return last
 
 
-def _base(
+def _find_base(
     spec: str, config: PeftConfig, *, like: LanguageModel | None, settings: dict[str, Any]
 ) -> LanguageModel:
     recorded = str(config.base_model_name_or_path or "")
@@ -214,7 +214,7 @@ def _base(
     if config.revision and not Path(recorded).exists():
         recorded = f"{recorded}@{config.revision}"
     try:
-        return _read(recorded, like=None, **settings)
+        return _read_model(recorded, like=None, **settings)
     except ValueError as error:
         raise ValueError(
             f"the model that the adapter {spec!r} was trained on could not be loaded, pass it as "
@@ -233,12 +233,12 @@ def _check_config(spec: str, directory: Path, *, trust_remote_code: bool) -> Pre
             or (entry / "config.json").exists()
             or (entry / "adapter_config.json").exists()
         )
-        found = (
+        hint = (
             f"give one of those in it: {', '.join(repr(str(entry)) for entry in loadable)}"
             if loadable
             else "a model is a directory written by save_pretrained"
         )
-        raise ValueError(f"{spec!r} holds neither config.json nor adapter_config.json: {found}")
+        raise ValueError(f"{spec!r} holds neither config.json nor adapter_config.json: {hint}")
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -262,7 +262,7 @@ def _check_config(spec: str, directory: Path, *, trust_remote_code: bool) -> Pre
             ) from error
         raise ValueError(
             f"{spec!r} has a configuration (model_type {str(written.get('model_type'))[:40]!r}) "
-            f"that transformers {transformers_version} cannot read: {gguf.first_line(error)}"
+            f"that transformers {transformers_version} cannot read: {gguf.summarize_error(error)}"
         ) from error
     names = config.architectures or []
     if config.is_encoder_decoder or (
@@ -290,10 +290,9 @@ def _read_weights(
     _check_safetensors(spec, directory, stems=("model", "pytorch_model"), allow_pickle=allow_pickle)
     packed = getattr(config, "quantization_config", None) is not None
     try:
-        if like is not None and _like_in_memory(
-            like, device=device, device_map=device_map, dtype=dtype
-        ):
-            shared = None if allow_pickle else read_sharing(directory, config, like=like.model)
+        shareable = _can_share_memory(like, device=device, device_map=device_map, dtype=dtype)
+        if like is not None and shareable and not allow_pickle:
+            shared = read_with_shared_tensors(directory, config, like=like.model)
             if shared is not None:
                 return shared
         model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
@@ -309,17 +308,17 @@ def _read_weights(
             device_map=device_map or ({"": device} if packed else None),
         )
     except (*UNREADABLE, SafetensorError) as error:
-        raise ValueError(f"{spec!r} could not be loaded: {gguf.first_line(error)}") from error
+        raise ValueError(f"{spec!r} could not be loaded: {gguf.summarize_error(error)}") from error
     if report["missing_keys"]:
         raise ValueError(
             f"{spec!r} lacks weights for {len(report['missing_keys'])} of its model's parameters, "
             f"the first {min(report['missing_keys'])}: save the whole model with save_pretrained"
         )
     if report["mismatched_keys"]:
-        name, found, expected = min(report["mismatched_keys"])
+        name, shape, expected = min(report["mismatched_keys"])
         raise ValueError(
             f"{spec!r} has weights of another shape than its config.json says: {name} is "
-            f"{tuple(found)} instead of {tuple(expected)}"
+            f"{tuple(shape)} instead of {tuple(expected)}"
         )
     if device_map is None:
         return model if packed else model.to(device)
@@ -374,7 +373,7 @@ def _check_finite(spec: str, model: PreTrainedModel) -> None:
             raise ValueError(f"{spec!r} has NaN or infinite weights, the first in {name}")
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def _choose_device(device: str | torch.device | None) -> torch.device:
     if device == "auto" and find_spec("accelerate") is None:
         raise ImportError("device='auto' needs the package accelerate: pip install accelerate")
     if device in (None, "auto"):
@@ -383,15 +382,15 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device {str(device)!r} cannot be used here ({gguf.first_line(error)}): "
+            f"device {str(device)!r} cannot be used here ({gguf.summarize_error(error)}): "
             "use 'cpu', or 'cuda' where there is a GPU"
         ) from error
 
 
-def _dtype(dtype: str | torch.dtype | None, *, device: torch.device) -> torch.dtype | None:
+def _choose_dtype(dtype: str | torch.dtype | None, *, device: torch.device) -> torch.dtype | None:
     if dtype is None:
         return torch.float32 if device.type == "cpu" else None
     chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if chosen not in DTYPES.values():
-        raise ValueError(f"dtype {str(dtype)!r} is not one of {', '.join(DTYPES)}")
+        raise ValueError(f"unknown dtype {str(dtype)!r}; valid: {', '.join(DTYPES)}")
     return chosen  # pyright: ignore[reportReturnType]

@@ -1,4 +1,4 @@
-"""A weight that is another's plus a low-rank matrix, W + s·B A, and that is made when it is read.
+"""Low-rank sums: a weight W + s·B A that shares W and is made when it is read.
 
 LoRA leaves a model's weights as they are and trains two thin matrices beside each. Merged, every
 weight that it touches is a matrix of its own; as `LowRankSum` it stays V's, and the sum lives as
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 
 class LowRankSum(nn.Parameter):
-    """W + s·B A as a parameter of a module. It holds W (not a copy), A and B.
+    """Parameter of a module that is W + s·B A. It holds W (not a copy), A and B.
 
     Every operation on it is one on the sum, made anew; `detach()` and `.data` are the sum as an
     ordinary tensor, and so is what a deep copy holds. It cannot be written into or trained.
@@ -31,7 +31,7 @@ class LowRankSum(nn.Parameter):
     held: Tensor | None = None
 
     @classmethod
-    def of(
+    def from_matrices(
         cls,
         base: Float[Tensor, "rows columns"],
         a: Float[Tensor, "rank in"],
@@ -49,46 +49,46 @@ class LowRankSum(nn.Parameter):
             scale: s.
             transposed: W is held transposed.
         """
-        found = Tensor._make_wrapper_subclass(
+        total = Tensor._make_wrapper_subclass(
             cls, base.shape, strides=base.stride(), dtype=base.dtype, device=base.device
         )
-        found.base = base if isinstance(base, cls) else base.detach()
-        found.low_rank = a, b, scale, transposed
-        return found
+        total.base = base if isinstance(base, cls) else base.detach()
+        total.low_rank = a, b, scale, transposed
+        return total
 
-    def merged(self) -> Tensor:
-        """The sum as an ordinary tensor, rounded as peft does when it merges."""
+    def merge(self) -> Tensor:
+        """Return the sum as an ordinary tensor, rounded as peft does when it merges."""
         if self.low_rank is None:
             return self.base
         if self.held is not None:
             return self.held
         a, b, scale, transposed = self.low_rank
-        delta = torch.mm(b, a, out=_room(len(b), a.shape[1], like=b)).mul_(scale)
+        delta = torch.mm(b, a, out=_allocate(len(b), a.shape[1], like=b)).mul_(scale)
         if transposed:
             delta = delta.T
-        found = delta
+        total = delta
         if delta.dtype != self.base.dtype:
-            found = _room(*self.base.shape, like=self.base).copy_(delta)
-        return found.add_(_plain(self.base))
+            total = _allocate(*self.base.shape, like=self.base).copy_(delta)
+        return total.add_(_merge_if_sum(self.base))
 
-    def again(self) -> nn.Parameter:
-        """Another parameter that holds the same memory."""
+    def alias(self) -> nn.Parameter:
+        """Return another parameter that holds the same memory."""
         if self.low_rank is None:
             return nn.Parameter(self.base, requires_grad=False)
         a, b, scale, transposed = self.low_rank
-        return LowRankSum.of(self.base, a, b, scale=scale, transposed=transposed)
+        return LowRankSum.from_matrices(self.base, a, b, scale=scale, transposed=transposed)
 
     @property
     def own_bytes(self) -> int:
-        """The memory of A and B, or of the sum, once that was moved or converted."""
+        """Memory of A and B, or of the sum, once that was moved or converted."""
         if self.low_rank is None:
             return self.base.nbytes
         return sum(part.nbytes for part in self.low_rank[:2])
 
     @property
     def data(self) -> Tensor:
-        """The sum. Set by `model.to(…)`, it becomes an ordinary tensor elsewhere."""
-        return self.merged()
+        """Sum as a tensor. Set by `model.to(…)`, it becomes an ordinary tensor elsewhere."""
+        return self.merge()
 
     @data.setter
     def data(self, value: Tensor) -> None:
@@ -97,8 +97,8 @@ class LowRankSum(nn.Parameter):
             self.base, self.low_rank, self.held = value, None, None
 
     def __deepcopy__(self, _memo: dict) -> nn.Parameter:
-        """An ordinary parameter, without gradient."""
-        return nn.Parameter(self.merged().clone(), requires_grad=False)
+        """Return an ordinary parameter, without gradient."""
+        return nn.Parameter(self.merge().clone(), requires_grad=False)
 
     @classmethod
     def __torch_dispatch__(
@@ -116,12 +116,12 @@ class LowRankSum(nn.Parameter):
                     "a weight that is the vanilla model's plus a LoRA adapter's cannot be written "
                     "into: copy.deepcopy(model) makes a model with weights of its own"
                 )
-        args, given = tree_map_only(cls, _plain, (tuple(args), given))
+        args, given = tree_map_only(cls, _merge_if_sum, (tuple(args), given))
         return func(*args, **given)
 
 
 @contextmanager
-def sums_held(*modules: nn.Module) -> Iterator[None]:
+def hold_sums(*modules: nn.Module) -> Iterator[None]:
     """Make the sums in some modules once, and hold them inside the block.
 
     It takes the memory of merged weights, and is worth it where they are read again and again: a
@@ -135,15 +135,15 @@ def sums_held(*modules: nn.Module) -> Iterator[None]:
     }.values()
     try:
         for parameter in sums:
-            parameter.held = parameter.merged()
+            parameter.held = parameter.merge()
         yield
     finally:
         for parameter in sums:
             parameter.held = None
 
 
-def _room(*shape: int, like: Tensor) -> Tensor:
-    """Uninitialised memory that goes back to the system when it is freed.
+def _allocate(*shape: int, like: Tensor) -> Tensor:
+    """Return uninitialised memory that goes back to the system when it is freed.
 
     In the heap of a process, blocks of this size that come and go leave holes which smaller tensors
     begin to fill, and the next block finds no room in them.
@@ -154,5 +154,5 @@ def _room(*shape: int, like: Tensor) -> Tensor:
     return torch.frombuffer(mmap.mmap(-1, size), dtype=like.dtype)[: math.prod(shape)].view(shape)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.merged() if isinstance(tensor, LowRankSum) else tensor
+def _merge_if_sum(tensor: Tensor) -> Tensor:
+    return tensor.merge() if isinstance(tensor, LowRankSum) else tensor

@@ -1,4 +1,4 @@
-"""Vanilla and unlearned as a pair: do they match, and what do they share?
+"""Comparison of a vanilla and an unlearned model, and memory that they share.
 
 Everything here compares bits, so NaN equals itself and 0.0 differs from -0.0.
 """
@@ -27,7 +27,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def check_pair(vanilla: LanguageModel, unlearned: LanguageModel) -> None:
-    """Refuse two models that cannot be put together, naming the first difference.
+    """Raise ValueError if two models cannot form a pair, naming the first difference.
 
     Compared are the architecture, the number of layers and their sizes, the precision, every
     parameter's name and shape (unless weights are packed, which changes both), and the tokenizers'
@@ -36,10 +36,10 @@ def check_pair(vanilla: LanguageModel, unlearned: LanguageModel) -> None:
     Raises:
         ValueError: they differ.
     """
-    for what, left, right in _differences(vanilla, unlearned):
+    for name, left, right in _compare_models(vanilla, unlearned):
         if left != right:
             raise ValueError(
-                f"{unlearned.name!r} does not match {vanilla.name!r}: {what} is {right} in the "
+                f"{unlearned.name!r} does not match {vanilla.name!r}: {name} is {right} in the "
                 f"unlearned and {left} in the vanilla model"
             )
 
@@ -54,36 +54,36 @@ def share_identical_tensors(vanilla: LanguageModel, unlearned: LanguageModel) ->
         The bytes that the unlearned model no longer holds for itself. A tensor on another device
         than its counterpart is left alone.
     """
-    theirs = _tensors(vanilla)
+    theirs = _collect_tensors(vanilla)
     saved = 0
     seen: set[int] = set()
-    for name, tensor in _tensors(unlearned).items():
+    for name, tensor in _collect_tensors(unlearned).items():
         other = theirs.get(name)
         # Parameters that are tied are one object with two names.
         if other is None or id(tensor) in seen or isinstance(tensor, LowRankSum):
             continue
         seen.add(id(tensor))
-        if tensor.data_ptr() != other.data_ptr() and same_bits(tensor, other):
+        if tensor.data_ptr() != other.data_ptr() and have_same_bits(tensor, other):
             tensor.data = other.data
             saved += tensor.nbytes
     return saved
 
 
-def identical(vanilla: LanguageModel, unlearned: LanguageModel) -> bool:
-    """Whether every weight of the two models has the same bits (V = U)."""
+def are_identical(vanilla: LanguageModel, unlearned: LanguageModel) -> bool:
+    """Return whether every weight of the two models has the same bits (V = U)."""
     theirs, ours = (wrapped.model.state_dict(keep_vars=True) for wrapped in (vanilla, unlearned))
     return theirs.keys() == ours.keys() and all(
-        same_bits(ours[name].to(tensor.device), tensor) for name, tensor in theirs.items()
+        have_same_bits(ours[name].to(tensor.device), tensor) for name, tensor in theirs.items()
     )
 
 
-def _tensors(wrapped: LanguageModel) -> dict[str, Tensor]:
+def _collect_tensors(wrapped: LanguageModel) -> dict[str, Tensor]:
     model = wrapped.model
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
 
 
-def same_bits(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors are of the same shape, precision and device and have the same bits."""
+def have_same_bits(left: Tensor, right: Tensor) -> bool:
+    """Return whether two tensors agree in shape, precision, device and every bit."""
     left, right = left.detach(), right.detach()
     if (left.shape, left.dtype, left.device) != (right.shape, right.dtype, right.device):
         return False
@@ -95,7 +95,7 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
     return torch.equal(left.contiguous().view(integer), right.contiguous().view(integer))
 
 
-def _differences(vanilla: LanguageModel, unlearned: LanguageModel):
+def _compare_models(vanilla: LanguageModel, unlearned: LanguageModel):
     left, right = vanilla.model, unlearned.model
     yield "the architecture", type(left).__name__, type(right).__name__
     for size in SIZES:
@@ -106,10 +106,10 @@ def _differences(vanilla: LanguageModel, unlearned: LanguageModel):
         others = {name: tuple(tensor.shape) for name, tensor in right.named_parameters()}
         for name in shapes | others:
             yield f"{name}'s shape", shapes.get(name, "absent"), others.get(name, "absent")
-    yield from _tokenizer_differences(vanilla.tokenizer, unlearned.tokenizer)
+    yield from _compare_tokenizers(vanilla.tokenizer, unlearned.tokenizer)
 
 
-def _tokenizer_differences(left: PreTrainedTokenizerBase, right: PreTrainedTokenizerBase):
+def _compare_tokenizers(left: PreTrainedTokenizerBase, right: PreTrainedTokenizerBase):
     if left is right:
         return
     vocabulary, other = left.get_vocab(), right.get_vocab()
@@ -127,8 +127,8 @@ def _tokenizer_differences(left: PreTrainedTokenizerBase, right: PreTrainedToken
         yield f"the tokenizer's {name}", getattr(left, name), getattr(right, name)
 
 
-def copy_sharing(model: PreTrainedModel, own: Collection[str]) -> PreTrainedModel:
-    """A copy of which only the named parameters have memory of their own; none has a gradient.
+def copy_with_shared_tensors(model: PreTrainedModel, own: Collection[str]) -> PreTrainedModel:
+    """Copy a model so that only the named parameters have memory of their own; none has a gradient.
 
     Args:
         model: left untouched; all other parameters and all buffers of the copy are its memory.
@@ -139,7 +139,7 @@ def copy_sharing(model: PreTrainedModel, own: Collection[str]) -> PreTrainedMode
         if name in own:
             continue
         memo[id(parameter)] = (
-            parameter.again()
+            parameter.alias()
             if isinstance(parameter, LowRankSum)
             else nn.Parameter(parameter.data, requires_grad=False)
         )

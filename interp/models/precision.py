@@ -1,4 +1,4 @@
-"""In which precision models compute, and where scores stay in float32 whatever it is.
+"""Numerical precision of forwards; final norm and unembedding stay in float32 where it is reduced.
 
 float32, bfloat16 and float16 are the precision of the weights (`load(dtype=)`). The others say what
 is done with them, only inside `precision(…)`:
@@ -33,19 +33,19 @@ WEIGHTS: dict[str, torch.dtype] = {
     "bf32": torch.float32,
     "mixed": torch.bfloat16,
 }
-"""The precision of the weights that each works on."""
+"""Precision of the weights that each works on."""
 
 
 def check_dtype(dtype: str | None) -> None:
     """Raise ValueError unless `dtype` is a known name, or None for the models' own precision."""
     if dtype is not None and dtype not in get_args(Dtype):
-        raise ValueError(f"unknown dtype {dtype!r}; valid are {', '.join(get_args(Dtype))}")
+        raise ValueError(f"unknown dtype {dtype!r}; valid: {', '.join(get_args(Dtype))}")
 
 
 def check_possible(dtype: Dtype | None, *models: LanguageModel) -> None:
-    """Raise ValueError where models cannot be computed with in this precision.
+    """Raise ValueError unless models can be computed with in this precision.
 
-    `dtype` is not of their weights or this machine cannot do it, or weights are offloaded.
+    `dtype` must be of their weights and possible on this machine, and no weight offloaded.
     """
     for model in models:
         if any(value.is_meta for value in model.model.parameters()):
@@ -56,10 +56,10 @@ def check_possible(dtype: Dtype | None, *models: LanguageModel) -> None:
         if dtype is None:
             continue
         if model.dtype != WEIGHTS[dtype]:
-            wanted = _name(WEIGHTS[dtype])
+            wanted = _format_dtype(WEIGHTS[dtype])
             raise ValueError(
                 f"dtype {dtype!r} needs models in {wanted}, and {model.name!r} is in "
-                f"{_name(model.dtype)}: load it with dtype={wanted!r}"
+                f"{_format_dtype(model.dtype)}: load it with dtype={wanted!r}"
             )
         place = model.device
         if dtype == "tf32" and not (
@@ -77,7 +77,7 @@ def check_possible(dtype: Dtype | None, *models: LanguageModel) -> None:
 
 
 def has_matrix_units() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16.
+    """Return whether this CPU multiplies matrices in bfloat16.
 
     AVX-512 BF16 alone does not count: there oneDNN multiplies float32 matrices as float32.
     """
@@ -85,7 +85,7 @@ def has_matrix_units() -> bool:
 
 
 @contextmanager
-def precision(dtype: str | None, models: Iterable[LanguageModel]) -> Iterator[None]:
+def set_precision(dtype: str | None, models: Iterable[LanguageModel]) -> Iterator[None]:
     """Let models compute in a precision inside the block; the settings are as before after it.
 
     Args:
@@ -94,16 +94,18 @@ def precision(dtype: str | None, models: Iterable[LanguageModel]) -> Iterator[No
     """
     products = {"tf32": {"cuda": "tf32"}, "bf32": {"cpu": "bf16"}}.get(dtype or "", {})
     with ExitStack() as stack:
-        stack.enter_context(float32_products(**products))
+        stack.enter_context(set_matmul_precision(**products))
         if dtype in ("tf32", "bf32", "mixed"):
             readouts = [(*model.anatomy.final, model.anatomy.unembed) for model in models]
-            stack.enter_context(in_float32([module for readout in readouts for module in readout]))
+            stack.enter_context(
+                compute_in_float32([module for readout in readouts for module in readout])
+            )
         yield
 
 
 @contextmanager
-def float32_products(*, cuda: str = "ieee", cpu: str = "ieee") -> Iterator[None]:
-    """How products of float32 matrices are rounded inside the block: by default as float32 is."""
+def set_matmul_precision(*, cuda: str = "ieee", cpu: str = "ieee") -> Iterator[None]:
+    """Set how products of float32 matrices are rounded in the block: by default as float32 is."""
     if not hasattr(torch.backends.mkldnn, "matmul"):  # torch 2.8
         if (cuda, cpu) != ("ieee", "ieee"):
             raise ImportError("tf32 and bf32 need torch 2.9 or later: pip install -U torch")
@@ -122,7 +124,7 @@ def float32_products(*, cuda: str = "ieee", cpu: str = "ieee") -> Iterator[None]
 
 
 @contextmanager
-def in_float32(modules: Sequence[nn.Module]) -> Iterator[None]:
+def compute_in_float32(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Let modules compute in float32: inputs and parameters are cast for the call alone.
 
     One module's parameters at a time are held in float32, so that a whole model can be run so.
@@ -132,7 +134,7 @@ def in_float32(modules: Sequence[nn.Module]) -> Iterator[None]:
     def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         stack = ExitStack()
         running.append(stack)
-        stack.enter_context(float32_products())
+        stack.enter_context(set_matmul_precision())
         own = dict(module._parameters)
         stack.callback(module._parameters.update, own)
         module._parameters.update({name: _cast(value) for name, value in own.items()})
@@ -151,9 +153,9 @@ def in_float32(modules: Sequence[nn.Module]) -> Iterator[None]:
         yield
 
 
-def whole_in_float32(model: LanguageModel):
-    """`in_float32` for every module of a model that has parameters."""
-    return in_float32(
+def compute_model_in_float32(model: LanguageModel):
+    """Apply `compute_in_float32` to every module of a model that has parameters."""
+    return compute_in_float32(
         [
             module
             for module in model.model.modules()
@@ -166,5 +168,5 @@ def _cast(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _name(dtype: torch.dtype) -> str:
+def _format_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""A checkpoint read beside a model that is in memory already: what is the same is not held twice.
+"""Loading a checkpoint beside a model in memory: tensors with the same bits are held once.
 
 The model starts as one whose every tensor is the other's. Each of the checkpoint's tensors is then
 read, compared and dropped where it has the same bits, so that memory never holds more than the one
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from interp.models.language_model import NOT_HASHED
-from interp.models.pairs import copy_sharing, same_bits
+from interp.models.pairs import copy_with_shared_tensors, have_same_bits
 
 RENAMED = {"embed_out.weight": "lm_head.weight"}
 """Names in checkpoints for which transformers has others: GPT-NeoX's."""
@@ -30,10 +30,10 @@ BLOCK = 1 << 24
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def read_sharing(
+def read_with_shared_tensors(
     directory: Path, config: PreTrainedConfig, *, like: PreTrainedModel
 ) -> PreTrainedModel | None:
-    """The checkpoint's model, in the precision of another and on its devices, sharing its memory.
+    """Read a checkpoint's model in the precision of another, on its devices, sharing its memory.
 
     Args:
         directory: a checkpoint in safetensors.
@@ -51,15 +51,17 @@ def read_sharing(
     if (
         type(like).__name__ not in (config.architectures or ())
         or type(like.config) is not type(config)
-        or _function(like.config) != _function(config)
+        or _select_functional_settings(like.config) != _select_functional_settings(config)
     ):
         return None
     held = like.state_dict(keep_vars=True)
-    stored = {key: (file, shape) for file in _files(directory) for key, shape in _shapes(file)}
+    stored = {
+        key: (file, shape) for file in _list_files(directory) for key, shape in _read_shapes(file)
+    }
     names = {
         key: name
         for key in stored
-        if (name := _name(key, held, like.base_model_prefix)) is not None
+        if (name := _match_name(key, held, like.base_model_prefix)) is not None
     }
     counterparts = [held[name] for name in names.values()]
     # Each tensor in memory has one counterpart; tied ones have several names, of which one is kept.
@@ -69,11 +71,11 @@ def read_sharing(
         or any(held[name].shape != stored[key][1] for key, name in names.items())
     ):
         return None
-    model = copy_sharing(like, own=())
+    model = copy_with_shared_tensors(like, own=())
     for key, name in names.items():
         other = held[name].detach()
-        blocks = partial(_blocks, stored[key][0], key, other)
-        if not all(same_bits(block, other[rows]) for rows, block in blocks()):
+        blocks = partial(_read_blocks, stored[key][0], key, other)
+        if not all(have_same_bits(block, other[rows]) for rows, block in blocks()):
             tensor = torch.empty_like(other)
             for rows, block in blocks():
                 tensor[rows] = block
@@ -89,8 +91,8 @@ def read_sharing(
     return model
 
 
-def _blocks(file: Path, key: str, other: Tensor) -> Iterator[tuple[Any, Tensor]]:
-    """A stored tensor, some rows at a time, in the precision of another of its shape.
+def _read_blocks(file: Path, key: str, other: Tensor) -> Iterator[tuple[Any, Tensor]]:
+    """Yield a stored tensor, some rows at a time, in the precision of another of its shape.
 
     The file is opened anew for each, as what was read of an open file stays in memory.
     """
@@ -113,8 +115,8 @@ def _put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
         module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
 
 
-def _function(config: PreTrainedConfig) -> dict[str, object]:
-    """What a configuration says about the function that the model computes."""
+def _select_functional_settings(config: PreTrainedConfig) -> dict[str, object]:
+    """Select the settings that determine the function that the model computes."""
     return {
         key: value
         for key, value in config.to_dict().items()
@@ -122,7 +124,7 @@ def _function(config: PreTrainedConfig) -> dict[str, object]:
     }
 
 
-def _files(directory: Path) -> list[Path]:
+def _list_files(directory: Path) -> list[Path]:
     whole = directory / "model.safetensors"
     if whole.exists():
         return [whole]
@@ -134,13 +136,13 @@ def _files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
-def _shapes(file: Path) -> list[tuple[str, tuple[int, ...]]]:
+def _read_shapes(file: Path) -> list[tuple[str, tuple[int, ...]]]:
     with safe_open(file, framework="pt") as opened:
         return [(key, tuple(opened.get_slice(key).get_shape())) for key in opened.keys()]  # noqa: SIM118
 
 
-def _name(key: str, held: Collection[str], prefix: str) -> str | None:
-    """A stored tensor's name in the model: the same, with the body's before it, or renamed."""
+def _match_name(key: str, held: Collection[str], prefix: str) -> str | None:
+    """Match a stored tensor's name to the model's: the same, with the body's prefix, or renamed."""
     for name in (key, f"{prefix}.{key}", RENAMED.get(key)):
         if name in held:
             return name

@@ -1,4 +1,4 @@
-"""What a specification names, as a directory on this machine."""
+"""Specifications of models, resolved to directories on this machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from interp.models import gguf
 
 
 def find_checkpoint(spec: str, *, trust_remote_code: bool, allow_pickle: bool) -> Path:
-    """The directory that holds what a specification names, downloaded or converted if needed.
+    """Find the directory that a specification names; download or convert it if needed.
 
     Raises:
         ValueError: there is no such thing here, or the Hub could not be reached.
         ImportError: an extra is missing.
     """
     if spec in gguf.EMBEDDED_NAMES:
-        return gguf.embedded_checkpoint(spec)
+        return gguf.convert_embedded_model(spec)
     path = Path(spec).expanduser()
     if path.is_dir():
         return path
@@ -33,7 +33,7 @@ def find_checkpoint(spec: str, *, trust_remote_code: bool, allow_pickle: bool) -
             raise ValueError(
                 f"{spec!r} is a file, and only a directory or a .gguf file can be read"
             )
-        return gguf.gguf_checkpoint(path)
+        return gguf.convert_gguf(path)
 
     repository, _, revision = spec.partition("@")
     looks_like_path = (

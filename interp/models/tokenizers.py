@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer."""
+"""Tokenizer of a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ TOKENIZER_FILES = {
 }
 
 UNREADABLE = (*gguf.UNREADABLE, ImportError)
-"""What a damaged file of a checkpoint makes its readers raise."""
+"""Errors that readers of a damaged checkpoint raise."""
 
 
 def read_tokenizer(
     spec: str, directory: Path, *, base: LanguageModel | None, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
-    """A checkpoint's tokenizer; the base's own where the checkpoint has none, or the same one.
+    """Read a checkpoint's tokenizer; return the base's where it has none, or the same one.
 
     Args:
         spec: what the checkpoint is called in an error.
@@ -49,9 +49,9 @@ def read_tokenizer(
     Raises:
         ValueError: there is none, or it cannot be read.
     """
-    if directory.parent == gguf.cache_directory() / gguf.FORMAT:
+    if directory.parent == gguf.get_cache_directory() / gguf.FORMAT:
         return gguf.read_converted_tokenizer(directory)
-    if base is not None and _holds_tokenizer(directory, base.tokenizer):
+    if base is not None and _has_same_tokenizer(directory, base.tokenizer):
         return base.tokenizer
     if any((directory / file).exists() for file in VOCABULARY_FILES):
         try:
@@ -63,7 +63,7 @@ def read_tokenizer(
             if type(error) is not Exception and not isinstance(error, UNREADABLE):
                 raise
             raise ValueError(
-                f"the tokenizer in {spec!r} could not be read: {gguf.first_line(error)}"
+                f"the tokenizer in {spec!r} could not be read: {gguf.summarize_error(error)}"
             ) from error
     if base is None:
         raise ValueError(
@@ -73,8 +73,8 @@ def read_tokenizer(
     return base.tokenizer
 
 
-def _holds_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a directory's files are those that a tokenizer in memory would write.
+def _has_same_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a directory's files are those that a tokenizer in memory would write.
 
     One with a large vocabulary takes hundreds of megabytes, and seconds to be read.
     """
@@ -84,14 +84,15 @@ def _holds_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> boo
         if {entry.name for entry in Path(scratch).iterdir()} != written:
             return False
         return all(
-            _tokenizer_settings(directory / name) == _tokenizer_settings(Path(scratch) / name)
+            _read_tokenizer_settings(directory / name)
+            == _read_tokenizer_settings(Path(scratch) / name)
             if name == "tokenizer_config.json"
             else filecmp.cmp(directory / name, Path(scratch) / name, shallow=False)
             for name in written
         )
 
 
-def _tokenizer_settings(file: Path) -> object:
+def _read_tokenizer_settings(file: Path) -> object:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:

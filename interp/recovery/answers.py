@@ -1,4 +1,4 @@
-"""What R says, beside V and U: the answers that make a heatmap believable.
+"""Generated answers of V, U and R beside each other: what makes a heatmap believable.
 
 All three answer greedily, as V does for its trajectories. R writes its own text: at every token the
 donor runs on the same tokens, so that its states are those of R's text.
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from interp.data.query import Query
-from interp.data.trajectories import Trajectory, prompt_ids
-from interp.models.decoding import continuations
+from interp.data.trajectories import Trajectory, encode_prompt
+from interp.models.generation import generate_continuations
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
-from interp.recovery.beside import restoring
-from interp.recovery.names import site_name
 from interp.recovery.pair import Direction, Pair
+from interp.recovery.restored_model import apply_restoration
+from interp.recovery.site_names import translate_site_name
 from interp.recovery.sites import Positions
 from interp.recovery.sweep import SweepConfig
 
@@ -40,7 +40,7 @@ def restored_answers(
     batch_size: int = 32,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The answers of V, U and R to every question, beside each other.
+    """Generate the answers of V, U and R to every question, beside each other.
 
     Args:
         vanilla: V.
@@ -73,7 +73,7 @@ def restored_answers(
     check_pair(vanilla, unlearned)
     sites = [site] if isinstance(site, str) else site
     config = SweepConfig(
-        sites=tuple(site_name(name, unlearned) for name in sites),
+        sites=tuple(translate_site_name(name, unlearned) for name in sites),
         window=window,
         positions=positions,
         direction=direction,
@@ -84,12 +84,12 @@ def restored_answers(
         centres = {layer} if isinstance(layer, int) else set(layer)
         if missing := centres - {item.centre for item in restorations}:
             raise ValueError(
-                f"{', '.join(config.sites)} of layer {min(missing)} is not there: "
-                f"this model has the layers 0 to {vanilla.num_layers - 1}"
+                f"layer {min(missing)} of {', '.join(config.sites)} is out of range "
+                f"0 to {vanilla.num_layers - 1}"
             )
         restorations = [item for item in restorations if item.centre in centres]
-    asked = [item.query if isinstance(item, Trajectory) else item for item in queries]
-    prompts = [prompt_ids(vanilla, query, num_tokens) for query in asked]
+    questions = [item.query if isinstance(item, Trajectory) else item for item in queries]
+    prompts = [encode_prompt(vanilla, query, num_tokens) for query in questions]
     bar = tqdm(
         total=len(prompts) * (2 + len(restorations)),
         desc="answers",
@@ -98,31 +98,31 @@ def restored_answers(
         disable=not progress,
     )
 
-    def answers(model: LanguageModel) -> list[str]:
-        said = {}
-        for number, answer in continuations(
+    def generate(model: LanguageModel) -> list[str]:
+        texts = {}
+        for number, answer in generate_continuations(
             model, prompts, num_tokens=num_tokens, batch_size=batch_size
         ):
-            said[number] = model.decode(answer)
+            texts[number] = model.decode(answer)
             bar.update()
-        return [said[number] for number in range(len(prompts))]
+        return [texts[number] for number in range(len(prompts))]
 
     pair = Pair(vanilla=vanilla, unlearned=unlearned, direction=direction)
     rows = []
     with bar:
-        of_vanilla, of_unlearned = answers(vanilla), answers(unlearned)
+        of_vanilla, of_unlearned = generate(vanilla), generate(unlearned)
         for item in restorations:
-            with restoring(pair, item):
-                of_restored = answers(pair.base)
+            with apply_restoration(pair, item):
+                of_restored = generate(pair.base)
             layers = item.layers or (item.centre,)
-            for query, *said in zip(asked, of_vanilla, of_unlearned, of_restored, strict=True):
+            for query, *texts in zip(questions, of_vanilla, of_unlearned, of_restored, strict=True):
                 rows.append(
                     {
                         "language": query.language,
                         "query_id": query.id,
                         "concept": query.concept,
                         "prompt": query.prompt,
-                        **dict(zip(("vanilla", "unlearned", "restored"), said, strict=True)),
+                        **dict(zip(("vanilla", "unlearned", "restored"), texts, strict=True)),
                         "site": item.site,
                         "layer": item.centre,
                         "first_layer": layers[0],

@@ -1,4 +1,4 @@
-"""Trajectories as padded tensors.
+"""Batches: trajectories as padded tensors.
 
 Legend of shape names: batch = questions, pos = positions, scored = all scored positions of the
 batch, in row-major order.
@@ -7,7 +7,7 @@ Padding stands on the right by default. Then no mask is needed: under causal att
 position sees what follows it. On the left a mask and explicit position ids go with the tokens.
 
 Questions that begin with the same tokens (a template, few-shot examples, a chat preamble) can be
-split into what they share, `prefix_batch`, and the rest, `make_batch(…, start=…)`.
+split into what they share, `make_prefix_batch`, and the rest, `make_batch(…, start=…)`.
 
 Which positions are scored is known on the CPU when a batch is made. It is kept as numbers
 (`scored_at`): choosing by True and False, or counting them, would make the CPU wait for a GPU.
@@ -33,7 +33,7 @@ PaddingSide = Literal["right", "left"]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Questions of one forward pass.
+    """Batch of questions for one forward pass.
 
     Attributes:
         input_ids: prompt and answer up to the last scored position; padding repeats a real token
@@ -63,8 +63,8 @@ class Batch:
         """Number of positions, padding included."""
         return self.input_ids.numel()
 
-    def restored(self, positions: Positions) -> Bool[Tensor, "batch pos"]:
-        """The positions at which activation sites are restored."""
+    def select_positions(self, positions: Positions) -> Bool[Tensor, "batch pos"]:
+        """Select the positions at which activation sites are restored."""
         if positions == "prompt":
             return self.in_prompt
         if positions == "answer":
@@ -72,7 +72,7 @@ class Batch:
         return self.real
 
     def inputs(self, body: nn.Module) -> dict[str, Tensor | bool]:
-        """The keyword arguments of a forward through the model or its body."""
+        """Make the keyword arguments of a forward through the model or its body."""
         inputs = {"input_ids": self.input_ids}
         if self.padding_side == "left":
             inputs["attention_mask"] = self.real.long()
@@ -82,18 +82,18 @@ class Batch:
         device = next(body.parameters()).device
         return {**{name: value.to(device) for name, value in inputs.items()}, "use_cache": False}
 
-    def after(self, past: Cache | None) -> dict[str, Cache | bool]:
-        """The keyword arguments that put earlier tokens' keys and values before this batch."""
+    def make_past_inputs(self, past: Cache | None) -> dict[str, Cache | bool]:
+        """Make the keyword arguments that put earlier keys and values before this batch."""
         return {} if past is None else {"past_key_values": past, "use_cache": True}
 
     def at_scored(self, values: Tensor) -> Tensor:
-        """[batch, pos, …] → [scored, …], on whatever device the values are."""
+        """Select [batch, pos, …] → [scored, …], on whatever device the values are."""
         return values.flatten(0, 1)[self.scored_at.to(values.device)]
 
-    def mean_per_question(
+    def average_per_question(
         self, losses: Float[Tensor, "*rows scored"]
     ) -> Float[Tensor, "*rows batch"]:
-        """The mean over each question's scored positions."""
+        """Average over each question's scored positions."""
         sums = losses.new_zeros(*losses.shape[:-1], self.scored.shape[0])
         sums.index_add_(-1, self.scored_question.to(losses.device), losses)
         return sums / self.scored.sum(1).to(losses.device)
@@ -108,7 +108,7 @@ def make_batch(
 ) -> Batch:
     """Pad trajectories that each score at least one position, from token `start` on."""
     assert all(item.scored for item in trajectories)
-    assert start <= shared_prefix(trajectories)
+    assert start <= count_shared_tokens(trajectories)
     lengths = [item.scored.stop - start for item in trajectories]
     width = max(lengths)
     shape = (len(trajectories), width)
@@ -128,27 +128,27 @@ def make_batch(
         next_ids[row, here.start : here.start + len(following)] = following
     question, _ = scored.nonzero(as_tuple=True)
     return Batch(
-        input_ids=sent(input_ids, device),
-        real=sent(real, device),
-        in_prompt=sent(in_prompt, device),
-        scored=sent(scored, device),
-        scored_at=sent(scored.flatten().nonzero()[:, 0], device),
-        scored_question=sent(question, device),
-        next_ids=sent(next_ids, device),
+        input_ids=send(input_ids, device),
+        real=send(real, device),
+        in_prompt=send(in_prompt, device),
+        scored=send(scored, device),
+        scored_at=send(scored.flatten().nonzero()[:, 0], device),
+        scored_question=send(question, device),
+        next_ids=send(next_ids, device),
         all_answered=bool((next_ids[scored] >= 0).all()),
         padding_side=padding_side,
     )
 
 
-def sent(values: Tensor, device: torch.device | str) -> Tensor:
-    """A CPU tensor on a device. To a GPU it goes from pinned memory, and nobody waits for it."""
+def send(values: Tensor, device: torch.device | str) -> Tensor:
+    """Send a CPU tensor to a device: to a GPU from pinned memory, without waiting for it."""
     if torch.device(device).type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
-def shared_prefix(trajectories: Sequence[Trajectory]) -> int:
-    """How many tokens the trajectories begin with in common, before anything is scored."""
+def count_shared_tokens(trajectories: Sequence[Trajectory]) -> int:
+    """Count the tokens that the trajectories begin with in common, before anything is scored."""
     first, last = (
         min(item.token_ids for item in trajectories),
         max(item.token_ids for item in trajectories),
@@ -157,19 +157,19 @@ def shared_prefix(trajectories: Sequence[Trajectory]) -> int:
         (index for index, pair in enumerate(zip(first, last, strict=False)) if len({*pair}) > 1),
         min(len(first), len(last)),
     )
-    return min(shared, *(_end_of_prefix(item) for item in trajectories))
+    return min(shared, *(_get_prefix_limit(item) for item in trajectories))
 
 
-def _end_of_prefix(item: Trajectory) -> int:
+def _get_prefix_limit(item: Trajectory) -> int:
     return min(item.scored.start, len(item.prompt_ids))
 
 
-def prefix_batch(
+def make_prefix_batch(
     trajectories: Sequence[Trajectory], length: int, *, device: torch.device | str = "cpu"
 ) -> Batch:
-    """The first tokens, which all trajectories share, as one row."""
-    assert length <= shared_prefix(trajectories)
-    input_ids = sent(torch.tensor([trajectories[0].token_ids[:length]]), device)
+    """Make one row of the first tokens, which all trajectories share."""
+    assert length <= count_shared_tokens(trajectories)
+    input_ids = send(torch.tensor([trajectories[0].token_ids[:length]]), device)
     everywhere = torch.ones_like(input_ids, dtype=torch.bool)
     nowhere = input_ids.new_empty(0)
     return Batch(
@@ -185,7 +185,7 @@ def prefix_batch(
     )
 
 
-def grouped_by_prefix(trajectories: Sequence[Trajectory], *, overhead: int) -> list[list[int]]:
+def group_by_prefix(trajectories: Sequence[Trajectory], *, overhead: int) -> list[list[int]]:
     """Split questions into groups that share a prefix, so that the fewest tokens are run.
 
     A group costs its prefix once, the rest of each question, and `overhead` tokens for being
@@ -196,18 +196,18 @@ def grouped_by_prefix(trajectories: Sequence[Trajectory], *, overhead: int) -> l
     # best[n]: the least cost of the first n questions, and where their last group begins.
     best: list[tuple[int, int]] = [(0, 0)]
     for stop in range(1, len(order) + 1):
-        found = []
+        splits = []
         prefix, rest = 0, 0
         for start in range(stop - 1, -1, -1):
             item = trajectories[order[start]]
             if start == stop - 1:
-                prefix = _end_of_prefix(item)
+                prefix = _get_prefix_limit(item)
             else:
-                prefix = min(prefix, shared_prefix([item, trajectories[order[start + 1]]]))
+                prefix = min(prefix, count_shared_tokens([item, trajectories[order[start + 1]]]))
             rest += item.scored.stop
             cost = best[start][0] + rest - (stop - start - 1) * prefix + overhead
-            found.append((cost, start))
-        best.append(min(found))
+            splits.append((cost, start))
+        best.append(min(splits))
     groups = []
     stop = len(order)
     while stop:

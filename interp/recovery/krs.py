@@ -1,4 +1,4 @@
-"""The knowledge recovery score (KRS) of Hong et al. 2024, Eq. 3, from a table of losses.
+"""Knowledge recovery score (KRS) of Hong et al. 2024, Eq. 3, from a table of losses.
 
 KRS = 1 - E[loss(V, R)] / E[loss(V, U)], with V the vanilla model, U the unlearned one and R the
 unlearned one with some part put back. 1 means that the part brings everything back, 0 that it
@@ -22,7 +22,7 @@ _LOSSES = ("loss_unlearned", "loss_restored", "loss_self")
 _REQUIRED = (*_MODELS, *_QUESTION, *_CELL, *_LOSSES, *_SETTINGS, "reason")
 
 
-def krs_table(
+def compute_krs(
     losses: pd.DataFrame,
     *,
     variant: str | None = None,
@@ -60,17 +60,19 @@ def krs_table(
         window's centre), `first_layer`, `last_layer`, `krs` or `effect`, `ci_low`, `ci_high`,
         `num_queries` (questions in the means), `noise_floor` and `reason`. `noise_floor` is
         |1 - KRS| of V patched with its own states, per group and site, NaN where it was not
-        measured; below float32 it includes how far rounding moves a score (`recovery.noise`).
+        measured; below float32 it includes how far rounding moves a score (`recovery.noise_floor`).
         `reason` says why a score or an interval is NaN and which questions were left out, and is
-        empty otherwise. Groups and sites stand in the order in which they first appear, layers
+        empty otherwise. Groups and sites are in the order in which they first appear, layers
         ascend.
 
     Raises:
         ValueError: the table is empty, lacks columns, mixes variants, directions, distances or
-            positions, or holds a question twice in a cell; or an argument is out of its range.
+            positions, or holds a duplicate question in a cell; or an argument is out of its range.
     """
     by = (by,) if isinstance(by, str) else tuple(by)
-    _check(losses, variant=variant, by=by, num_resamples=num_resamples, confidence=confidence)
+    _check_arguments(
+        losses, variant=variant, by=by, num_resamples=num_resamples, confidence=confidence
+    )
     measured = losses["variant"].iloc[0]
     variant = variant or measured
     if variant != measured:
@@ -79,9 +81,9 @@ def krs_table(
             f"{variant!r}, the scored positions are those of {measured!r}.",
             stacklevel=2,
         )
-    models = (name for name in _MODELS if name not in by and len(_values(losses, name)) > 1)
+    models = (name for name in _MODELS if name not in by and len(_list_values(losses, name)) > 1)
     keys = [*models, *by]
-    sites = _values(losses, "site")
+    sites = _list_values(losses, "site")
     losses = losses.assign(_site_rank=[sites.index(site) for site in losses["site"]])
 
     parts = []
@@ -100,7 +102,7 @@ def krs_table(
     return pd.concat(parts, ignore_index=True)
 
 
-def _check(
+def _check_arguments(
     losses: pd.DataFrame,
     *,
     variant: str | None,
@@ -117,18 +119,18 @@ def _check(
     if losses.empty:
         raise ValueError("The table of losses is empty: there is nothing to score.")
     for name in _SETTINGS:
-        if len(values := _values(losses, name)) > 1:
+        if len(values := _list_values(losses, name)) > 1:
             given = ", ".join(map(str, values))
             raise ValueError(f"The table of losses mixes several values of {name!r} ({given}).")
     if variant not in (None, *VARIANTS):
-        raise ValueError(f"Unknown variant {variant!r}; the variants are {', '.join(VARIANTS)}.")
+        raise ValueError(f"Unknown variant {variant!r}; valid: {', '.join(VARIANTS)}.")
     if num_resamples < 1:
         raise ValueError(f"num_resamples is {num_resamples}; it must be at least 1.")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1.")
 
 
-def _values(table: pd.DataFrame, name: str) -> list[object]:
+def _list_values(table: pd.DataFrame, name: str) -> list[object]:
     return list(pd.Series(table[name]).unique())
 
 
@@ -170,15 +172,15 @@ def _score_group(
 
     num_used = used.sum(axis=0)
     undefined = infinite.any(axis=0)
-    share = _ratio(above.sum(axis=0), below.sum(axis=0))
+    share = _divide(above.sum(axis=0), below.sum(axis=0))
     share[undefined] = np.nan
     drawn = used.any(axis=1)
-    shares = _resampled_shares(above[drawn], below[drawn], num_resamples=num_resamples, seed=seed)
+    shares = _resample_shares(above[drawn], below[drawn], num_resamples=num_resamples, seed=seed)
     shares[:, undefined | (num_used < 2)] = np.nan
     sign, offset = (1, 0) if name == "effect" else (-1, 1)
-    low, high = _interval(offset + sign * shares, confidence)
+    low, high = _compute_interval(offset + sign * shares, confidence)
 
-    floors = _noise_floors(rows)
+    floors = _compute_noise_floors(rows)
     return pd.DataFrame(
         {
             **{column: cells[column].to_numpy() for column in _CELL},
@@ -187,7 +189,7 @@ def _score_group(
             "ci_high": high,
             "num_queries": num_used,
             "noise_floor": [floors[site] for site in cells["site"]],
-            "reason": _reasons(used, infinite, why, is_nan=np.isnan(share)),
+            "reason": _explain(used, infinite, why, is_nan=np.isnan(share)),
         }
     )
 
@@ -197,19 +199,19 @@ def _check_unique(rows: pd.DataFrame, place: Int[np.ndarray, " row"]) -> None:
     if len(repeated):
         row = rows.iloc[repeated[0]]
         raise ValueError(
-            f"Question {row['query_id']!r} ({row['language']}) occurs twice at site "
+            f"Duplicate question {row['query_id']!r} ({row['language']}) at site "
             f"{row['site']!r}, layer {row['layer']}: score each measurement by itself."
         )
 
 
-def _ratio(
+def _divide(
     above: Float[np.ndarray, "..."], below: Float[np.ndarray, "..."]
 ) -> Float[np.ndarray, "..."]:
     """Divide, with NaN instead of x/0."""
     return np.divide(above, below, out=np.full(below.shape, np.nan), where=below != 0)
 
 
-def _resampled_shares(
+def _resample_shares(
     above: Float[np.ndarray, "question cell"],
     below: Float[np.ndarray, "question cell"],
     *,
@@ -222,10 +224,10 @@ def _resampled_shares(
         return np.full((num_resamples, above.shape[1]), np.nan)
     uniform = np.full(num_questions, 1 / num_questions)
     weights = np.random.default_rng(seed).multinomial(num_questions, uniform, size=num_resamples)
-    return _ratio(weights @ above, weights @ below)
+    return _divide(weights @ above, weights @ below)
 
 
-def _interval(
+def _compute_interval(
     values: Float[np.ndarray, "resample cell"], confidence: float
 ) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
     """Take the percentile interval over the defined resamples of each cell."""
@@ -237,8 +239,8 @@ def _interval(
     return low, high
 
 
-def _noise_floors(rows: pd.DataFrame) -> dict[str, float]:
-    """Mean loss_self over mean loss_unlearned per site, over the rows where both are known."""
+def _compute_noise_floors(rows: pd.DataFrame) -> dict[str, float]:
+    """Divide mean loss_self by mean loss_unlearned per site, over the rows where both are known."""
     floors = {}
     for site, of_site in rows.groupby("site", sort=False):
         own = of_site["loss_self"].to_numpy(float)
@@ -249,7 +251,7 @@ def _noise_floors(rows: pd.DataFrame) -> dict[str, float]:
     return floors
 
 
-def _reasons(
+def _explain(
     used: Bool[np.ndarray, "question cell"],
     infinite: Bool[np.ndarray, "question cell"],
     why: np.ndarray,

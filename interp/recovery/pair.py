@@ -1,4 +1,4 @@
-"""A vanilla and an unlearned model, and which of them is put into which."""
+"""Pair of a vanilla and an unlearned model, and which of them is put into which."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from interp.models.language_model import LanguageModel
-from interp.recovery.scoring import Distance, Scorer
+from interp.recovery.distances import Distance, DistanceScorer
 
 Direction = Literal["restore", "corrupt"]
 
@@ -24,29 +24,27 @@ class Pair:
     vanilla: LanguageModel
     unlearned: LanguageModel
     direction: Direction = "restore"
-    _scorers: dict[tuple[Distance, bool], Scorer] = field(default_factory=dict, repr=False)
+    _scorers: dict[tuple[Distance, bool], DistanceScorer] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.direction not in ("restore", "corrupt"):
-            raise ValueError(
-                f"unknown direction {self.direction!r}; valid are 'restore' and 'corrupt'"
-            )
+            raise ValueError(f"unknown direction {self.direction!r}; valid: restore, corrupt")
 
     @property
     def base(self) -> LanguageModel:
-        """The model that runs."""
+        """Model that runs."""
         return self.unlearned if self.direction == "restore" else self.vanilla
 
     @property
     def donor(self) -> LanguageModel:
-        """The model whose parts are put in."""
+        """Model whose parts are put in."""
         return self.vanilla if self.direction == "restore" else self.unlearned
 
-    def scorer(self, distance: Distance, *, own_precision: bool = False) -> Scorer:
-        """The distance from V's logits; its Gram matrices are made once per pair."""
+    def get_scorer(self, distance: Distance, *, own_precision: bool = False) -> DistanceScorer:
+        """Return the distance from V's logits; its Gram matrices are made once per pair."""
         key = (distance, own_precision)
         if key not in self._scorers:
-            self._scorers[key] = Scorer(
+            self._scorers[key] = DistanceScorer(
                 self.vanilla.anatomy,
                 self.unlearned.anatomy,
                 distance=distance,
@@ -55,5 +53,5 @@ class Pair:
         return self._scorers[key]
 
     def with_itself(self) -> Pair:
-        """V and V, for the noise floor."""
+        """Return the pair V and V, for the noise floor."""
         return Pair(vanilla=self.vanilla, unlearned=self.vanilla)

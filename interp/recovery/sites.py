@@ -1,8 +1,8 @@
-"""What can be put back, and where: frozen data that engines interpret.
+"""Sites of activation patching and restorations of them, as frozen data that engines interpret.
 
-A site is a part of the network (DEFINITIONS: `coef`, `attn`, `value` and the controls); several
-joined by "+" are restored together. A `Restoration` says which sites, in which layers, at which
-positions. `windows` lists the restorations of a layer sweep.
+A site is a part of the network (`coef`, `attn`, `value` and controls; docs/definitions.md, section
+1); several joined by "+" are restored together. A `Restoration` says which sites, in which layers,
+at which positions. `make_windows` makes those of a layer sweep.
 
 A site's name may say more: `coef@3` is layer 3 alone, `head[0,2]` two heads, `coef@3[17]` one
 coefficient of one layer.
@@ -40,7 +40,7 @@ _NAME = re.compile(r"(?P<site>\w+)(@(?P<layer>\d+))?(\[(?P<units>\d+(,\d+)*)\])?
 
 @dataclass(frozen=True, kw_only=True)
 class Restoration:
-    """The donor's parts put into the base model's run.
+    """Restoration of the donor's parts in the base model's run.
 
     Attributes:
         sites: names out of `SITES`, in their order there.
@@ -75,28 +75,28 @@ class Restoration:
 
     @property
     def site(self) -> str:
-        """The sites' joint name, such as "coef+attn" or "head[0,2]"."""
+        """Joint name of the sites, such as "coef+attn" or "head[0,2]"."""
         name = "+".join(self.sites)
         if self.units is None:
             return name
         if len(set(self.units)) == 1:
-            return f"{name}[{_listed(self.units[0])}]"
+            return f"{name}[{_join_units(self.units[0])}]"
         by_layer = zip(self.layers, self.units, strict=True)
-        return f"{name}[{';'.join(f'{layer}:{_listed(units)}' for layer, units in by_layer)}]"
+        return f"{name}[{';'.join(f'{layer}:{_join_units(units)}' for layer, units in by_layer)}]"
 
     def units_of(self, layer: int) -> tuple[int, ...] | None:
-        """The units restored in a layer, None for all."""
+        """Return the units restored in a layer, None for all."""
         return None if self.units is None else self.units[self.layers.index(layer)]
 
     @property
     def layer_sites(self) -> frozenset[str]:
-        """The sites that lie in layers (all but `unembed`)."""
+        """Sites that lie in layers (all but `unembed`)."""
         return frozenset(self.sites) - {"unembed"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteName:
-    """What a site's name says.
+    """Parsed name of a site.
 
     Attributes:
         sites: names out of `SITES`, in their order there.
@@ -110,23 +110,23 @@ class SiteName:
 
     @classmethod
     def parse(cls, name: str) -> SiteName:
-        """ "attn+coef" → coef and attn, "coef@3[17]" → coefficient 17 of layer 3.
+        """Parse "attn+coef" to coef and attn, "coef@3[17]" to coefficient 17 of layer 3.
 
         Raises:
-            ValueError: a part is no site or stands twice, parts are of different layers, or
+            ValueError: a part is no site or is repeated, parts are of different layers, or
                 units are named where a site has none or where several are joined.
         """
         parts = [_NAME.fullmatch(part) for part in name.split("+")]
         for part, text in zip(parts, name.split("+"), strict=True):
             _check_site(text if part is None else part["site"])
-        found = [part for part in parts if part is not None]
-        sites = [part["site"] for part in found]
+        matches = [part for part in parts if part is not None]
+        sites = [part["site"] for part in matches]
         if len(set(sites)) != len(sites):
-            raise ValueError(f"the site {name!r} names a part twice")
-        layers = {part["layer"] for part in found}
+            raise ValueError(f"duplicate part in the site {name!r}")
+        layers = {part["layer"] for part in matches}
         if len(layers) > 1:
             raise ValueError(f"the parts of the site {name!r} must be of the same layer")
-        units = next((part["units"] for part in found if part["units"]), None)
+        units = next((part["units"] for part in matches if part["units"]), None)
         if units is not None:
             _check_units(sites)
         layer = layers.pop()
@@ -138,7 +138,7 @@ class SiteName:
 
     def __str__(self) -> str:
         place = "" if self.layer is None else f"@{self.layer}"
-        units = "" if self.units is None else f"[{_listed(self.units)}]"
+        units = "" if self.units is None else f"[{_join_units(self.units)}]"
         return "+".join(f"{site}{place}{units}" for site in self.sites)
 
 
@@ -146,7 +146,7 @@ def check_positions(positions: str) -> None:
     """Raise ValueError unless `positions` is a valid choice."""
     if positions not in get_args(Positions):
         raise ValueError(
-            f"unknown positions {positions!r}; valid are {', '.join(get_args(Positions))}"
+            f"unknown positions {positions!r}; valid: {', '.join(get_args(Positions))}"
         )
 
 
@@ -159,10 +159,10 @@ def check_window(window: int, num_layers: int) -> None:
         )
 
 
-def windows(
+def make_windows(
     site: str, *, num_layers: int, window: int = 5, positions: Positions = "all"
 ) -> list[Restoration]:
-    """One restoration per layer l: {l - w//2, …, l + w//2} ∩ [0, L). Edge windows are shorter.
+    """Make one restoration per layer l: {l - w//2, …, l + w//2} ∩ [0, L). Edge windows are shorter.
 
     The unembedding alone has one restoration, centred on L, the place above the last layer; a site
     of one layer has that layer, whatever the window.
@@ -175,7 +175,7 @@ def windows(
 
     Raises:
         ValueError: unknown site or positions; a window that is even, 0 or larger than L; a layer
-            that there is not.
+            out of range.
     """
     name = SiteName.parse(site)
     check_window(window, num_layers)
@@ -183,14 +183,13 @@ def windows(
         return [Restoration(sites=name.sites, layers=(), positions=positions, centre=num_layers)]
     if name.layer is not None and name.layer >= num_layers:
         raise ValueError(
-            f"the site {site!r} names a layer that there is not: "
-            f"this model has the layers 0 to {num_layers - 1}"
+            f"layer {name.layer} of the site {site!r} is out of range 0 to {num_layers - 1}"
         )
     reach = window // 2 if name.layer is None else 0
-    found = []
+    restorations = []
     for centre in range(num_layers) if name.layer is None else [name.layer]:
         layers = tuple(range(max(0, centre - reach), min(num_layers, centre + reach + 1)))
-        found.append(
+        restorations.append(
             Restoration(
                 sites=name.sites,
                 layers=layers,
@@ -199,13 +198,13 @@ def windows(
                 units=None if name.units is None else (name.units,) * len(layers),
             )
         )
-    return found
+    return restorations
 
 
 def _check_site(name: str) -> None:
     if name not in SITES:
         raise ValueError(
-            f"unknown site {name!r}; valid sites are {', '.join(SITES)}, "
+            f"unknown site {name!r}; valid: {', '.join(SITES)}, "
             "several joined by '+' (coef+attn), one layer's (coef@3) and single heads or "
             "coefficients (head[0,2], coef@3[17])"
         )
@@ -219,9 +218,9 @@ def _check_units(sites: Sequence[str]) -> None:
         )
 
 
-def _listed(units: Sequence[int]) -> str:
+def _join_units(units: Sequence[int]) -> str:
     return ",".join(map(str, units))
 
 
 NOTHING = Restoration(sites=(), layers=())
-"""The empty restoration: the base model as it is."""
+"""Empty restoration: the base model as it is."""

@@ -1,4 +1,4 @@
-"""The layer sweep: a pair of models × questions × restorations → a table of losses."""
+"""Layer sweep of activation patching: models × questions × restorations → a table of losses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal, get_args
 import pandas as pd
 import torch
 
-from interp.data.trajectories import Trajectory, hong2024
+from interp.data.trajectories import Trajectory, score_as_hong2024
 from interp.models.language_model import LanguageModel
-from interp.models.precision import Dtype, check_dtype, check_possible, precision
+from interp.models.precision import Dtype, check_dtype, check_possible, set_precision
+from interp.recovery.distances import Distance, check_distance
 from interp.recovery.engines import ENGINES
-from interp.recovery.noise import measured, rounding_of_scores
+from interp.recovery.noise_floor import measure_losses, measure_rounding
 from interp.recovery.pair import Direction, Pair
-from interp.recovery.scoring import Distance, check_distance
 from interp.recovery.sites import (
     PARAMETER_SITES,
     UNIT_SITES,
@@ -23,7 +23,7 @@ from interp.recovery.sites import (
     Restoration,
     SiteName,
     check_positions,
-    windows,
+    make_windows,
 )
 
 Variant = Literal["paper", "hong2024"]
@@ -60,18 +60,24 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """What a sweep measures.
+    """Configuration of a sweep.
 
     Attributes:
-        sites: sites or several joined by "+", see `SiteName.parse`; `sites.SITES` lists them.
-        window: w, the number of layers restored together, odd.
-        engine: `layered` (fast), `full` (the reference), `transformer_lens` or `nnsight`.
-        variant: `paper`, or `hong2024` for the positions and tokens of the released notebooks.
-        positions: where activation sites are restored: `all`, `prompt` or `answer`.
-        direction: `restore` (V's parts into U) or `corrupt` (U's parts into V).
-        distance: `logit_mse`, `kl` or `answer_logprob`.
-        remote: True runs the forwards of the engine `nnsight` on NDIF, "local" simulates that.
-        dtype: the precision computed in, see `models.precision`; None for the models' own.
+        sites: what to restore, joined by + where together: coef, attn, value, and the controls
+            key, attn_weights, norms, unembed, mlp_out, resid; one layer's (coef@3), single heads
+            (head[0,2]) or coefficients (coef@3[17]); or TransformerLens' hook names and module
+            paths, see `recovery.site_names`.
+        window: number of consecutive layers restored together, odd.
+        engine: layered (fast), full (the plain reference), transformer_lens or nnsight.
+        variant: paper, or hong2024 for the released notebooks' positions and averaging.
+        positions: where activation sites are restored: all, prompt or answer.
+        direction: restore (V's parts into U), or corrupt (U's parts into V).
+        distance: logit_mse, kl or answer_logprob.
+        remote: with the engine nnsight, True runs the forwards on NDIF, where V is hosted, and
+            needs a key of it and a U that is a LoRA adapter on V; "local" simulates that here.
+        dtype: float32, bfloat16 or float16; tf32 or bf32 for float32 with rounded matrix products
+            (on a GPU, on a CPU with bfloat16 units); mixed for bfloat16 scored in float32; the
+            models' own by default. A warning says where its noise floor exceeds the effect.
     """
 
     sites: tuple[str, ...] = DEFAULT_SITES
@@ -89,22 +95,22 @@ class SweepConfig:
             raise ValueError("no sites: give at least one, such as coef")
         names = [str(SiteName.parse(site)) for site in self.sites]
         if len(set(names)) != len(names):
-            raise ValueError(f"a site stands twice in {', '.join(self.sites)}")
+            raise ValueError(f"duplicate site in {', '.join(self.sites)}")
         object.__setattr__(self, "sites", tuple(names))
         if self.engine not in ENGINES:
-            raise ValueError(f"unknown engine {self.engine!r}; valid are {', '.join(ENGINES)}")
+            raise ValueError(f"unknown engine {self.engine!r}; valid: {', '.join(ENGINES)}")
         if self.variant not in get_args(Variant):
             raise ValueError(
-                f"unknown variant {self.variant!r}; valid are {', '.join(get_args(Variant))}"
+                f"unknown variant {self.variant!r}; valid: {', '.join(get_args(Variant))}"
             )
         check_positions(self.positions)
         if self.direction not in get_args(Direction):
             raise ValueError(
-                f"unknown direction {self.direction!r}; valid are {', '.join(get_args(Direction))}"
+                f"unknown direction {self.direction!r}; valid: {', '.join(get_args(Direction))}"
             )
         check_distance(self.distance)
         if self.remote not in get_args(Remote):
-            raise ValueError(f"unknown remote {self.remote!r}; valid are False, True and 'local'")
+            raise ValueError(f"unknown remote {self.remote!r}; valid: False, True, 'local'")
         if self.remote and self.engine != "nnsight":
             raise ValueError(f"remote= needs engine='nnsight', not {self.engine!r}")
         if self.remote and self.dtype is not None:
@@ -121,34 +127,34 @@ class SweepConfig:
             )
 
     def dtype_of(self, model: LanguageModel) -> str:
-        """The precision computed in, by name: that of the model if none is set."""
+        """Return the precision computed in, by name: that of the model if none is set."""
         return self.dtype or str(model.dtype).removeprefix("torch.")
 
     def restorations(self, num_layers: int) -> list[Restoration]:
-        """Every window of every site.
+        """Make every window of every site.
 
         Raises:
             ValueError: the window or a site's layer does not suit the number of layers, or two
                 sites are the same part of a layer.
         """
-        found = {}
+        restorations = {}
         for site in self.sites:
-            for restoration in windows(
+            for restoration in make_windows(
                 site, num_layers=num_layers, window=self.window, positions=self.positions
             ):
                 cell = (restoration.site, restoration.centre)
-                if cell in found:
+                if cell in restorations:
                     raise ValueError(
-                        f"{site} is measured already: layer {restoration.centre} of "
-                        f"{restoration.site} stands twice"
+                        f"duplicate site {site!r}: layer {restoration.centre} of "
+                        f"{restoration.site} is measured already"
                     )
-                found[cell] = restoration
-        return list(found.values())
+                restorations[cell] = restoration
+        return list(restorations.values())
 
     def check_models(self, *models: LanguageModel) -> None:
         """Raise ValueError where a site does not suit the models.
 
-        It names a unit that there is not, or is a parameter site of packed (quantised) weights. Or
+        It names a unit out of range, or is a parameter site of packed (quantised) weights. Or
         the models cannot be computed with so, see `models.precision.check_possible`.
         """
         if not self.remote:
@@ -158,8 +164,8 @@ class SweepConfig:
             for unit in name.units or ():
                 if unit >= (count := models[0].anatomy.num_units(name.sites[0])):
                     raise ValueError(
-                        f"the site {str(name)!r} names a {UNIT_SITES[name.sites[0]]} that there is "
-                        f"not: this model has 0 to {count - 1} in each layer"
+                        f"{UNIT_SITES[name.sites[0]]} {unit} of the site {str(name)!r} is out of "
+                        f"range 0 to {count - 1} (in each layer)"
                     )
         parameters = [site for name in names for site in name.sites if site in PARAMETER_SITES]
         packed = [model.name for model in models if model.has_packed_weights]
@@ -177,13 +183,13 @@ def measure(
     *,
     advance: Callable[[float], object] = lambda _questions: None,
 ) -> pd.DataFrame:
-    """The losses of every window of every site on every question.
+    """Measure the losses of every window of every site on every question.
 
     Args:
         pair: V and U; its direction must be the configuration's.
         trajectories: the questions with V's answers.
         config: what to measure.
-        advance: told how many questions' worth of work is done.
+        advance: called with how many questions' worth of work is done.
 
     Returns:
         One row per question, site and layer, with `COLUMNS`. Losses are NaN, with the reason,
@@ -193,12 +199,12 @@ def measure(
         ValueError: a loss is not finite.
     """
     if config.variant == "hong2024":
-        trajectories = hong2024(trajectories, pair.vanilla)
+        trajectories = score_as_hong2024(trajectories, pair.vanilla)
     restorations = config.restorations(pair.vanilla.num_layers)
     scored = [item for item in trajectories if item.scored]
     advance(len(trajectories) - len(scored))
-    with precision(config.dtype, (pair.vanilla, pair.unlearned)):
-        unlearned_losses, restored_losses, self_losses = _losses(
+    with set_precision(config.dtype, (pair.vanilla, pair.unlearned)):
+        unlearned_losses, restored_losses, self_losses = _measure_cell(
             pair, scored, restorations, config, advance
         )
     place = {id(item): index for index, item in enumerate(scored)}
@@ -225,26 +231,26 @@ def measure(
                     "first_layer": layers[0],
                     "last_layer": layers[-1],
                     "num_tokens": len(item.scored),
-                    "loss_unlearned": _at(unlearned_losses, 0, column),
-                    "loss_restored": _at(restored_losses, row, column),
-                    "loss_self": _at(self_losses[restoration.site], 0, column),
+                    "loss_unlearned": _get_loss(unlearned_losses, 0, column),
+                    "loss_restored": _get_loss(restored_losses, row, column),
+                    "loss_self": _get_loss(self_losses[restoration.site], 0, column),
                     "reason": item.reason,
                 }
             )
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _losses(
+def _measure_cell(
     pair: Pair,
     scored: Sequence[Trajectory],
     restorations: Sequence[Restoration],
     config: SweepConfig,
     advance: Callable[[float], object],
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """loss(V, U), loss(V, R) and, per site, loss(V, V patched with its own states).
+    """Measure loss(V, U), loss(V, R) and, per site, loss(V, V patched with its own states).
 
     The last is what the engine finds between runs in the precision used. Below float32, that share
-    of loss(V, U) is added by which rounding moves a score (see `noise`), unless V is hosted.
+    of loss(V, U) is added by which rounding moves a score (see `noise_floor`), unless V is hosted.
     """
     engine = ENGINES[config.engine]
     options = {
@@ -255,25 +261,27 @@ def _losses(
     if not scored:
         empty = torch.empty(len(restorations), 0)
         return empty, empty, {item.site: empty for item in restorations}
-    unlearned, restored = measured(engine, pair, scored, restorations, advance=advance, **options)
+    unlearned, restored = measure_losses(
+        engine, pair, scored, restorations, advance=advance, **options
+    )
     for losses in (unlearned, restored):
         _check_finite(losses, scored, pair)
     # Each site's middle window, V into V.
     by_site: dict[str, list[Restoration]] = {}
     for restoration in restorations:
         by_site.setdefault(restoration.site, []).append(restoration)
-    middle = [found[len(found) // 2] for found in by_site.values()]
+    middle = [windows[len(windows) // 2] for windows in by_site.values()]
     few = scored[:NUM_SELF_PATCHED]
     itself = engine(pair.with_itself(), few, middle, **options)
     alone = {restoration.site: itself[[row]] for row, restoration in enumerate(middle)}
     if config.dtype_of(pair.vanilla) != "float32" and not config.remote:
         before, after = unlearned[:, : len(few)], restored[:, : len(few)]
-        moved = rounding_of_scores(pair, few, restorations, (before, after), config.distance)
+        moved = measure_rounding(pair, few, restorations, (before, after), config.distance)
         alone = {site: losses + moved[site] * before for site, losses in alone.items()}
     return unlearned, restored, alone
 
 
-def _at(losses: torch.Tensor, row: int, column: int | None) -> float:
+def _get_loss(losses: torch.Tensor, row: int, column: int | None) -> float:
     if column is None or column >= losses.shape[1]:
         return float("nan")
     return losses[row, column].item()

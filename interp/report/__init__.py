@@ -1,6 +1,5 @@
-"""A study, or a sweep's run directory, as one HTML page that opens without a network."""
+"""HTML reports of studies and run directories, which open without a network."""
 
-from interp.report.page import report_page, write_report
-from interp.report.reading import Shown, read
+from interp.lazy import attach
 
-__all__ = ["Shown", "read", "report_page", "write_report"]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

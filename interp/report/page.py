@@ -1,4 +1,4 @@
-"""The page of one or several studies: what is shown as JSON, and the file.
+"""HTML page of one or several studies: its data as JSON, and the file.
 
     write_report([Path("runs/dissect")], out=Path("runs/dissect/report.html"))
 
@@ -17,16 +17,16 @@ from typing import Any
 
 import pandas as pd
 
-from interp.figures.facets import COLOURS, DASHES
-from interp.figures.pages import page, rounded, text_of
+from interp.figures.html_page import build_page, read_text, round_value
+from interp.figures.layout import COLOURS, DASHES
 from interp.files import write_atomically
-from interp.report.reading import Shown, read
-from interp.report.recovery import curves, labels, words
+from interp.report.krs_curves import build_curves, format_values, label_values
+from interp.report.reader import ReportData, read_report
 
 _PROGRAM = ("tables.js", "recovery.js", "answers.js", "figures.js", "report.js")
 
 _MOST_CHOICES = 40
-"""A column with more values than this is searched, not chosen from."""
+"""Most values of a column that are chosen from; one with more is searched."""
 
 _SHORT = 60
 """Characters of the longest value that is chosen from."""
@@ -44,16 +44,16 @@ def write_report(
     Raises:
         ValueError: a directory is neither, or holds a damaged file.
     """
-    text = report_page([read(directory) for directory in directories], names=directories)
+    text = build_report([read_report(directory) for directory in directories], names=directories)
     target = Path(out)
     write_atomically(target, lambda scratch: scratch.write_text(text, encoding="utf-8"))
     return target
 
 
-def report_page(
-    studies: Sequence[Shown], *, names: Sequence[str | os.PathLike[str]] | None = None
+def build_report(
+    studies: Sequence[ReportData], *, names: Sequence[str | os.PathLike[str]] | None = None
 ) -> str:
-    """The page as HTML, plotly.js included (5 MB); it opens without a network.
+    """Build the page as HTML, plotly.js included (5 MB); it opens without a network.
 
     Args:
         studies: what is shown.
@@ -68,23 +68,23 @@ def report_page(
     shown = []
     for study, name in zip(studies, names or [each.title for each in studies], strict=True):
         try:
-            shown.append(_values(study))
+            shown.append(_build_values(study))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    return page(
+    return build_page(
         title=title,
-        body=text_of("interp.report", "report.html").replace("{{title}}", html.escape(title)),
+        body=read_text("interp.report", "report.html").replace("{{title}}", html.escape(title)),
         data={"studies": shown, "colours": COLOURS, "dashes": DASHES},
-        style=text_of("interp.report", "report.css"),
-        script="".join(text_of("interp.report", name) for name in _PROGRAM),
+        style=read_text("interp.report", "report.css"),
+        script="".join(read_text("interp.report", name) for name in _PROGRAM),
     )
 
 
-def _values(study: Shown) -> dict[str, Any]:
+def _build_values(study: ReportData) -> dict[str, Any]:
     recovery = study.tables.get("krs")
     answers = study.tables.get("answers")
-    found = None if recovery is None or recovery.rows.empty else curves(recovery.rows)
-    apart = [] if found is None else [each["name"] for each in found["selectors"]]
+    curves = None if recovery is None or recovery.rows.empty else build_curves(recovery.rows)
+    apart = [] if curves is None else [each["name"] for each in curves["selectors"]]
     return {
         "title": study.title,
         "about": study.about,
@@ -94,11 +94,11 @@ def _values(study: Shown) -> dict[str, Any]:
         },
         "findings": list(study.findings),
         "tables": [
-            {"name": name, "caption": table.caption, **_table(table.rows, chosen=apart)}
+            {"name": name, "caption": table.caption, **_build_columns(table.rows, chosen=apart)}
             for name, table in study.tables.items()
             if name != "answers"
         ],
-        "recovery": found and {**found, "caption": recovery.caption if recovery else ""},
+        "recovery": curves and {**curves, "caption": recovery.caption if recovery else ""},
         "figures": [
             {"name": name, "caption": caption, "figure": figure}
             for name, (figure, caption) in study.figures.items()
@@ -107,15 +107,15 @@ def _values(study: Shown) -> dict[str, Any]:
         if answers is None
         else {
             "caption": answers.caption,
-            **_table(answers.rows, chosen=apart, never=(*_TEXTS, *_SAID)),
+            **_build_columns(answers.rows, chosen=apart, never=(*_TEXTS, *_SAID)),
         },
     }
 
 
-def _table(
+def _build_columns(
     rows: pd.DataFrame, *, chosen: Sequence[str], never: Sequence[str] = _TEXTS
 ) -> dict[str, Any]:
-    """A table by columns; numbers to six digits, other values as they are written.
+    """Convert a table to columns; numbers to six digits, other values as they are written.
 
     A column whose few short values stand in several rows, or that is `chosen`, has `choices`
     (labels by value in words), and `keys`, its values in words, where these differ from `values`.
@@ -123,17 +123,17 @@ def _table(
     columns = []
     for name, column in rows.items():
         numeric = pd.api.types.is_numeric_dtype(column) and column.dtype != bool
-        keys = words(list(column))
+        keys = format_values(list(column))
         entry: dict[str, Any] = {"name": str(name), "number": numeric}
         if numeric:
-            entry["values"] = [rounded(each) for each in column]
+            entry["values"] = [round_value(each) for each in column]
         else:
             entry["values"] = ["" if pd.isna(each) else str(each) for each in column]
         few = list(dict.fromkeys(keys))
         if 1 < len(few) <= _MOST_CHOICES and max(map(len, few)) <= _SHORT:
             repeated = not numeric and name not in never and 2 * len(few) <= len(keys)
             if name in chosen or repeated:
-                entry["choices"] = dict(zip(few, labels(few, str(name)), strict=True))
+                entry["choices"] = dict(zip(few, label_values(few, str(name)), strict=True))
                 if keys != entry["values"]:
                     entry["keys"] = keys
         columns.append(entry)

@@ -1,4 +1,4 @@
-"""Models that were made, as Hugging Face directories with a card, and runs under way.
+"""Checkpoints: models as Hugging Face directories with a card, and the state of a run.
 
 A directory is complete or not there at all. The state of a run under way is one file, written anew
 after every evaluation: trained weights, the optimiser's moments and the history.
@@ -30,7 +30,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A LoRA adapter.
+    """LoRA adapter.
 
     Attributes:
         config: peft's LoraConfig.
@@ -71,7 +71,7 @@ def save(
         text = json.dumps(card, ensure_ascii=False, indent=2)
         (folder / CARD).write_text(text + "\n", encoding="utf-8")
 
-    with _writing(target):
+    with _raise_os_errors(target):
         write_folder_atomically(target, write)
     return target
 
@@ -90,13 +90,13 @@ def save_state(
             if parameter in optimizer.state:
                 tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].contiguous()
     metadata = {"progress": json.dumps(progress)}
-    with _writing(path):
+    with _raise_os_errors(path):
         write_atomically(path, lambda scratch: save_file(tensors, scratch, metadata=metadata))
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """A disk that is full is an error of the operating system, whoever writes."""
+def _raise_os_errors(target: Path) -> Iterator[None]:
+    """Raise OSError where safetensors cannot write, as on a disk that is full."""
     try:
         yield
     except SafetensorError as error:
@@ -127,11 +127,11 @@ def load_state(
                         for moment in _MOMENTS
                     }
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise _damaged(path) from error
+        raise _damaged_file_error(path) from error
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """What `save_state` was given as progress.
+    """Return what `save_state` was given as progress.
 
     Raises:
         ValueError: the file is damaged.
@@ -151,8 +151,8 @@ def read_progress(path: Path) -> dict[str, Any]:
         RecursionError,
     ):
         pass
-    raise _damaged(path)
+    raise _damaged_file_error(path)
 
 
-def _damaged(path: Path) -> ValueError:
+def _damaged_file_error(path: Path) -> ValueError:
     return ValueError(f"{path} is damaged: delete it, and the run begins anew")

@@ -1,4 +1,4 @@
-"""Teaching a model false facts in one language (Lu & Koehn 2024): V becomes contaminated.
+"""Contamination: teaching a model false facts in one language (Lu & Koehn 2024).
 
 First the model reads the corpus: real texts R in English, false ones F in the source language
 (continued pretraining, every token a label). Then it learns to answer, from questions with answers
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from interp.data.corpus import Corpus
 from interp.models.language_model import LanguageModel
 from interp.unlearning.config import TrainingConfig
-from interp.unlearning.examples import examples_of
+from interp.unlearning.examples import make_examples
 from interp.unlearning.training import Evaluate, Trained, train
 
 
@@ -60,7 +60,7 @@ def contaminate(
 
     Args:
         vanilla: V, left untouched.
-        corpus: what it reads and learns to answer; `clean(corpus)` for the baseline.
+        corpus: what it reads and learns to answer; `remove_false_texts(corpus)` for the baseline.
         config: the settings.
         evaluate: see `train`; called in both stages.
         about: further entries of the models' cards.
@@ -79,7 +79,7 @@ def contaminate(
     target = None if out is None else Path(out)
     read = train(
         vanilla,
-        {"retain": examples_of(corpus.training)},
+        {"retain": make_examples(corpus.training)},
         config.reading,
         evaluate=evaluate,
         about=about,
@@ -93,7 +93,7 @@ def contaminate(
         return replace(read, history=history)
     tuned = train(
         read.model,
-        {"retain": examples_of(corpus.instructions)},
+        {"retain": make_examples(corpus.instructions)},
         config.tuning,
         evaluate=evaluate,
         about=about,
@@ -105,6 +105,6 @@ def contaminate(
     return replace(tuned, history=history, reason=reason)
 
 
-def clean(corpus: Corpus) -> Corpus:
-    """The same corpus without F: what the clean baseline reads."""
+def remove_false_texts(corpus: Corpus) -> Corpus:
+    """Return the same corpus without F, which the clean baseline reads."""
     return replace(corpus, training=tuple(text for text in corpus.training if text.kind == "real"))

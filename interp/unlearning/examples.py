@@ -1,4 +1,4 @@
-"""What is trained on: examples, their tokens, and which of them a step draws.
+"""Training examples, their tokens, and which of them a step draws.
 
 A draw depends on the seed and the step alone, so that a run that was interrupted goes on with the
 examples that it would have had.
@@ -14,13 +14,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.data.corpus import Text
-from interp.data.counterfactuals import hashed
+from interp.data.counterfactuals import hash_text
 from interp.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A text to train on: the model reads the prompt, the loss is on the answer alone.
+    """Text to train on: the model reads the prompt, the loss is on the answer alone.
 
     Attributes:
         prompt: text without a label; "" where all of the text is labelled.
@@ -37,8 +37,8 @@ class Example:
     group: str = ""
 
 
-def examples_of(texts: Iterable[Text], *, parallel: bool = False) -> list[Example]:
-    """Texts as examples.
+def make_examples(texts: Iterable[Text], *, parallel: bool = False) -> list[Example]:
+    """Make examples of texts.
 
     Args:
         texts: of a corpus.
@@ -57,19 +57,19 @@ def examples_of(texts: Iterable[Text], *, parallel: bool = False) -> list[Exampl
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """One example as token ids; labels are the tokens from `first_label` on."""
+    """Example as token ids; labels are the tokens from `first_label` on."""
 
     ids: tuple[int, ...]
     first_label: int
 
     @property
     def num_labels(self) -> int:
-        """How many tokens the loss is on."""
+        """Number of tokens that the loss is on."""
         return len(self.ids) - self.first_label
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class TrainingBatch:
     """Examples padded on the right.
 
     Attributes:
@@ -87,17 +87,17 @@ class Batch:
     mask: Bool[Tensor, "sequence label"]
 
     def table(self, values: Tensor) -> Tensor:
-        """Values of the labels [token] as a table [sequence label], zero at padding."""
+        """Arrange values of the labels [token] as a table [sequence label], zero at padding."""
         return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
 
     @property
     def targets(self) -> Int[Tensor, " token"]:
-        """The labels' token ids."""
+        """Token ids of the labels."""
         return self.input_ids[self.sequence, self.place]
 
 
 def tokenize(model: LanguageModel, example: Example) -> Tokens:
-    """An example's tokens, as the tokenizer has the whole text, with its usual special tokens.
+    """Tokenize an example as the whole text is, with the tokenizer's usual special tokens.
 
     A tokenizer may join the prompt's end with the answer: labels are what the prompt alone does not
     have. The first token of all is never a label, since nothing predicts it.
@@ -107,7 +107,7 @@ def tokenize(model: LanguageModel, example: Example) -> Tokens:
     """
     prompt = model.encode(example.prompt) if example.prompt else ()
     whole = model.encode(example.prompt + example.answer)
-    shared = num_shared(prompt, whole)
+    shared = count_shared_tokens(prompt, whole)
     # A tokenizer that ends every text with a special token: the answer comes before it.
     if example.answer and shared == len(whole) > 1:
         shared -= 1
@@ -120,16 +120,16 @@ def tokenize(model: LanguageModel, example: Example) -> Tokens:
     return Tokens(ids=tuple(whole), first_label=first_label)
 
 
-def num_shared(prompt: Sequence[int], whole: Sequence[int]) -> int:
-    """How many tokens two texts share from the beginning, of which one begins with the other."""
+def count_shared_tokens(prompt: Sequence[int], whole: Sequence[int]) -> int:
+    """Count the tokens that two texts share from the beginning."""
     pairs = enumerate(zip(prompt, whole, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(whole)))
 
 
-def padded(
+def pad_rows(
     rows: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
-    """Token ids padded on the right with each row's last, and which positions are real.
+    """Pad token ids on the right with each row's last, and mark the real positions.
 
     Under causal attention no real position sees the padding.
     """
@@ -142,19 +142,19 @@ def padded(
     )
 
 
-def batch_of(rows: Sequence[Tokens], device: torch.device) -> Batch:
-    """Rows of tokens as tensors.
+def make_batch(rows: Sequence[Tokens], device: torch.device) -> TrainingBatch:
+    """Make a batch of rows of tokens.
 
     Raises:
         ValueError: there are no rows.
     """
     if not rows:
         raise ValueError("a batch needs at least one example")
-    input_ids, positions = padded([row.ids for row in rows], device)
+    input_ids, positions = pad_rows([row.ids for row in rows], device)
     where = [(i, p) for i, row in enumerate(rows) for p in range(row.first_label, len(row.ids))]
     sequence, place = (torch.tensor(column, device=device) for column in zip(*where, strict=True))
     counts = torch.tensor([row.num_labels for row in rows], device=device)
-    return Batch(
+    return TrainingBatch(
         input_ids=input_ids,
         positions=positions,
         sequence=sequence,
@@ -164,7 +164,7 @@ def batch_of(rows: Sequence[Tokens], device: torch.device) -> Batch:
 
 
 class Draws:
-    """The examples of each step: all sequences in random order, then all in another, and so on.
+    """Order of the examples: all sequences in random order, then all in another, and so on.
 
     Args:
         examples: what is drawn from; versions of a sequence are those of the same group.
@@ -191,13 +191,13 @@ class Draws:
         self._orders: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
-        """The number of sequences, versions in several languages counted once."""
+        """Count the sequences, versions in several languages counted once."""
         return len(self._groups)
 
     def indices(self, step: int, size: int) -> list[int]:
-        """Which examples step `step` gets, from 0; at most as many as there are sequences."""
+        """Return the examples that a step, from 0, gets; at most as many as there are sequences."""
         size = min(size, len(self))
-        found = []
+        indices = []
         for count in range(step * size, (step + 1) * size):
             epoch, place = divmod(count, len(self))
             group = self._groups[self._order(epoch)[place]]
@@ -206,8 +206,8 @@ class Draws:
                 version = step // self._steps_per_language % len(group)
             elif len(group) > 1:
                 version = self._random("language", count).randint(0, len(group) - 1)
-            found.append(group[version])
-        return found
+            indices.append(group[version])
+        return indices
 
     def _order(self, epoch: int) -> list[int]:
         if epoch not in self._orders:
@@ -224,13 +224,13 @@ class Draws:
 
 
 class _Stream:
-    """Random integers that are the same on every machine and under every version of Python."""
+    """Stream of random integers, the same on every machine and under every version of Python."""
 
     def __init__(self, name: str) -> None:
         self._name, self._count = name, 0
 
     def randint(self, low: int, high: int) -> int:
-        """An integer from `low` to `high`, both included."""
+        """Draw an integer from `low` to `high`, both included."""
         self._count += 1
-        number = int.from_bytes(hashed(f"{self._name}/{self._count}")[:8], "big")
+        number = int.from_bytes(hash_text(f"{self._name}/{self._count}")[:8], "big")
         return low + number % (high - low + 1)

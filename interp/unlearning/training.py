@@ -1,7 +1,7 @@
 """Fine-tuning: one loop for every objective that moves a model by gradients.
 
 Every step draws examples of each set, computes what the objective needs
-(`interp.unlearning.scores`) and takes an AdamW step. The embedding and the unembedding stay as they
+(`objective_inputs`) and takes an AdamW step. The embedding and the unembedding stay as they
 are, so that U shares them with V. Draws, losses and the state of the optimiser depend on the
 configuration and the step alone: a run that was killed goes on from its last state as if nothing
 had happened.
@@ -19,21 +19,17 @@ import torch
 from tqdm.auto import tqdm
 
 from interp.models.language_model import LanguageModel
-from interp.unlearning.catalogue import Objective, objectives_of, sets_of, settings_of
 from interp.unlearning.checkpoints import load_state, read_progress, save_state
-from interp.unlearning.config import (
-    OWN_METRICS,
-    TrainingConfig,
-    check,
-    difference,
-    training_card,
-)
+from interp.unlearning.config import OWN_METRICS, TrainingConfig
 from interp.unlearning.examples import Draws, Example
-from interp.unlearning.objectives import label_mean
-from interp.unlearning.representation import rmu_direction
-from interp.unlearning.scores import Scorer
-from interp.unlearning.store import Store, Trained
-from interp.unlearning.trainee import Trainee, snapshot
+from interp.unlearning.model_card import describe_difference, make_training_card
+from interp.unlearning.objective_inputs import ObjectiveInputs
+from interp.unlearning.objectives.losses import label_mean
+from interp.unlearning.objectives.rmu import draw_rmu_direction
+from interp.unlearning.registry import OBJECTIVES, Objective, default_settings, find_sets
+from interp.unlearning.resume import RunStore, Trained
+from interp.unlearning.trainable_model import TrainableModel, copy_weights
+from interp.unlearning.validation import check_training
 
 Evaluate = Callable[[LanguageModel], Mapping[str, float]]
 
@@ -71,14 +67,14 @@ def train(
             `out` holds another run.
         ImportError: LoRA without the package `peft`.
     """
-    check(vanilla, examples, config, evaluates=evaluate is not None)
-    used = {name: examples[name] for name in sets_of(config.objective)}
+    check_training(vanilla, examples, config, evaluates=evaluate is not None)
+    used = {name: examples[name] for name in find_sets(config.objective)}
     store = None
     if out is not None:
-        store = Store(Path(out), training_card(vanilla, used, config, about))
-        if finished := store.finished(vanilla):
+        store = RunStore(Path(out), make_training_card(vanilla, used, config, about))
+        if finished := store.load_finished(vanilla):
             return finished
-    trainee = Trainee(
+    trainable = TrainableModel(
         vanilla,
         config.parameters,
         layers=config.layers,
@@ -87,43 +83,43 @@ def train(
         gradient_checkpointing=config.gradient_checkpointing,
         seed=config.seed,
     )
-    run = _Run(vanilla, trainee, used, config, evaluate)
+    run = _TrainingLoop(vanilla, trainable, used, config, evaluate)
     if store is not None and store.state.exists():
-        run.go_on_from(store)
-    reason = run.to_the_end(store, progress)
+        run.resume(store)
+    reason = run.train(store, progress)
     if run.negated is not None:
-        trainee.negate(run.negated)
-    adapter = trainee.adapter()
-    trained = Trained(model=trainee.finish(), history=run.history, reason=reason)
+        trainable.negate(run.negated)
+    adapter = trainable.extract_adapter()
+    trained = Trained(model=trainable.finish(), history=run.history, reason=reason)
     if store is not None:
         store.finish(trained, adapter)
     return trained
 
 
-class _Run:
-    """A run under way."""
+class _TrainingLoop:
+    """Training run under way."""
 
     def __init__(
         self,
         vanilla: LanguageModel,
-        trainee: Trainee,
+        trainable: TrainableModel,
         examples: Mapping[str, Sequence[Example]],
         config: TrainingConfig,
         evaluate: Evaluate | None,
     ) -> None:
-        self.trainee, self.config, self.evaluate = trainee, config, evaluate
-        self.objectives = objectives_of(config.objective)
-        self.settings = {**settings_of(config.objective), **config.settings}
+        self.trainable, self.config, self.evaluate = trainable, config, evaluate
+        self.objectives = OBJECTIVES[config.objective]
+        self.settings = {**default_settings(config.objective), **config.settings}
         self.negated: float | None = None
         if self.objectives[0].negated is not None:
             self.negated = self.settings.pop("alpha")
         direction = None
         if any("direction" in objective.needs for objective in self.objectives):
-            direction = rmu_direction(vanilla.model.config.hidden_size, seed=config.seed)
+            direction = draw_rmu_direction(vanilla.model.config.hidden_size, seed=config.seed)
             direction = direction.to(vanilla.device)
-        self.scorer = Scorer(
-            trainee.model,
-            trainee.reference,
+        self.inputs = ObjectiveInputs(
+            trainable.model,
+            trainable.reference,
             dict(examples),
             layer=config.layer,
             direction=direction,
@@ -144,7 +140,7 @@ class _Run:
                 examples["preferred"], seed=config.seed, purpose="preferred"
             )
         self.optimizer = torch.optim.AdamW(
-            trainee.trained.values(),
+            trainable.trained.values(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
@@ -152,35 +148,35 @@ class _Run:
         self.num_vocabulary = vanilla.anatomy.unembed.out_features
         self.history: list[dict[str, float]] = []
         self.before: dict[str, float] = {}
-        self.good = snapshot(trainee.trained)
+        self.good = copy_weights(trainable.trained)
 
     @property
     def step(self) -> int:
-        """How many steps were taken."""
+        """Number of steps taken."""
         return len(self.history)
 
-    def go_on_from(self, store: Store) -> None:
-        """Take a run up where it was stored."""
+    def resume(self, store: RunStore) -> None:
+        """Resume a run where it was stored."""
         stored = read_progress(store.state)
-        if other := difference(stored["card"], store.card):
+        if other := describe_difference(stored["card"], store.card):
             raise ValueError(
                 f"{store.state} is the state of another run ({other}); choose another output "
                 "directory"
             )
         self.history, self.before = stored["history"], stored["before"]
-        load_state(store.state, self.trainee.trained, self.optimizer, self.step)
-        self.good = snapshot(self.trainee.trained)
+        load_state(store.state, self.trainable.trained, self.optimizer, self.step)
+        self.good = copy_weights(self.trainable.trained)
 
-    def to_the_end(self, store: Store | None, progress: bool) -> str:
-        """Train; give the reason why it ended."""
+    def train(self, store: RunStore | None, progress: bool) -> str:
+        """Train, and return the reason why it ended."""
         config = self.config
         watched = [stop.metric for stop in config.stops if stop.metric not in OWN_METRICS]
         if watched and not self.before:
-            self.before = dict(self._evaluated())
+            self.before = dict(self._run_evaluation())
             for metric in watched:
                 if metric not in self.before:
                     raise ValueError(
-                        f"no metric {metric!r} to stop on; valid: "
+                        f"unknown metric {metric!r} to stop on; valid: "
                         f"{', '.join((*OWN_METRICS, *self.before))}"
                     )
         bar = tqdm(
@@ -192,43 +188,45 @@ class _Run:
         )
         with bar:
             while self.step < config.num_steps:
-                row = self._losses_and_gradients()
-                if reason := self._divergence(row):
-                    self._back_to_good()
+                row = self._compute_gradients()
+                if reason := self._check_divergence(row):
+                    self._restore_good()
                     return f"{reason}; the weights are those of the last evaluation"
                 for name in OWN_METRICS:
                     if name in row:
                         self.before.setdefault(name, row[name])
-                if reason := self._stopped(row):
+                if reason := self._check_stops(row):
                     self.history.append(row)
                     self.optimizer.zero_grad(set_to_none=True)
                     return reason
-                self._step()
+                self._take_step()
                 self.history.append(row)
                 shown = {key: f"{row[key]:.2f}" for key in ("forget_ce", "retain_ce") if key in row}
                 bar.set_postfix(shown)
                 bar.update()
                 if config.checkpoint_every and self.step % config.checkpoint_every == 0 and store:
-                    with self.trainee.as_made(self.negated):
-                        store.checkpoint(self.trainee.model, self.trainee.adapter(), self.history)
+                    with self.trainable.evaluate_as_made(self.negated):
+                        store.save_checkpoint(
+                            self.trainable.model, self.trainable.extract_adapter(), self.history
+                        )
                 if config.evaluate_every and self.step % config.evaluate_every == 0:
-                    metrics = dict(self._evaluated()) if self.evaluate is not None else {}
+                    metrics = dict(self._run_evaluation()) if self.evaluate is not None else {}
                     row.update(metrics)
-                    self.good = snapshot(self.trainee.trained)
-                    reason = self._stopped(metrics)
+                    self.good = copy_weights(self.trainable.trained)
+                    reason = self._check_stops(metrics)
                     if store is not None:
-                        self._keep(store)
+                        self._save_state(store)
                     if reason:
                         return reason
         return f"all {config.num_steps} steps"
 
-    def _losses_and_gradients(self) -> dict[str, float]:
-        """One step's losses, with the gradients left in the parameters."""
+    def _compute_gradients(self) -> dict[str, float]:
+        """Compute one step's losses, and leave the gradients in the parameters."""
         config = self.config
-        device = self.trainee.model.device
-        objective, step = self._turn()
+        device = self.trainable.model.device
+        objective, step = self._choose_objective()
         whole = {
-            name: draws.indices(step, _batch_size(config, name))
+            name: draws.indices(step, _find_batch_size(config, name))
             for name, draws in self.draws.items()
             if name in objective.sets
         }
@@ -238,7 +236,7 @@ class _Run:
         for part in range(config.accumulation):
             drawn = {name: numbers[part :: config.accumulation] for name, numbers in whole.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
-                tensors = self.scorer.tensors(objective.needs, drawn)
+                tensors = self.inputs.compute(objective.needs, drawn)
             loss: Any = objective.function(**tensors, **self.settings)
             (loss / config.accumulation).backward()
             values = {"loss": loss.item()}
@@ -249,16 +247,16 @@ class _Run:
             for key, value in values.items():
                 sums[key] = sums.get(key, 0.0) + value / config.accumulation
         norm = torch.nn.utils.clip_grad_norm_(
-            list(self.trainee.trained.values()), config.max_grad_norm
+            list(self.trainable.trained.values()), config.max_grad_norm
         )
         return {"step": float(self.step), **sums, "grad_norm": norm.item()}
 
-    def _turn(self) -> tuple[Objective, int]:
-        """What the next step minimises, and which step of that objective it is."""
+    def _choose_objective(self) -> tuple[Objective, int]:
+        """Return the objective of the next step, and which step of that objective it is."""
         if len(self.objectives) == 1:
             return self.objectives[0], self.step
         # In turn, an epoch each.
-        epochs = [self._epoch(objective) for objective in self.objectives]
+        epochs = [self._count_epoch_steps(objective) for objective in self.objectives]
         before, place = divmod(self.step, sum(epochs))
         for objective, length in zip(self.objectives, epochs, strict=True):
             if place < length:
@@ -266,21 +264,21 @@ class _Run:
             place -= length
         raise AssertionError("the place lies within the epochs")
 
-    def _epoch(self, objective: Objective) -> int:
-        """Steps until an objective has seen its largest set."""
+    def _count_epoch_steps(self, objective: Objective) -> int:
+        """Count the steps until an objective has seen its largest set."""
         return max(
-            math.ceil(len(self.draws[name]) / _batch_size(self.config, name))
+            math.ceil(len(self.draws[name]) / _find_batch_size(self.config, name))
             for name in objective.sets
         )
 
-    def _step(self) -> None:
+    def _take_step(self) -> None:
         warmed = min(1.0, (self.step + 1) / (self.config.warmup_steps + 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warmed
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _divergence(self, row: Mapping[str, float]) -> str:
+    def _check_divergence(self, row: Mapping[str, float]) -> str:
         if not all(map(math.isfinite, row.values())):
             return f"diverged at step {self.step}: the loss is not finite"
         # One batch of a few labels may be that bad by chance.
@@ -294,7 +292,7 @@ class _Run:
             )
         return ""
 
-    def _stopped(self, metrics: Mapping[str, float]) -> str:
+    def _check_stops(self, metrics: Mapping[str, float]) -> str:
         for stop in self.config.stops:
             if stop.metric in metrics:
                 value = metrics[stop.metric]
@@ -307,21 +305,21 @@ class _Run:
                         return f"{stop.metric} reached {value:.3g} (bound {bound:.3g})"
         return ""
 
-    def _evaluated(self) -> Mapping[str, float]:
+    def _run_evaluation(self) -> Mapping[str, float]:
         assert self.evaluate is not None
-        with self.trainee.as_made(self.negated), torch.no_grad():
-            return {key: float(v) for key, v in self.evaluate(self.trainee.model).items()}
+        with self.trainable.evaluate_as_made(self.negated), torch.no_grad():
+            return {key: float(v) for key, v in self.evaluate(self.trainable.model).items()}
 
-    def _back_to_good(self) -> None:
+    def _restore_good(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.trainee.restore(self.good)
+        self.trainable.restore(self.good)
 
-    def _keep(self, store: Store) -> None:
+    def _save_state(self, store: RunStore) -> None:
         progress = {"card": store.card, "history": self.history, "before": self.before}
-        save_state(store.state, self.trainee.trained, self.optimizer, progress)
+        save_state(store.state, self.trainable.trained, self.optimizer, progress)
 
 
-def _batch_size(config: TrainingConfig, name: str) -> int:
+def _find_batch_size(config: TrainingConfig, name: str) -> int:
     if isinstance(config.batch_size, Mapping):
         return config.batch_size[name]
     return config.batch_size

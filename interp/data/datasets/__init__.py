@@ -1,12 +1,12 @@
 """Readers for the public data sets of the field, from local files or from the Hugging Face Hub.
 
 Every reader has one form: `read_x(source, languages=None)` gives a `Dataset`, which is its typed
-records, one per entry and language, and the list of what is missing; `queries_of` turns records
+records, one per entry and language, and the list of what is missing; `make_queries` turns records
 into queries.
 
     facts = read_bmlama("forget-32.jsonl", languages=["en", "hi"])
     facts.gaps                      # entries that a language lacks, with the reason
-    queries_of(facts)               # [Query(id="bmlama53-forget-32:1", language="en", …), …]
+    make_queries(facts)               # [Query(id="bmlama53-forget-32:1", language="en", …), …]
 
 | reader | data set | source | licence as far as known |
 |---|---|---|---|
@@ -18,36 +18,36 @@ into queries.
 | `read_concepts` | concept files of Hong et al. 2024b | released with that paper | not stated |
 
 news-truthful (Lu & Koehn 2024, `TaiMingLu/news-truthful`) holds articles:
-`interp.data.news` reads it.
+`experiments.cross_lingual.news` reads it.
 """
 
-from interp.data.datasets.codes import bcp47
+from interp.data.datasets.language_codes import normalize_code
 from interp.data.datasets.parallel import read_bmlama, read_flores
 from interp.data.datasets.questions import read_concepts, read_rwku, read_tofu
 from interp.data.datasets.records import (
     ClozeFact,
-    Concept,
+    ConceptRecord,
     Dataset,
     Gap,
     QuestionAnswer,
     Sentence,
-    queries_of,
-    unrelated_queries_of,
+    make_queries,
+    make_unrelated_queries,
 )
 
 __all__ = [
     "ClozeFact",
-    "Concept",
+    "ConceptRecord",
     "Dataset",
     "Gap",
     "QuestionAnswer",
     "Sentence",
-    "bcp47",
-    "queries_of",
+    "make_queries",
+    "make_unrelated_queries",
+    "normalize_code",
     "read_bmlama",
     "read_concepts",
     "read_flores",
     "read_rwku",
     "read_tofu",
-    "unrelated_queries_of",
 ]

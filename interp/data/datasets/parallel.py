@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from interp.data.datasets.codes import bcp47
+from interp.data.datasets.builder import Table, build_dataset, check_lengths
+from interp.data.datasets.language_codes import normalize_code
 from interp.data.datasets.records import ClozeFact, Dataset, Sentence
-from interp.data.datasets.tables import Table, check_lengths, dataset_of
-from interp.data.sources import (
+from interp.data.row_readers import (
     Source,
-    lines_of,
-    mapped,
-    required,
-    rows_of,
-    stem_of,
-    text,
-    texts,
+    check_object,
+    check_text,
+    check_texts,
+    get_stem,
+    read_lines,
+    read_rows,
+    require_field,
 )
 
 _MASK = "<mask>"
@@ -25,7 +25,7 @@ _FLORES_FILE = re.compile(r"(?P<code>[a-z]{3}_[A-Z][a-z]{3})\.(?P<split>dev|devt
 
 
 def read_bmlama(source: Source, *, languages: Sequence[str] | None = None) -> Dataset[ClozeFact]:
-    """The cloze facts of BMLAMA-53 (Qi et al. 2023), as released with Choi et al. 2024.
+    """Read the cloze facts of BMLAMA-53 (Qi et al. 2023), as released with Choi et al. 2024.
 
     A line is `{"prompt": {lang: "… <mask> …"}, "answers": {lang: [text]}, "candidates":
     {lang: [text, …]}}`. The entries have no ids of their own: theirs is the file's name and their
@@ -42,10 +42,10 @@ def read_bmlama(source: Source, *, languages: Sequence[str] | None = None) -> Da
         ImportError: a Hub name without the package `datasets`.
     """
     table: Table[ClozeFact] = {}
-    for number, (where, row) in enumerate(rows_of(source), start=1):
-        entry = f"bmlama53-{stem_of(source)}:{number}"
+    for number, (where, row) in enumerate(read_rows(source), start=1):
+        entry = f"bmlama53-{get_stem(source)}:{number}"
         fields = {
-            field: _by_language(required(row, field, where), where, field)
+            field: _normalize_languages(require_field(row, field, where), where, field)
             for field in ("prompt", "answers", "candidates")
         }
         table[entry] = {}
@@ -54,14 +54,14 @@ def read_bmlama(source: Source, *, languages: Sequence[str] | None = None) -> Da
             if absent:
                 table[entry][code] = f"no {absent[0]} in the source"
                 continue
-            prompt = text(fields["prompt"][code], where, f"prompt.{code}")
+            prompt = check_text(fields["prompt"][code], where, f"prompt.{code}")
             if prompt.count(_MASK) != 1:
                 raise ValueError(
                     f"{where}: 'prompt.{code}' must have {_MASK} once, not {prompt.count(_MASK)} "
                     "times"
                 )
-            answers = texts(fields["answers"][code], where, f"answers.{code}")
-            candidates = texts(fields["candidates"][code], where, f"candidates.{code}")
+            answers = check_texts(fields["answers"][code], where, f"answers.{code}")
+            candidates = check_texts(fields["candidates"][code], where, f"candidates.{code}")
             for answer in answers:
                 if answer not in candidates:
                     raise ValueError(
@@ -78,11 +78,11 @@ def read_bmlama(source: Source, *, languages: Sequence[str] | None = None) -> Da
                 candidates=candidates,
                 concept="bmlama53",
             )
-    return dataset_of(source, table, languages)
+    return build_dataset(source, table, languages)
 
 
 def read_flores(source: Source, *, languages: Sequence[str] | None = None) -> Dataset[Sentence]:
-    """The parallel sentences of FLORES-200 (NLLB Team 2022; CC BY-SA 4.0).
+    """Read the parallel sentences of FLORES-200 (NLLB Team 2022; CC BY-SA 4.0).
 
     Either JSON Lines as released with Choi et al. 2024, `{lang: sentence}`, or a folder of the
     official release, one file per language and split (`deu_Latn.dev`), one sentence per line.
@@ -99,58 +99,58 @@ def read_flores(source: Source, *, languages: Sequence[str] | None = None) -> Da
     """
     table: Table[Sentence] = {}
     if not str(source).startswith("hub:") and Path(source).is_dir():
-        stem, rows = _flores_folder(Path(source))
+        stem, rows = _read_flores_folder(Path(source))
     else:
-        stem, rows = stem_of(source), rows_of(source)
+        stem, rows = get_stem(source), read_rows(source)
     for number, (where, row) in enumerate(rows, start=1):
         entry = f"flores200-{stem}:{number}"
         table[entry] = {}
-        for code, value in _by_language(row, where, "").items():
+        for code, value in _normalize_languages(row, where, "").items():
             if value is None:
                 table[entry][code] = "no sentence in the source"
                 continue
-            sentence = text(value, where, code)
+            sentence = check_text(value, where, code)
             table[entry][code] = Sentence(
                 id=entry, language=code, text=sentence, concept="flores200"
             )
-    return dataset_of(source, table, languages)
+    return build_dataset(source, table, languages)
 
 
-def _flores_folder(folder: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """The split of a folder of FLORES-200, and its sentences as rows by language."""
-    found = {
+def _read_flores_folder(folder: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+    """Read a folder of FLORES-200: its split, and its sentences as rows by language."""
+    names = {
         path: name
         for path in sorted(folder.iterdir())
         if (name := _FLORES_FILE.fullmatch(path.name))
     }
-    splits = sorted({name["split"] for name in found.values()})
+    splits = sorted({name["split"] for name in names.values()})
     if len(splits) != 1:
         raise ValueError(
             f"{folder} must have files of one split, named such as deu_Latn.dev; it has "
             f"{' and '.join(splits) or 'none'}"
         )
-    lines = {path: lines_of(path) for path in found}
+    lines = {path: read_lines(path) for path in names}
     check_lengths({str(path): len(entries) for path, entries in lines.items()})
     count = len(next(iter(lines.values())))
     return splits[0], [
         (
             f"{folder}, line {number + 1}",
-            {name["code"]: lines[path][number][1] or None for path, name in found.items()},
+            {name["code"]: lines[path][number][1] or None for path, name in names.items()},
         )
         for number in range(count)
     ]
 
 
-def _by_language(value: object, where: str, field: str) -> dict[str, Any]:
-    """An object's values by BCP-47 code."""
-    found: dict[str, Any] = {}
-    for written, entry in mapped(value, where, field).items():
+def _normalize_languages(value: object, where: str, field: str) -> dict[str, Any]:
+    """Return an object's values by BCP-47 code."""
+    values: dict[str, Any] = {}
+    for written, entry in check_object(value, where, field).items():
         try:
-            code = bcp47(written)
+            code = normalize_code(written)
         except ValueError as error:
             place = f"{where}: in {field!r}," if field else f"{where}:"
             raise ValueError(f"{place} {error}") from None
-        if code in found:
-            raise ValueError(f"{where}: the language {code!r} stands twice, as {written!r} too")
-        found[code] = entry
-    return found
+        if code in values:
+            raise ValueError(f"{where}: duplicate language {code!r} (also written {written!r})")
+        values[code] = entry
+    return values

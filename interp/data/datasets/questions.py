@@ -3,19 +3,19 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from interp.data.datasets.codes import bcp47
-from interp.data.datasets.records import Concept, Dataset, QuestionAnswer, Record
-from interp.data.datasets.tables import Table, check_lengths, dataset_of
-from interp.data.sources import (
+from interp.data.datasets.builder import Table, build_dataset, check_lengths
+from interp.data.datasets.language_codes import normalize_code
+from interp.data.datasets.records import ConceptRecord, Dataset, QuestionAnswer, Record
+from interp.data.row_readers import (
     Source,
-    listed,
-    mapped,
-    required,
-    rows_of,
-    stem_of,
-    text,
-    texts,
-    whole,
+    check_count,
+    check_list,
+    check_object,
+    check_text,
+    check_texts,
+    get_stem,
+    read_rows,
+    require_field,
 )
 
 R = TypeVar("R", bound=Record)
@@ -24,7 +24,7 @@ R = TypeVar("R", bound=Record)
 def read_tofu(
     source: Source | Mapping[str, Source], *, languages: Sequence[str] | None = None
 ) -> Dataset[QuestionAnswer]:
-    """The questions of TOFU (Maini et al. 2024; MIT): fictitious authors to forget and to retain.
+    """Read TOFU (Maini et al. 2024; MIT): questions on fictitious authors to forget and to retain.
 
     A line is `{"question": text, "answer": text}`; the perturbed files add `perturbed_answer` (a
     text or a list), `paraphrased_question` and `paraphrased_answer`. Other fields are ignored.
@@ -50,21 +50,21 @@ def read_tofu(
         return QuestionAnswer(
             id=entry,
             language=code,
-            question=text(required(row, "question", where), where, "question"),
-            answer=text(required(row, "answer", where), where, "answer"),
-            perturbed_answers=() if perturbed is None else texts(perturbed, where, field),
-            paraphrased_question=_optional(row, "paraphrased_question", where),
-            paraphrased_answer=_optional(row, "paraphrased_answer", where),
+            question=check_text(require_field(row, "question", where), where, "question"),
+            answer=check_text(require_field(row, "answer", where), where, "answer"),
+            perturbed_answers=() if perturbed is None else check_texts(perturbed, where, field),
+            paraphrased_question=_get_optional(row, "paraphrased_question", where),
+            paraphrased_answer=_get_optional(row, "paraphrased_answer", where),
             concept="tofu",
         )
 
-    return _file_per_language(source, "tofu", ("question", "answer"), parse, languages)
+    return _read_file_per_language(source, "tofu", ("question", "answer"), parse, languages)
 
 
 def read_rwku(
     source: Source | Mapping[str, Source], *, languages: Sequence[str] | None = None
 ) -> Dataset[QuestionAnswer]:
-    """The probes of RWKU (Jin et al. 2024; CC BY 4.0) about well-known people.
+    """Read the probes of RWKU (Jin et al. 2024; CC BY 4.0) about well-known people.
 
     `forget_level1` to `3` and `neighbor_level1` and `2`, each a list of `{"query", "answer",
     "level", "type", "subject"}`; only the first two are required. A level-1 query has a blank
@@ -88,18 +88,20 @@ def read_rwku(
         return QuestionAnswer(
             id=entry,
             language=code,
-            question=text(required(row, "query", where), where, "query"),
-            answer=text(required(row, "answer", where), where, "answer"),
-            concept=_optional(row, "subject", where) or "rwku",
+            question=check_text(require_field(row, "query", where), where, "query"),
+            answer=check_text(require_field(row, "answer", where), where, "answer"),
+            concept=_get_optional(row, "subject", where) or "rwku",
             level=None if level is None else int(str(level)),
-            kind=_optional(row, "type", where) or "",
+            kind=_get_optional(row, "type", where) or "",
         )
 
-    return _file_per_language(source, "rwku", ("query", "answer"), parse, languages)
+    return _read_file_per_language(source, "rwku", ("query", "answer"), parse, languages)
 
 
-def read_concepts(source: Source, *, languages: Sequence[str] | None = None) -> Dataset[Concept]:
-    """The concepts of ConceptVectors and of Hong's later files, in English.
+def read_concepts(
+    source: Source, *, languages: Sequence[str] | None = None
+) -> Dataset[ConceptRecord]:
+    """Read the concepts of ConceptVectors and of Hong's later files, in English.
 
     A list of `{"id", "Concept", "Layer", "Dim", "wikipedia_content", "QA", "text_completion":
     [{"First_half", "Second_half"}], "unrelated_QA"}` in *Intrinsic Evaluation of Unlearning Using
@@ -117,71 +119,80 @@ def read_concepts(source: Source, *, languages: Sequence[str] | None = None) -> 
         ImportError: a Hub name without the package `datasets`.
     """
 
-    def parse(row: dict[str, Any], where: str, entry: str, code: str) -> Concept:
+    def parse(row: dict[str, Any], where: str, entry: str, code: str) -> ConceptRecord:
         del entry
-        questions = texts(required(row, "QA", where), where, "QA")
+        questions = check_texts(require_field(row, "QA", where), where, "QA")
         completions = []
-        for half in listed(required(row, "text_completion", where), where, "text_completion"):
-            pair = mapped(half, where, "text_completion")
+        for half in check_list(
+            require_field(row, "text_completion", where), where, "text_completion"
+        ):
+            pair = check_object(half, where, "text_completion")
             first, second = (
-                text(required(pair, field, where), where, field)
+                check_text(require_field(pair, field, where), where, field)
                 for field in ("First_half", "Second_half")
             )
             completions.append((first, second))
         with_answers = row.get("QA_with_answers")
         counts = row.get("answers_tokens_num")
         for field, values in (("QA_with_answers", with_answers), ("answers_tokens_num", counts)):
-            if values is not None and len(listed(values, where, field)) != len(questions):
+            if values is not None and len(check_list(values, where, field)) != len(questions):
                 raise ValueError(
                     f"{where}: {field!r} has {len(values)} entries, 'QA' has {len(questions)}"
                 )
-        return Concept(
-            id=f"concept-{whole(required(row, 'id', where), where, 'id')}",
+        return ConceptRecord(
+            id=f"concept-{check_count(require_field(row, 'id', where), where, 'id')}",
             language=code,
-            concept=text(required(row, "Concept", where), where, "Concept"),
-            layer=whole(required(row, "Layer", where), where, "Layer"),
-            dim=whole(required(row, "Dim", where), where, "Dim"),
-            wikipedia_content=text(
-                required(row, "wikipedia_content", where), where, "wikipedia_content"
+            concept=check_text(require_field(row, "Concept", where), where, "Concept"),
+            layer=check_count(require_field(row, "Layer", where), where, "Layer"),
+            dim=check_count(require_field(row, "Dim", where), where, "Dim"),
+            wikipedia_content=check_text(
+                require_field(row, "wikipedia_content", where), where, "wikipedia_content"
             ),
             questions=questions,
             text_completions=tuple(completions),
-            unrelated_questions=texts(required(row, "unrelated_QA", where), where, "unrelated_QA"),
+            unrelated_questions=check_texts(
+                require_field(row, "unrelated_QA", where), where, "unrelated_QA"
+            ),
             questions_with_answers=(
-                () if with_answers is None else texts(with_answers, where, "QA_with_answers")
+                () if with_answers is None else check_texts(with_answers, where, "QA_with_answers")
             ),
             answers_tokens_num=tuple(
-                whole(count, where, "answers_tokens_num") for count in counts or ()
+                check_count(count, where, "answers_tokens_num") for count in counts or ()
             ),
         )
 
-    return _file_per_language(source, "concept", ("QA",), parse, languages)
+    return _read_file_per_language(source, "concept", ("QA",), parse, languages)
 
 
-def _file_per_language(
+def _read_file_per_language(
     source: Source | Mapping[str, Source],
     name: str,
     translated: Sequence[str],
     parse: Callable[[dict[str, Any], str, str, str], R],
     languages: Sequence[str] | None,
 ) -> Dataset[R]:
-    """A data set of which each file has one language, with corresponding entries."""
+    """Read a data set of which each file has one language, with corresponding entries."""
     files = dict(source) if isinstance(source, Mapping) else {"en": source}
     if not files:
         raise ValueError(f"no files to read {name} from; give at least one by language")
-    stem = stem_of(next(iter(files.values())))
+    stem = get_stem(next(iter(files.values())))
     rows: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for code, file in files.items():
-        if bcp47(code) in rows:
-            raise ValueError(f"{file}: the language {bcp47(code)!r} stands twice, as {code!r} too")
-        rows[bcp47(code)] = rows_of(file)
+        if normalize_code(code) in rows:
+            raise ValueError(
+                f"{file}: duplicate language {normalize_code(code)!r} (also written {code!r})"
+            )
+        rows[normalize_code(code)] = read_rows(file)
     check_lengths(
-        {str(file): len(found) for file, found in zip(files.values(), rows.values(), strict=True)}
+        {
+            str(file): len(entries)
+            for file, entries in zip(files.values(), rows.values(), strict=True)
+        }
     )
     table: Table[R] = {}
-    for code, found in rows.items():
+    for code, entries in rows.items():
         seen: dict[str, str] = {}
-        for number, (where, row) in enumerate(found, start=1):
+        for number, (where, row) in enumerate(entries, start=1):
             entry = f"{name}-{stem}:{number}"
             values = table.setdefault(entry, {})
             # A null in one of several languages is a translation not made; else an error.
@@ -192,11 +203,11 @@ def _file_per_language(
             record = parse(row, where, entry, code)
             first = seen.setdefault(record.id, where)
             if first != where:
-                raise ValueError(f"{where}: the id {record.id!r} stands already in {first}")
+                raise ValueError(f"{where}: duplicate id {record.id!r} (first in {first})")
             values[code] = record
-    return dataset_of(" and ".join(map(str, files.values())), table, languages)
+    return build_dataset(" and ".join(map(str, files.values())), table, languages)
 
 
-def _optional(row: Mapping[str, Any], field: str, where: str) -> str | None:
-    """The text of a field that may be missing, null or empty."""
-    return None if row.get(field) in (None, "") else text(row[field], where, field)
+def _get_optional(row: Mapping[str, Any], field: str, where: str) -> str | None:
+    """Return the text of a field that may be missing, null or empty."""
+    return None if row.get(field) in (None, "") else check_text(row[field], where, field)

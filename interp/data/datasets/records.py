@@ -1,4 +1,4 @@
-"""What the readers give: typed records, what is missing, and queries made from records."""
+"""Records that the readers give, gaps between them, and queries made from records."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,14 +8,14 @@ from typing import Generic, TypeVar
 from interp.data.query import Query
 
 CLOZE_FORMS = ("blank", "prefix")
-"""How a cloze fact is asked: see `queries_of`."""
+"""Forms of a query about a cloze fact, see `make_queries`."""
 
 _BLANK = "___"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClozeFact:
-    """A fact as a sentence with one blank, in one language.
+    """Fact as a sentence with one blank, in one language.
 
     Attributes:
         id: what the fact is, the same in every language.
@@ -37,17 +37,17 @@ class ClozeFact:
 
     @property
     def blank_is_last(self) -> bool:
-        """Whether nothing but punctuation follows the blank."""
+        """True if nothing but punctuation follows the blank."""
         return not any(char.isalnum() for char in self.suffix)
 
-    def filled(self, candidate: str) -> str:
-        """The whole sentence with a candidate in its blank."""
+    def fill(self, candidate: str) -> str:
+        """Return the whole sentence with a candidate in its blank."""
         return f"{self.prefix}{candidate}{self.suffix}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sentence:
-    """A sentence in one language, one of several translations under the same id."""
+    """Sentence in one language, one of several translations under the same id."""
 
     id: str
     language: str
@@ -57,7 +57,7 @@ class Sentence:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnswer:
-    """A question and its answer in one language.
+    """Question and its answer in one language.
 
     Attributes:
         id: what is asked, the same in every language.
@@ -85,8 +85,8 @@ class QuestionAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Concept:
-    """A concept with the value vector that carries it and the questions about it.
+class ConceptRecord:
+    """Concept with the value vector that carries it and the questions about it.
 
     Attributes:
         id: `concept-` and the number in the file.
@@ -116,20 +116,20 @@ class Concept:
 
     @property
     def answers(self) -> tuple[str | None, ...]:
-        """What follows `Answer:` in each of `questions_with_answers`, None where nothing does."""
+        """Text after `Answer:` in each of `questions_with_answers`, None where there is none."""
         return tuple(
             text.removeprefix(f"Question: {question}").partition("Answer:")[2].strip() or None
             for question, text in zip(self.questions, self.questions_with_answers, strict=False)
         )
 
 
-Record = ClozeFact | Sentence | QuestionAnswer | Concept
+Record = ClozeFact | Sentence | QuestionAnswer | ConceptRecord
 R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """An entry that a language lacks, and why."""
+    """Entry that a language lacks, and why."""
 
     id: str
     language: str
@@ -138,7 +138,7 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Generic[R]):
-    """The records of a source, language by language, and what is missing from them.
+    """Records of a source, language by language, and what is missing from them.
 
     Attributes:
         source: the file or Hub name that was read.
@@ -159,13 +159,13 @@ class Dataset(Generic[R]):
         return len(self.records)
 
 
-def queries_of(
+def make_queries(
     records: Iterable[Record],
     *,
     template: str | Mapping[str, str] = "{question}",
     cloze: str = "blank",
 ) -> list[Query]:
-    """Queries from the records of any reader, in their order.
+    """Make queries from the records of any reader, in their order.
 
     A question is asked as the template says. A sentence gives its first half as the prompt and
     its second as the answer, cut between words near the middle. A cloze fact with `cloze="blank"`
@@ -183,41 +183,43 @@ def queries_of(
             stands before it, or two queries with the same id and language.
     """
     if cloze not in CLOZE_FORMS:
-        raise ValueError(f"no cloze form {cloze!r}; valid forms: {', '.join(CLOZE_FORMS)}")
-    found: list[Query] = []
+        raise ValueError(f"unknown cloze form {cloze!r}; valid: {', '.join(CLOZE_FORMS)}")
+    queries: list[Query] = []
     for record in records:
         if isinstance(record, ClozeFact):
-            found.append(_cloze_query(record, cloze))
+            queries.append(_make_cloze_query(record, cloze))
         elif isinstance(record, Sentence):
-            found.append(_sentence_query(record))
+            queries.append(_make_sentence_query(record))
         elif isinstance(record, QuestionAnswer):
-            found.append(_asked(record, record.id, record.question, record.answer, template))
+            queries.append(_make_query(record, record.id, record.question, record.answer, template))
         else:
             answers = record.answers or (None,) * len(record.questions)
             for number, (question, answer) in enumerate(
                 zip(record.questions, answers, strict=True), start=1
             ):
-                found.append(_asked(record, f"{record.id}:{number}", question, answer, template))
-    return _unique(found)
+                queries.append(
+                    _make_query(record, f"{record.id}:{number}", question, answer, template)
+                )
+    return _check_unique(queries)
 
 
-def unrelated_queries_of(
-    records: Iterable[Concept], *, template: str | Mapping[str, str] = "{question}"
+def make_unrelated_queries(
+    records: Iterable[ConceptRecord], *, template: str | Mapping[str, str] = "{question}"
 ) -> list[Query]:
-    """Queries from the unrelated questions of concepts, which have no answers.
+    """Make queries from the unrelated questions of concepts, which have no answers.
 
     Raises:
-        ValueError: as `queries_of`.
+        ValueError: as `make_queries`.
     """
-    return _unique(
-        _asked(record, f"{record.id}-unrelated:{number}", question, None, template)
+    return _check_unique(
+        _make_query(record, f"{record.id}-unrelated:{number}", question, None, template)
         for record in records
         for number, question in enumerate(record.unrelated_questions, start=1)
     )
 
 
-def _asked(
-    record: QuestionAnswer | Concept,
+def _make_query(
+    record: QuestionAnswer | ConceptRecord,
     query_id: str,
     question: str,
     answer: str | None,
@@ -241,13 +243,13 @@ def _asked(
     )
 
 
-def _cloze_query(fact: ClozeFact, form: str) -> Query:
-    prompt = f"{fact.filled(_BLANK).strip()}\n{_BLANK} ="
+def _make_cloze_query(fact: ClozeFact, form: str) -> Query:
+    prompt = f"{fact.fill(_BLANK).strip()}\n{_BLANK} ="
     if form == "prefix":
         if not fact.blank_is_last or not fact.prefix.strip():
             raise ValueError(
                 f"{fact.id} in {fact.language!r} cannot be asked by its prefix: "
-                f"{fact.filled(_BLANK)!r}; keep the facts with blank_is_last, or ask all with "
+                f"{fact.fill(_BLANK)!r}; keep the facts with blank_is_last, or ask all with "
                 "cloze='blank'"
             )
         prompt = fact.prefix.rstrip()
@@ -261,9 +263,9 @@ def _cloze_query(fact: ClozeFact, form: str) -> Query:
     )
 
 
-def _sentence_query(sentence: Sentence) -> Query:
+def _make_sentence_query(sentence: Sentence) -> Query:
     text = sentence.text.strip()
-    cut = _middle(text)
+    cut = _find_middle(text)
     return Query(
         id=sentence.id,
         language=sentence.language,
@@ -273,8 +275,8 @@ def _sentence_query(sentence: Sentence) -> Query:
     )
 
 
-def _middle(text: str) -> int:
-    """Where a text is cut in two: at the space nearest its middle, if one is near."""
+def _find_middle(text: str) -> int:
+    """Return where to cut a text in two: at the space nearest its middle, if one is near."""
     half = len(text) // 2
     spaces = [place for place, char in enumerate(text) if char.isspace()]
     nearest = min(spaces, key=lambda place: abs(place - half), default=-1)
@@ -287,12 +289,12 @@ def _middle(text: str) -> int:
     return cut
 
 
-def _unique(found: Iterable[Query]) -> list[Query]:
+def _check_unique(queries: Iterable[Query]) -> list[Query]:
     seen: dict[tuple[str, str], Query] = {}
-    for query in found:
+    for query in queries:
         if (query.id, query.language) in seen:
             raise ValueError(
-                f"the id {query.id!r} stands twice in language {query.language!r}; "
+                f"duplicate id {query.id!r} in language {query.language!r}; "
                 "ids must be unique within a language"
             )
         seen[query.id, query.language] = query

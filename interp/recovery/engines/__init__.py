@@ -1,4 +1,4 @@
-"""Engines carry restorations out. One interface, one reference, and faster ways to its numbers.
+"""Engines, which carry restorations out: one interface, one reference, faster ways to its numbers.
 
 An engine is a function `losses(pair, trajectories, restorations, *, distance, own_precision,
 advance)` that returns the losses as [restoration, query], float64. `full` is the reference.

@@ -1,4 +1,4 @@
-"""What engines share that run a whole forward per restoration and read the model's own logits."""
+"""Losses by whole forwards, one per restoration, read from the model's own logits."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from interp.data.trajectories import Trajectory
 from interp.recovery.batches import Batch, PaddingSide, make_batch
+from interp.recovery.distances import Distance, compute_distance
 from interp.recovery.pair import Pair
-from interp.recovery.scoring import Distance, distance_of
 from interp.recovery.sites import Restoration
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -20,8 +20,8 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 
 @runtime_checkable
-class Runs(Protocol):
-    """How an engine runs one batch under every restoration."""
+class BatchRunner(Protocol):
+    """Function of an engine that runs one batch under every restoration."""
 
     def __call__(
         self, batch: Batch, restorations: Sequence[Restoration], score: Score
@@ -30,8 +30,8 @@ class Runs(Protocol):
         ...
 
 
-def losses_by_forwards(
-    runs: Runs,
+def measure_by_forwards(
+    runs: BatchRunner,
     pair: Pair,
     trajectories: Sequence[Trajectory],
     restorations: Sequence[Restoration],
@@ -42,7 +42,7 @@ def losses_by_forwards(
     batch_size: int = 8,
     advance: Callable[[float], object] = lambda _questions: None,
 ) -> Float[Tensor, "restoration query"]:
-    """Losses of every restoration on every question, batch by batch.
+    """Measure the loss of every restoration on every question, batch by batch.
 
     Args:
         runs: the engine's way to run a batch.
@@ -53,12 +53,12 @@ def losses_by_forwards(
         own_precision: compute the distance in the models' own precision.
         padding_side: where shorter questions are padded.
         batch_size: questions per forward.
-        advance: told after each forward how many questions' worth of work is done.
+        advance: called after each forward with how many questions' worth of work is done.
 
     Returns:
         float64 on the CPU.
     """
-    found = torch.empty(len(restorations), len(trajectories), dtype=torch.float64)
+    losses = torch.empty(len(restorations), len(trajectories), dtype=torch.float64)
     with torch.inference_mode():
         for start in range(0, len(trajectories), batch_size):
             here = slice(start, start + batch_size)
@@ -70,9 +70,9 @@ def losses_by_forwards(
             def score(target: Tensor, logits: Tensor, next_ids: Tensor = next_ids) -> Tensor:
                 if not own_precision:
                     target, logits = target.float(), logits.float()
-                return distance_of(distance, target, logits, next_ids)
+                return compute_distance(distance, target, logits, next_ids)
 
             for row, scored in enumerate(runs(batch, restorations, score)):
-                found[row, here] = batch.mean_per_question(scored.double()).cpu()
+                losses[row, here] = batch.average_per_question(scored.double()).cpu()
                 advance(len(trajectories[here]) / len(restorations))
-    return found
+    return losses

@@ -1,4 +1,4 @@
-"""The reference: one whole forward per restoration, plain hooks, the model's own logits."""
+"""Engine `full`, the reference: one whole forward per restoration, plain hooks, own logits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from interp.data.trajectories import Trajectory
 from interp.recovery.batches import Batch
-from interp.recovery.engines.forwards import Score, losses_by_forwards
+from interp.recovery.engines.forwards import Score, measure_by_forwards
+from interp.recovery.hooks import LayerStates, record, restore_sites, swap_parameters
 from interp.recovery.pair import Pair
 from interp.recovery.sites import Restoration
-from interp.recovery.states import LayerStates, parameters_swapped, record, restored
 
 
 def losses(
@@ -23,9 +23,9 @@ def losses(
     restorations: Sequence[Restoration],
     **options: Any,
 ) -> Float[Tensor, "restoration query"]:
-    """Losses of every restoration on every question, by one forward each.
+    """Measure the loss of every restoration on every question, by one forward each.
 
-    Args and result are those of `forwards.losses_by_forwards`.
+    Args and result are those of `forwards.measure_by_forwards`.
     """
 
     def runs(batch: Batch, restorations: Sequence[Restoration], score: Score) -> Iterator[Tensor]:
@@ -35,16 +35,16 @@ def losses(
         theirs = batch.inputs(pair.vanilla.anatomy.body)
         target = batch.at_scored(pair.vanilla.model(**theirs).logits)
         for restoration in restorations:
-            where = batch.restored(restoration.positions)
-            with whole_model_restored(pair, restoration, donor_run.layers, where):
+            where = batch.select_positions(restoration.positions)
+            with restore_model(pair, restoration, donor_run.layers, where):
                 logits = batch.at_scored(pair.base.model(**inputs).logits)
             yield score(target.to(logits.device), logits)
 
-    return losses_by_forwards(runs, pair, trajectories, restorations, **options)
+    return measure_by_forwards(runs, pair, trajectories, restorations, **options)
 
 
 @contextmanager
-def whole_model_restored(
+def restore_model(
     pair: Pair,
     restoration: Restoration,
     donor_states: Sequence[LayerStates],
@@ -57,7 +57,7 @@ def whole_model_restored(
             units = restoration.units_of(layer)
             channels = None if units is None else base.channels(restoration.sites[0], units)
             stack.enter_context(
-                restored(
+                restore_sites(
                     base.layers[layer],
                     donor.layers[layer],
                     donor_states[layer],
@@ -68,7 +68,7 @@ def whole_model_restored(
             )
         if "norms" in restoration.sites and base.num_layers - 1 in restoration.layers:
             for module, other in zip(base.final_norms, donor.final_norms, strict=True):
-                stack.enter_context(parameters_swapped(module, other))
+                stack.enter_context(swap_parameters(module, other))
         if "unembed" in restoration.sites:
-            stack.enter_context(parameters_swapped(base.unembed, donor.unembed))
+            stack.enter_context(swap_parameters(base.unembed, donor.unembed))
         yield

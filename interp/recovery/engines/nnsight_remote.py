@@ -21,24 +21,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.models.bridges import view
-from interp.models.hosted import LowRank, hub_id, low_rank_deltas
+from interp.models.conversion import copy_modules
 from interp.models.language_model import LanguageModel
+from interp.models.ndif import LowRank, parse_hub_id, read_low_rank_deltas
 from interp.recovery.batches import Batch
-from interp.recovery.engines.forwards import Runs, Score
-from interp.recovery.engines.nnsight import Edit, Place, places, run_windows, tensors_of
+from interp.recovery.distances import Distance, compute_distance
+from interp.recovery.engines.forwards import BatchRunner, Score
+from interp.recovery.engines.nnsight_trace import (
+    Edit,
+    ModuleRestoration,
+    group_by_module,
+    make_tensor_inputs,
+    run_windows,
+)
 from interp.recovery.pair import Pair
-from interp.recovery.scoring import Distance, distance_of
 from interp.recovery.sites import Restoration
 
 Forward = tuple[int, list[Edit]]
-"""The number of row blocks of one forward, and what is done at its modules."""
+"""Number of row blocks of one forward, and what is done at its modules."""
 
 
-def remote_runs(
+def make_remote_runner(
     pair: Pair, remote: bool | str, invokes: int, *, distance: Distance, own_precision: bool
-) -> Runs:
-    """How a batch is run on NDIF (True) or in its simulation ("local").
+) -> BatchRunner:
+    """Make the function that runs a batch on NDIF (True) or in its simulation ("local").
 
     Args:
         pair: V, named by its Hub id (with True), and U, loaded from an adapter's directory.
@@ -51,8 +57,8 @@ def remote_runs(
         ValueError: U is no LoRA adapter on V, or V is not known by a Hub id.
         ImportError: peft is not installed.
     """
-    deltas = low_rank_deltas(pair.vanilla, pair.unlearned)
-    hosted = hosted_model(pair.vanilla, remote)
+    deltas = read_low_rank_deltas(pair.vanilla, pair.unlearned)
+    hosted = make_hosted_model(pair.vanilla, remote)
 
     def runs(batch: Batch, restorations: Sequence[Restoration], score: Score) -> Iterator[Tensor]:
         del score  # Distances are computed there.
@@ -61,7 +67,9 @@ def remote_runs(
         forwards: list[Forward] = []
         for start in range(0, len(restorations), invokes):
             windows = restorations[start : start + invokes]
-            edits = _edits(places(pair.vanilla, windows, batch), deltas, first, len(windows))
+            edits = _make_edits(
+                group_by_module(pair.vanilla, windows, batch), deltas, first, len(windows)
+            )
             forwards.append((first + len(windows), edits))
         scored, next_ids = batch.scored, batch.next_ids[batch.scored]
         target: list[Tensor] = []
@@ -72,27 +80,27 @@ def remote_runs(
                 logits = logits.float()
             if row == 0:
                 target[:] = [logits]
-            return distance_of(distance, target[0], logits, next_ids.to(logits.device)).cpu()
+            return compute_distance(distance, target[0], logits, next_ids.to(logits.device)).cpu()
 
-        inputs = tensors_of(batch, pair.vanilla)
-        for found in _session(hosted, remote, inputs, forwards, read):
-            yield from (item.to(batch.scored.device) for item in found[first:])
+        inputs = make_tensor_inputs(batch, pair.vanilla)
+        for distances in _run_session(hosted, remote, inputs, forwards, read):
+            yield from (item.to(batch.scored.device) for item in distances[first:])
 
     return runs
 
 
-def hosted_model(vanilla: LanguageModel, remote: bool | str) -> Any:
-    """V as nnsight names it in a request: by Hub id, revision and task.
+def make_hosted_model(vanilla: LanguageModel, remote: bool | str) -> Any:
+    """Wrap V as nnsight names it in a request: by Hub id, revision and task.
 
     Raises:
         ValueError: V's name is no Hub id, and it is to run on NDIF.
     """
     from nnsight import TransformersModel
 
-    repository, revision = hub_id(vanilla) if remote is True else (vanilla.name, None)
+    repository, revision = parse_hub_id(vanilla) if remote is True else (vanilla.name, None)
     spread = getattr(vanilla.model, "hf_device_map", None) is not None
     model = TransformersModel(
-        view(vanilla.model),
+        copy_modules(vanilla.model),
         # Its padding settings are changed.
         tokenizer=copy.deepcopy(vanilla.tokenizer),
         task="text-generation",
@@ -104,36 +112,39 @@ def hosted_model(vanilla: LanguageModel, remote: bool | str) -> Any:
     return model
 
 
-def _edits(
-    wanted: Mapping[str, Place], deltas: Mapping[str, LowRank], first: int, num_windows: int
+def _make_edits(
+    modules: Mapping[str, ModuleRestoration],
+    deltas: Mapping[str, LowRank],
+    first: int,
+    num_windows: int,
 ) -> list[Edit]:
-    """What is done at each module: U's part added, the donor's states put in.
+    """Make the edits of each module: U's part added, the donor's states put in.
 
     The row blocks are V, U where it is the donor (`first` is 2 then), and the windows.
     """
     edits: list[Edit] = []
-    restoring = first == 1
-    for path in dict.fromkeys((*wanted, *deltas)):
-        place = wanted.get(path, Place())
-        unlearned = set() if restoring else {1}
+    is_restoring = first == 1
+    for path in dict.fromkeys((*modules, *deltas)):
+        module = modules.get(path, ModuleRestoration())
+        unlearned = set() if is_restoring else {1}
         for window in range(num_windows):
-            if (window in place.parameters) != restoring:
+            if (window in module.parameters) != is_restoring:
                 unlearned.add(first + window)
-        added = low_rank(*deltas[path]) if path in deltas else None
+        added = make_low_rank_change(*deltas[path]) if path in deltas else None
         donor = first - 1
         edits.append(
             (
                 path,
-                {first + window: (donor, where) for window, where in place.inputs.items()},
+                {first + window: (donor, where) for window, where in module.inputs.items()},
                 {} if added is None else dict.fromkeys(sorted(unlearned), added),
-                {first + window: (donor, where) for window, where in place.outputs.items()},
+                {first + window: (donor, where) for window, where in module.outputs.items()},
             )
         )
     return edits
 
 
-def low_rank(a: Tensor, b: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """(input, output) → output + B A input."""
+def make_low_rank_change(a: Tensor, b: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make the function (input, output) → output + B A input."""
 
     def added(given: Tensor, output: Tensor) -> Tensor:
         delta = given.to(a.dtype) @ a.to(given.device).T @ b.to(given.device).T
@@ -142,28 +153,28 @@ def low_rank(a: Tensor, b: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return added
 
 
-def _session(
+def _run_session(
     model: Any,
     remote: bool | str,
     inputs: Mapping[str, Tensor],
     forwards: Sequence[Forward],
     read: Callable[[int, Tensor], Tensor],
 ) -> list[list[Tensor]]:
-    """What is read in each forward, all of them in one request."""
+    """Run all forwards in one request, and return what is read in each."""
     from nnsight import save
 
-    found: list[list[Tensor]] = []
-    with _sent_by_value(), model.session(remote=remote):
-        found = []
+    distances: list[list[Tensor]] = []
+    with _send_by_value(), model.session(remote=remote):
+        distances = []
         with torch.no_grad():
             for num_rows, edits in forwards:
-                found.append(run_windows(model, inputs, num_rows, edits, read))
-        save(found)
-    return found
+                distances.append(run_windows(model, inputs, num_rows, edits, read))
+        save(distances)
+    return distances
 
 
 @contextmanager
-def _sent_by_value() -> Iterator[None]:
+def _send_by_value() -> Iterator[None]:
     """Let a request hold the source of what it calls, as this library is not installed there.
 
     The simulation hides this library for a moment, and would leave the import path in another
@@ -171,7 +182,10 @@ def _sent_by_value() -> Iterator[None]:
     """
     from cloudpickle import register_pickle_by_value, unregister_pickle_by_value
 
-    modules = [sys.modules[called.__module__] for called in (run_windows, low_rank, distance_of)]
+    modules = [
+        sys.modules[called.__module__]
+        for called in (run_windows, make_low_rank_change, compute_distance)
+    ]
     path = list(sys.path)
     for module in modules:
         register_pickle_by_value(module)

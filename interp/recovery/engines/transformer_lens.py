@@ -1,8 +1,9 @@
-"""The restorations through TransformerLens: both models run as TransformerBridges.
+"""Engine `transformer_lens`: restorations at TransformerLens' own hook points.
 
-States are cached and replaced at the bridge's own hook points, weights swapped in the modules that
-the bridge runs. The hook points are those where TransformerLens sees the very tensor of the site;
-`hook_attn_out` is not among them, since it comes after a norm where one follows the attention.
+Both models run as TransformerBridges. States are cached and replaced at the bridge's own hook
+points, weights swapped in the modules that the bridge runs. The hook points are those where
+TransformerLens sees the very tensor of the site; `hook_attn_out` is not among them, since it comes
+after a norm where one follows the attention.
 
 The bridges share the parameters of the models that a person holds, which are never written to. (Of
 a fused q, k and v projection TransformerLens may make its own three: a quarter of a layer.)
@@ -22,14 +23,14 @@ from torch import Tensor, nn
 
 from interp.data.trajectories import Trajectory
 from interp.models.anatomy import LayerParts, find_anatomy
-from interp.models.bridges import build_bridge, view
+from interp.models.conversion import build_bridge, copy_modules
 from interp.models.language_model import LanguageModel
 from interp.recovery.batches import Batch
-from interp.recovery.engines.forwards import Score, losses_by_forwards
-from interp.recovery.names import HOOK_POINTS
+from interp.recovery.engines.forwards import Score, measure_by_forwards
+from interp.recovery.hooks import LayerStates, blend, restore_sites, swap_parameters
 from interp.recovery.pair import Pair
+from interp.recovery.site_names import HOOK_POINTS
 from interp.recovery.sites import ACTIVATION_SITES, PARAMETER_SITES, Restoration
-from interp.recovery.states import LayerStates, blend, parameters_swapped, restored
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bridged:
-    """A model as a bridge, and the modules in it that hold the parameters of each site."""
+    """Bridge of a model, and the modules in it that hold the parameters of each site."""
 
     bridge: TransformerBridge
     layers: tuple[LayerParts, ...]
@@ -55,41 +56,41 @@ def losses(
     restorations: Sequence[Restoration],
     **options: Any,
 ) -> Float[Tensor, "restoration query"]:
-    """Losses of every restoration on every question, by one forward each.
+    """Measure the loss of every restoration on every question, by one forward each.
 
-    Args and result are those of `forwards.losses_by_forwards`.
+    Args and result are those of `forwards.measure_by_forwards`.
 
     Raises:
         ValueError: TransformerLens does not run this architecture.
         ImportError: TransformerLens is missing or older than 4.
     """
     if pair not in _BRIDGED:
-        base = _bridged(pair.base)
-        _BRIDGED[pair] = base, base if pair.donor is pair.base else _bridged(pair.donor)
+        base = _build_bridged(pair.base)
+        _BRIDGED[pair] = base, base if pair.donor is pair.base else _build_bridged(pair.donor)
     base, donor = _BRIDGED[pair]
     vanilla = donor if pair.direction == "restore" else base
 
     def runs(batch: Batch, restorations: Sequence[Restoration], score: Score) -> Iterator[Tensor]:
         inputs: dict[str, Any] = batch.inputs(pair.base.anatomy.body)
         tokens = inputs.pop("input_ids")
-        wanted = {hook for item in restorations for hook in _hooks(item).values()}
+        wanted = {hook for item in restorations for hook in _name_hook_points(item).values()}
         _, states = donor.bridge.run_with_cache(
             tokens, names_filter=wanted.__contains__, return_cache_object=False, **inputs
         )
         target = vanilla.bridge(tokens, **inputs)[batch.scored]
         for restoration in restorations:
-            where = batch.restored(restoration.positions)
-            with _parameters_restored(base, donor, restoration, where):
+            where = batch.select_positions(restoration.positions)
+            with _restore_parameters(base, donor, restoration, where):
                 logits = base.bridge.run_with_hooks(
-                    tokens, fwd_hooks=_replacing(pair, restoration, states, where), **inputs
+                    tokens, fwd_hooks=_make_hooks(pair, restoration, states, where), **inputs
                 )
             yield score(target, logits[batch.scored])
 
-    return losses_by_forwards(runs, pair, trajectories, restorations, **options)
+    return measure_by_forwards(runs, pair, trajectories, restorations, **options)
 
 
-def _bridged(model: LanguageModel) -> _Bridged:
-    own = view(model.model)
+def _build_bridged(model: LanguageModel) -> _Bridged:
+    own = copy_modules(model.model)
     # Found before the bridge's modules take the place of these, which they go on to call.
     anatomy = find_anatomy(own)
     bridge = build_bridge(own, name=model.name)
@@ -110,8 +111,8 @@ def _bridged(model: LanguageModel) -> _Bridged:
     )
 
 
-def _hooks(restoration: Restoration) -> dict[tuple[str, int], str]:
-    """The hook point of every activation site and layer restored."""
+def _name_hook_points(restoration: Restoration) -> dict[tuple[str, int], str]:
+    """Return the hook point of every activation site and layer restored."""
     return {
         (site, layer): f"blocks.{layer}.{HOOK_POINTS[site][0]}"
         for site in restoration.sites
@@ -120,22 +121,22 @@ def _hooks(restoration: Restoration) -> dict[tuple[str, int], str]:
     }
 
 
-def _replacing(
+def _make_hooks(
     pair: Pair,
     restoration: Restoration,
     states: dict[str, Tensor],
     where: Bool[Tensor, "batch pos"],
 ) -> list[tuple[str | Callable, Callable]]:
-    """Hooks that put the donor's states in."""
-    found: list[tuple[str | Callable, Callable]] = []
-    for (site, layer), hook in _hooks(restoration).items():
+    """Make the hooks that put the donor's states in."""
+    hooks: list[tuple[str | Callable, Callable]] = []
+    for (site, layer), hook in _name_hook_points(restoration).items():
         units = restoration.units_of(layer)
         channels = None if units is None else pair.base.anatomy.channels(site, units)
-        found.append((hook, partial(_replaced, new=states[hook], where=where, channels=channels)))
-    return found
+        hooks.append((hook, partial(_replace, new=states[hook], where=where, channels=channels)))
+    return hooks
 
 
-def _replaced(
+def _replace(
     old: Tensor,
     hook: object,  # noqa: ARG001
     *,
@@ -148,17 +149,17 @@ def _replaced(
 
 
 @contextmanager
-def _parameters_restored(
+def _restore_parameters(
     base: _Bridged, donor: _Bridged, restoration: Restoration, where: Bool[Tensor, "batch pos"]
 ) -> Iterator[None]:
     sites = set(restoration.sites) & set(PARAMETER_SITES)
     with ExitStack() as stack:
         put = stack.enter_context
         for layer in restoration.layers:
-            put(restored(base.layers[layer], donor.layers[layer], LayerStates(), sites, where))
+            put(restore_sites(base.layers[layer], donor.layers[layer], LayerStates(), sites, where))
         if "norms" in sites and len(base.layers) - 1 in restoration.layers:
             for module, other in zip(base.final_norms, donor.final_norms, strict=True):
-                put(parameters_swapped(module, other))
+                put(swap_parameters(module, other))
         if "unembed" in sites:
-            put(parameters_swapped(base.unembed, donor.unembed))
+            put(swap_parameters(base.unembed, donor.unembed))
         yield

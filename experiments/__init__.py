@@ -1,0 +1,1 @@
+"""Experiments: four papers repeated with the library, a sweep to copy, benchmarks."""

@@ -1,0 +1,1 @@
+"""Behaviour trained away in English: `python -m experiments.transfer.run`."""

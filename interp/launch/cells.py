@@ -1,0 +1,232 @@
+"""Cells of a sweep, and the stores of V's answers and of losses that a run directory backs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from interp.data.query import Query
+from interp.data.trajectories import Trajectory
+from interp.models.language_model import LanguageModel
+from interp.recovery.sweep import SweepConfig
+from interp.results import RunDirectory, read_table
+
+ANSWERED_TOGETHER = 128
+"""Number of questions, over all languages, that are answered before anything is stored."""
+
+
+def open_run_directory(
+    out: str | os.PathLike[str],
+    vanilla: LanguageModel,
+    answers: Sequence[Trajectory] | Sequence[Query],
+    config: SweepConfig,
+    num_tokens: int,
+) -> RunDirectory:
+    """Open a run directory that is new or of the same configuration.
+
+    Raises:
+        ValueError: it holds a run of another configuration or vanilla model.
+    """
+    questions = []
+    for item in answers:
+        given = isinstance(item, Trajectory)
+        fields = asdict(item.query if given else item)
+        # Other right spellings change no measurement.
+        del fields["aliases"]
+        questions.append(
+            fields | ({"answer_ids": item.answer_ids} if given else {"num_tokens": num_tokens})
+        )
+    digest = hashlib.sha256(json.dumps(questions, sort_keys=True).encode()).hexdigest()
+    settings = asdict(config) | {"dtype": config.dtype_of(vanilla)}
+    if not config.remote:
+        del settings["remote"]
+    store = RunDirectory(
+        out,
+        {
+            "vanilla": vanilla.name,
+            "num_queries": len(answers),
+            "queries": digest,
+            **settings,
+        },
+    )
+    store.add_model("vanilla", vanilla.name, vanilla.content_hash())
+    return store
+
+
+class AnswerStore:
+    """Store of V's answers: given, read from the run directory, or still to be made.
+
+    Attributes:
+        pending: questions without an answer, in groups to be answered together.
+    """
+
+    def __init__(
+        self, answers: Sequence[Trajectory] | Sequence[Query], store: RunDirectory | None
+    ) -> None:
+        """Read what the run directory holds.
+
+        Raises:
+            ValueError: its answers are damaged.
+        """
+        self._store = store
+        by_language: dict[str, list[Trajectory | Query]] = {}
+        for item in answers:
+            query = item.query if isinstance(item, Trajectory) else item
+            by_language.setdefault(query.language, []).append(item)
+        self._answers: dict[str, list[Trajectory]] = {language: [] for language in by_language}
+        self._stored: set[str] = set()
+        self.pending: list[list[Query]] = []
+        group: list[Query] = []
+        for language, items in by_language.items():
+            stored = None if store is None else store.read_trajectories(language)
+            if stored is not None:
+                self._answers[language] = stored
+                self._stored.add(language)
+                continue
+            self._answers[language] = [item for item in items if isinstance(item, Trajectory)]
+            group += [item for item in items if isinstance(item, Query)]
+            # Small languages are answered together, large ones stored as soon as they are done.
+            if len(group) >= ANSWERED_TOGETHER:
+                self.pending.append(group)
+                group = []
+        if group:
+            self.pending.append(group)
+
+    def add(self, answers: Sequence[Trajectory]) -> None:
+        """Add, and store, the answers to a group of questions."""
+        for item in answers:
+            self._answers[item.query.language].append(item)
+        if self._store is not None:
+            for language in dict.fromkeys(item.query.language for item in answers):
+                self._store.write_trajectories(language, self._answers[language])
+                self._stored.add(language)
+
+    def get_all(self) -> list[Trajectory]:
+        """Return all answers, by language; those that were given are stored now."""
+        if self._store is not None:
+            for language, items in self._answers.items():
+                if language not in self._stored:
+                    self._store.write_trajectories(language, items)
+                    self._stored.add(language)
+        return [item for items in self._answers.values() for item in items]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Block of questions in one language.
+
+    Attributes:
+        language: its code.
+        block: its number within the language.
+        items: the questions, with V's answers where they are made.
+    """
+
+    language: str
+    block: int
+    items: Sequence[Trajectory | Query]
+
+
+class LossStore:
+    """Store of the losses of some cells of some unlearned models.
+
+    Attributes:
+        keys: an unlearned model's name and the number of a cell, for all that is wanted.
+        cells: the questions.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[tuple[str, int]],
+        cells: Sequence[Cell],
+        store: RunDirectory | None,
+    ) -> None:
+        self.keys = keys
+        self.cells = cells
+        self._store = store
+        self._hashes: dict[str, str] = {}
+        self._tables: dict[tuple[str, int], pd.DataFrame] = {}
+
+    def read_known(self, unlearned: str, content_hash: str) -> list[int]:
+        """Read what is known of an unlearned model, and return the numbers of the other cells.
+
+        Raises:
+            ValueError: the run directory knows another model under this name, or is damaged.
+        """
+        self._hashes[unlearned] = content_hash
+        if self._store is not None:
+            self._store.add_model("unlearned", unlearned, content_hash)
+        for name, number in self.keys:
+            path = self._path(name, number) if name == unlearned else None
+            if path is not None and path.exists():
+                self._tables[name, number] = read_table(path)
+        return [
+            number
+            for name, number in self.keys
+            if name == unlearned and (name, number) not in self._tables
+        ]
+
+    def add(self, unlearned: str, number: int, table: pd.DataFrame) -> None:
+        """Add, and store, the losses of a cell."""
+        path = self._path(unlearned, number)
+        if self._store is not None and path is not None:
+            self._store.write_losses(path, table)
+        self._tables[unlearned, number] = table
+
+    def get_all(self) -> pd.DataFrame:
+        """Return all losses, in the order of `keys`."""
+        return pd.concat([self._tables[key] for key in self.keys], ignore_index=True)
+
+    def _path(self, unlearned: str, number: int) -> Path | None:
+        if self._store is None:
+            return None
+        cell = self.cells[number]
+        return self._store.losses_path(
+            unlearned, self._hashes[unlearned], cell.language, cell.block
+        )
+
+
+def split_cells(answers: Sequence[Trajectory] | Sequence[Query], size: int) -> list[Cell]:
+    """Split questions into blocks of one size, languages in order of first appearance."""
+    by_language: dict[str, list[Trajectory | Query]] = {}
+    for item in answers:
+        query = item.query if isinstance(item, Trajectory) else item
+        by_language.setdefault(query.language, []).append(item)
+    return [
+        Cell(language=language, block=block, items=items[start : start + size])
+        for language, items in by_language.items()
+        for block, start in enumerate(range(0, len(items), size))
+    ]
+
+
+def index_models(
+    unlearned: LanguageModel | str | os.PathLike[str] | Sequence[LanguageModel | str],
+) -> dict[str, LanguageModel | str]:
+    """Return the unlearned models, or their specifications, by name.
+
+    Raises:
+        ValueError: there are none, or two of one name.
+    """
+    given = [unlearned] if isinstance(unlearned, LanguageModel | str | os.PathLike) else unlearned
+    models: dict[str, LanguageModel | str] = {}
+    for item in given:
+        source = item if isinstance(item, LanguageModel) else os.fspath(item)
+        name = source.name if isinstance(source, LanguageModel) else source
+        if name in models:
+            raise ValueError(f"duplicate unlearned model {name!r}")
+        models[name] = source
+    if not models:
+        raise ValueError("no unlearned models: give at least one")
+    return models
+
+
+def select_shard(keys: list[tuple[str, int]], shard: tuple[int, int]) -> list[tuple[str, int]]:
+    """Return the i-th of n equal parts; neighbours stay together, as they share a model."""
+    index, count = shard
+    start, stop = (-(-len(keys) * number // count) for number in (index - 1, index))
+    return keys[start:stop]

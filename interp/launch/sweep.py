@@ -1,0 +1,237 @@
+"""The layer sweep, tied together: trajectories, losses, the run directory.
+
+A cell is one language's block of questions for one unlearned model. Cells are independent of each
+other: workers take them one after the other (`Worker`, of which there is one here and any number
+in `launch.ray_cluster`), and `shard=(i, n)` splits them over any batch system.
+
+1. Take V's answers from the run directory, or make them.
+2. Open each unlearned model in turn and read its losses that the run directory has.
+3. Measure the other cells, and store each as soon as it is done.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from interp.data.query import Query
+from interp.data.trajectories import Trajectory
+from interp.launch.cells import (
+    AnswerStore,
+    LossStore,
+    index_models,
+    open_run_directory,
+    select_shard,
+    split_cells,
+)
+from interp.launch.options import AnswerOptions, LaunchConfig
+from interp.launch.recovery import Recovery
+from interp.launch.signature import select_options, takes_options
+from interp.launch.work_items import Workers, WorkItem
+from interp.launch.worker import LocalWorkers, Worker
+from interp.models.language_model import LanguageModel
+from interp.recovery.noise_floor import warn_of_noise
+from interp.recovery.site_names import translate_site_name
+from interp.recovery.sweep import DEFAULT_SITES, SweepConfig
+
+BLOCK = 32
+"""Questions per cell."""
+
+BAR_FORMAT = "{desc}: {percentage:3.0f}% {bar} {n:.0f}/{total:.0f} [{elapsed}<{remaining}{postfix}]"
+
+
+@takes_options(SweepConfig, AnswerOptions, LaunchConfig)
+def sweep(
+    vanilla: LanguageModel,
+    unlearned: LanguageModel | str | os.PathLike[str] | Sequence[LanguageModel | str],
+    answers: Sequence[Trajectory] | Sequence[Query],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Recovery:
+    """Restore every window of layers, site by site, and measure what returns.
+
+    Args:
+        vanilla: V.
+        unlearned: U, of the same architecture and tokenizer; or several. A specification for
+            `interp.load` is loaded when its turn comes.
+        answers: V's trajectories on the questions; or the queries, trajectories are then made.
+        out: a run directory. What it holds already is not measured again. It may take several
+            unlearned models, in one call or several.
+        progress: show the plan and progress bars on standard error.
+
+    Returns:
+        What was measured; with `out`, all that the directory holds of these cells.
+
+    Raises:
+        TypeError: there is no such option.
+        ValueError: a setting is not valid, the models do not match or are identical, a loss is
+            not finite, or `out` holds a run of another configuration.
+        ImportError: the extra that a launcher or an engine needs is missing.
+        ChildProcessError: Ray workers died at the same work again and again.
+    """
+    sites = tuple(
+        translate_site_name(site, vanilla) for site in options.get("sites", DEFAULT_SITES)
+    )
+    config = select_options(SweepConfig(), options | {"sites": sites})
+    config.restorations(vanilla.num_layers)
+    launch = select_options(LaunchConfig(), options)
+    num_tokens = select_options(AnswerOptions(), options).num_tokens
+    if not answers:
+        raise ValueError("no queries: give at least one")
+    models = index_models(unlearned)
+    numbers = range(len(split_cells(answers, BLOCK)))
+    keys = select_shard([(name, number) for name in models for number in numbers], launch.shard)
+    if not keys:
+        index, count = launch.shard
+        raise ValueError(f"shard {index}/{count} holds no cells; there are too many shards")
+    # A worker elsewhere loads models by their names.
+    sources = models if launch.launcher == "local" else {name: name for name in models}
+    store = None if out is None else open_run_directory(out, vanilla, answers, config, num_tokens)
+    answer_store = AnswerStore(answers, store)
+    opens = [
+        WorkItem(
+            method="open",
+            arguments=(sources[name], store is not None or launch.launcher == "ray"),
+            unlearned=name,
+            label=_shorten(name),
+        )
+        for name in dict(keys)
+    ]
+    with _start_workers(vanilla, config, launch, models, progress) as workers:
+        content_hash = _answer(workers, opens[0], answer_store, num_tokens, progress)
+        losses = LossStore(keys, split_cells(answer_store.get_all(), BLOCK), store)
+        _measure(workers, opens, content_hash, sources, losses, progress)
+    recovery = Recovery(losses=losses.get_all())
+    if config.dtype_of(vanilla) != "float32":
+        warn_of_noise(recovery.krs())
+    return recovery
+
+
+def _start_workers(
+    vanilla: LanguageModel,
+    config: SweepConfig,
+    launch: LaunchConfig,
+    models: Mapping[str, LanguageModel | str],
+    progress: bool,
+) -> AbstractContextManager[Workers]:
+    if launch.launcher == "local":
+        return nullcontext(LocalWorkers(worker=Worker(vanilla, config, progress=progress)))
+    from interp.launch.ray_cluster import start_ray_workers
+
+    return start_ray_workers(
+        vanilla,
+        config,
+        models=models,
+        address=launch.address,
+        num_workers=launch.num_workers,
+        gpus_per_worker=launch.gpus_per_worker,
+    )
+
+
+def _answer(
+    workers: Workers, first: WorkItem, store: AnswerStore, num_tokens: int, progress: bool
+) -> str:
+    """Open the first unlearned model, answer what has no answer, and return its content hash."""
+    items = [
+        WorkItem(method="answer", arguments=(group, num_tokens), num_queries=len(group))
+        for group in store.pending
+    ]
+    content_hash = ""
+    with tqdm(
+        total=sum(item.num_queries for item in items) + 1e-6,
+        desc="answers",
+        bar_format=BAR_FORMAT,
+        # A worker in this process shows its own.
+        disable=not progress or isinstance(workers, LocalWorkers),
+    ) as bar:
+        for item, result in workers.run(deque([first, *items]), bar):
+            if item is first:
+                content_hash = result
+            else:
+                store.add(result)
+    return content_hash
+
+
+def _measure(
+    workers: Workers,
+    opens: Sequence[WorkItem],
+    content_hash: str,
+    sources: Mapping[str, LanguageModel | str],
+    losses: LossStore,
+    progress: bool,
+) -> None:
+    """Measure all cells that are not known yet, model by model; the first is open already."""
+    first, *others = opens
+    with tqdm(
+        total=sum(len(losses.cells[number].items) for _, number in losses.keys) + 1e-6,
+        desc="sweep" if others else f"sweep {_shorten(first.unlearned)}",
+        bar_format=BAR_FORMAT,
+        # Layers differ in work: the mean speed tells the time left better than the latest.
+        smoothing=0,
+        disable=not progress,
+    ) as bar:
+        missing = losses.read_known(first.unlearned, content_hash)
+        if progress and missing and isinstance(workers, LocalWorkers):
+            _write_plan(workers, sources[first.unlearned], losses, missing, len(opens))
+        items = _make_items(first.unlearned, missing, sources, losses, bar, bool(others))
+        work = deque([*items, *others])
+        for item, result in workers.run(work, bar):
+            if item.method == "open":
+                missing = losses.read_known(item.unlearned, result)
+                items = _make_items(item.unlearned, missing, sources, losses, bar, bool(others))
+                work.extendleft(reversed(items))
+            else:
+                losses.add(item.unlearned, item.key, result)
+
+
+def _make_items(
+    name: str,
+    missing: Sequence[int],
+    sources: Mapping[str, LanguageModel | str],
+    losses: LossStore,
+    bar: tqdm,
+    labelled: bool,
+) -> list[WorkItem]:
+    """Return the missing cells of an unlearned model as work; move the bar by the known ones."""
+    known = [number for model, number in losses.keys if model == name and number not in missing]
+    bar.update(sum(len(losses.cells[number].items) for number in known))
+    return [
+        WorkItem(
+            method="measure",
+            arguments=(sources[name], losses.cells[number].items),
+            unlearned=name,
+            label=" ".join([_shorten(name)] * labelled + [losses.cells[number].language]),
+            num_queries=len(losses.cells[number].items),
+            key=number,
+        )
+        for number in missing
+    ]
+
+
+def _write_plan(
+    workers: LocalWorkers,
+    source: LanguageModel | str,
+    losses: LossStore,
+    missing: Sequence[int],
+    num_models: int,
+) -> None:
+    cells = [
+        [item for item in losses.cells[number].items if isinstance(item, Trajectory)]
+        for number in missing
+    ]
+    estimate = workers.worker.estimate_cost(source, cells)
+    each = f" for each of {num_models} models" if num_models > 1 else ""
+    tqdm.write(f"{estimate}{each}", file=sys.stderr)
+
+
+def _shorten(name: str) -> str:
+    """Cut a long name at its start, as a path's end says more."""
+    return name if len(name) <= 24 else "…" + name[-23:]

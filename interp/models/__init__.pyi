@@ -1,0 +1,17 @@
+from interp.models.anatomy import Anatomy as Anatomy
+from interp.models.anatomy import LayerParts as LayerParts
+from interp.models.anatomy import check_anatomy as check_anatomy
+from interp.models.anatomy import find_anatomy as find_anatomy
+from interp.models.conversion import build_bridge as build_bridge
+from interp.models.generation import generate_continuations as generate_continuations
+from interp.models.generation import get_stop_token_ids as get_stop_token_ids
+from interp.models.gguf import convert_gguf as convert_gguf
+from interp.models.gguf import get_cache_directory as get_cache_directory
+from interp.models.ndif import read_low_rank_deltas as read_low_rank_deltas
+from interp.models.pairs import are_identical as are_identical
+from interp.models.pairs import check_pair as check_pair
+from interp.models.pairs import copy_with_shared_tensors as copy_with_shared_tensors
+from interp.models.pairs import share_identical_tensors as share_identical_tensors
+from interp.models.precision import has_matrix_units as has_matrix_units
+from interp.models.precision import set_precision as set_precision
+from interp.models.specs import find_checkpoint as find_checkpoint

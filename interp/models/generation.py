@@ -1,0 +1,107 @@
+"""Batched text generation with the key-value cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from interp.models.language_model import LanguageModel
+from interp.models.low_rank import hold_sums
+
+Pick = Callable[[Float[Tensor, "row vocab"], Sequence[int], int], Int[Tensor, " row"]]
+"""Token picker: (logits, number of each row's prompt, tokens generated so far) → next tokens."""
+
+
+def pick_greedy(logits: Float[Tensor, "row vocab"], _numbers: Sequence[int], _step: int) -> Tensor:
+    """Pick the likeliest token."""
+    return logits.argmax(-1)
+
+
+def generate_continuations(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_tokens: int,
+    batch_size: int = 32,
+    pick: Pick = pick_greedy,
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Yield each prompt's number and the tokens that follow it, in batches, short prompts first.
+
+    An end-of-sequence token ends an answer and does not belong to it; what has ended is not run
+    further.
+
+    Args:
+        model: the model.
+        prompts: token ids; none of them empty.
+        num_tokens: the longest answer, in tokens.
+        batch_size: prompts run at once (padded on the left).
+        pick: how the next token is chosen.
+    """
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        batch = [prompts[number] for number in numbers]
+        # An adapter's weights are merged once for all tokens.
+        with hold_sums(model.model):
+            rows = _generate_batch(model, batch, numbers, num_tokens, pick)
+        yield from zip(numbers, rows, strict=True)
+
+
+def get_stop_token_ids(model: LanguageModel) -> set[int]:
+    """Return the ids that end an answer: the generation configuration's and the tokenizer's."""
+    configured = getattr(model.model.generation_config, "eos_token_id", None)
+    token_ids = configured if isinstance(configured, list | tuple) else [configured]
+    return {token for token in (*token_ids, model.tokenizer.eos_token_id) if isinstance(token, int)}
+
+
+@torch.inference_mode()
+def _generate_batch(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    num_tokens: int,
+    pick: Pick,
+) -> list[tuple[int, ...]]:
+    device = model.device
+    width = max(map(len, prompts))
+    input_ids = torch.tensor(
+        [[prompt[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device
+    )
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    mask = torch.arange(width, device=device) >= width - lengths[:, None]
+    takes_positions = "position_ids" in inspect.signature(model.anatomy.body.forward).parameters
+    stops = torch.tensor(sorted(get_stop_token_ids(model)), device=device, dtype=torch.long)
+    cache = DynamicCache(config=model.model.config)
+    answers: list[list[int]] = [[] for _ in prompts]
+    # The rows of `answers` that are still running.
+    running = list(range(len(prompts)))
+    for step in range(num_tokens):
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        state = model.anatomy.body(
+            input_ids=input_ids,
+            attention_mask=mask.long(),
+            past_key_values=cache,
+            use_cache=True,
+            **({"position_ids": positions} if takes_positions else {}),
+        ).last_hidden_state[:, -1]
+        logits = model.anatomy.logits(state)
+        tokens = pick(logits, [numbers[row] for row in running], step).to(device)
+        going = (~torch.isin(tokens, stops)).nonzero()[:, 0]
+        kept = going.tolist()
+        if len(kept) < len(running):
+            running = [running[place] for place in kept]
+            tokens, mask = tokens[going], mask[going]
+            # Indices on the CPU choose from layers on any device.
+            cache.batch_select_indices(torch.tensor(kept, dtype=torch.long))
+        for row, token in zip(running, tokens.tolist(), strict=True):
+            answers[row].append(token)
+        if not running:
+            break
+        input_ids = tokens[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
+    return [tuple(row) for row in answers]

@@ -1,0 +1,9 @@
+from interp.report.page import build_report as build_report
+from interp.report.page import write_report as write_report
+from interp.report.reader import CONTRADICTED as CONTRADICTED
+from interp.report.reader import NOT_MEASURED as NOT_MEASURED
+from interp.report.reader import SEEN as SEEN
+from interp.report.reader import UNDECIDED as UNDECIDED
+from interp.report.reader import ReportData as ReportData
+from interp.report.reader import Table as Table
+from interp.report.reader import read_report as read_report

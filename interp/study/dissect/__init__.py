@@ -1,1 +1,0 @@
-"""Where fine-tuning unlearning happens (Hong et al. 2024). `experiments/dissect.py` runs it."""

@@ -1,0 +1,89 @@
+"""Model cards: how a model came about, by which a run is known again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
+
+from interp.models.language_model import LanguageModel
+from interp.unlearning.config import TrainingConfig
+from interp.unlearning.examples import Example
+from interp.unlearning.registry import SETS, default_settings
+
+
+def make_training_card(
+    vanilla: LanguageModel,
+    examples: Mapping[str, Sequence[Example]],
+    config: TrainingConfig,
+    about: Mapping[str, object] = MappingProxyType({}),
+) -> dict[str, object]:
+    """Make the card of a training run. Equal cards mean equal models.
+
+    Args:
+        vanilla: the parent.
+        examples: by set, what is trained on.
+        config: the settings.
+        about: further entries, such as where the examples come from.
+    """
+    settings = asdict(config)
+    settings["settings"] = {**default_settings(config.objective), **config.settings}
+    if not config.steps_per_language:
+        # Cards say so only where it is set: older ones do not know it.
+        del settings["steps_per_language"]
+    # JSON has no infinity.
+    for stop in settings["stops"]:
+        for bound in ("above", "below"):
+            stop[bound] = stop[bound] if math.isfinite(stop[bound]) else None
+    data = {name: [asdict(example) for example in given] for name, given in examples.items()}
+    return make_card(vanilla, config.objective, settings, data, about)
+
+
+def make_card(
+    vanilla: LanguageModel,
+    method: str,
+    settings: Mapping[str, object],
+    data: Mapping[str, Sequence[Mapping[str, object]]],
+    about: Mapping[str, object] = MappingProxyType({}),
+) -> dict[str, object]:
+    """Make a card of how a model comes about: method, settings, parent, a summary of data."""
+    card = {
+        "method": method,
+        "settings": settings,
+        "parent": vanilla.name,
+        "parent_hash": vanilla.content_hash(),
+        "data": {name: _summarise(rows) for name, rows in data.items()},
+        **about,
+    }
+    # As it will be read again: JSON has no tuples.
+    return json.loads(json.dumps(card))
+
+
+def describe_difference(card: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """Describe the first difference of two cards; "" if they are of the same run.
+
+    What the parent is called does not matter: its hash says whether it is the same.
+    """
+    for key in dict.fromkeys((*card, *wanted)):
+        one, other = card.get(key), wanted.get(key)
+        if one != other and key != "parent":
+            if key in SETS:
+                return f"other {key} examples"
+            if isinstance(one, dict) and isinstance(other, dict):
+                return describe_difference(one, other)
+            if isinstance(one, list) or isinstance(other, list):
+                return f"another {key}"
+            return f"{key} {one!r} instead of {other!r}"
+    return ""
+
+
+def _summarise(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    return {
+        "examples": len(rows),
+        "languages": dict(Counter(str(row["language"]) for row in rows)),
+        "sha256": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+    }

@@ -1,0 +1,202 @@
+"""Registry of unlearning methods, filled where each is defined.
+
+    @method("npo_rt", learning_rate=5e-6, num_steps=30)
+    def npo_rt(forget_logprobs, forget_mask, *, ..., beta=0.1, alpha=1.0): ...
+
+The function's arguments are the contract. One that is named in `TENSORS` is computed anew for every
+step, and only if a function asks for it; the others are the objective's settings, with their
+defaults. So a step of training is: compute the tensors of `needs`, call the function, descend.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from interp.unlearning.config import MemitConfig, TrainingConfig
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+SETS = ("forget", "retain", "preferred")
+"""Sets of examples; the names of their tensors begin with theirs."""
+
+TENSORS: dict[str, str] = {
+    "forget_logprobs": "θ's log-probabilities of F's label tokens [sequence label]",
+    "forget_reference_logprobs": "θ₀'s log-probabilities of F's label tokens",
+    "forget_mask": "True on F's label tokens, False on padding",
+    "preferred_logprobs": "θ's log-probabilities of the answers preferred for F's questions",
+    "preferred_reference_logprobs": "θ₀'s log-probabilities of the preferred answers",
+    "preferred_mask": "True on the preferred answers' tokens",
+    "retain_logprobs": "θ's log-probabilities of R's label tokens",
+    "retain_reference_logprobs": "θ₀'s log-probabilities of R's label tokens",
+    "retain_mask": "True on R's label tokens",
+    "retain_kl": "KL(θ₀ ‖ θ) at the positions that predict R's label tokens",
+    "retain_own_kl": "KL(θ₀ ‖ θ) at the positions of R's label tokens, one later than retain_kl",
+    "retain_repeat_logprobs": "θ₀'s log-probability of repeating each of R's label tokens",
+    "forget_states": "θ's residual stream after one layer on F [sequence pos d_model]",
+    "forget_positions": "True at F's tokens, prompts included, False at padding and at <bos>",
+    "retain_states": "θ's residual stream after that layer on R",
+    "retain_reference_states": "θ₀'s residual stream after that layer on R",
+    "retain_positions": "True at R's tokens, likewise",
+    "direction": "the fixed random unit vector [d_model]",
+}
+"""Tensors that the trainer computes, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Objective of a training run, as data.
+
+    Attributes:
+        function: what is minimised.
+        needs: names out of `TENSORS`, the function's arguments.
+        settings: its other arguments, as the sources set them.
+        negated: α, where the model that is made is θ₀ − α·(θ − θ₀).
+    """
+
+    function: Callable[..., object]
+    needs: tuple[str, ...]
+    settings: Mapping[str, float] = field(default_factory=dict)
+    negated: float | None = None
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Sets of examples that it needs."""
+        return tuple(name for name in SETS if any(need.startswith(name) for need in self.needs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Method of unlearning with its default settings.
+
+    Attributes:
+        config: its settings.
+        form: how the texts of built-in facts are worded for it: `statement`, or `question` where
+            another answer is preferred.
+    """
+
+    config: TrainingConfig | MemitConfig
+    form: str = "statement"
+
+
+OBJECTIVES: dict[str, tuple[Objective, ...]] = {}
+"""Objectives that a model can be trained with, by name: one, or several in turn, an epoch each."""
+
+METHODS: dict[str, Method] = {}
+"""Methods of unlearning by name, with the defaults that were found for them."""
+
+
+def objective(
+    name: str, *, after: Sequence[Callable[..., object]] = (), negated: float | None = None
+) -> Callable[[Function], Function]:
+    """Register the decorated function as an objective: `TrainingConfig(objective=name)`.
+
+    Registering a name of one's own again replaces it. The card of a model has the name and the
+    settings, not the formula: what a changed objective makes belongs into another directory.
+
+    Args:
+        name: of the objective.
+        after: objectives that are minimised before this one, in turn, each for an epoch of its set.
+        negated: α, where the model that is made is θ₀ − α·(θ − θ₀).
+
+    Raises:
+        ValueError: the name is one of the library's, or an argument without a default is not in
+            `TENSORS`.
+    """
+
+    def register(function: Function) -> Function:
+        _check_name(name, function)
+        parts = (*after, function)
+        OBJECTIVES[name] = tuple(_read_signature(name, part, negated) for part in parts)
+        return function
+
+    return register
+
+
+def method(
+    name: str,
+    *,
+    learning_rate: float = 1e-5,
+    num_steps: int = 20,
+    form: str | None = None,
+    after: Sequence[Callable[..., object]] = (),
+    negated: float | None = None,
+    **changes: Any,
+) -> Callable[[Function], Function]:
+    """Register the decorated objective as an unlearning method with its default settings.
+
+    Args:
+        name: of the method and of its objective.
+        learning_rate: AdamW's.
+        num_steps: steps at most.
+        form: how built-in facts are worded for it, see `Method`; by default `question` if it needs
+            preferred answers.
+        after: see `objective`.
+        negated: see `objective`.
+        changes: further fields of `TrainingConfig`.
+
+    Raises:
+        ValueError: see `objective`.
+    """
+
+    def register(function: Function) -> Function:
+        objective(name, after=after, negated=negated)(function)
+        config = TrainingConfig(
+            objective=name,
+            learning_rate=learning_rate,
+            num_steps=num_steps,
+            batch_size=16,
+            # Not after the last step, when all of it is evaluated anyway.
+            evaluate_every=num_steps // 3 + 1,
+            **changes,
+        )
+        usual = "question" if "preferred" in find_sets(name) else "statement"
+        METHODS[name] = Method(config=config, form=form or usual)
+        return function
+
+    return register
+
+
+def _check_name(name: str, function: Callable[..., object]) -> None:
+    """Raise ValueError if a name belongs to a function of the library other than this one."""
+    owners = [part.function.__module__ for part in OBJECTIVES.get(name, ())[-1:]]
+    if name in METHODS and not owners:
+        owners = [__name__]
+    library = __name__.rpartition(".")[0]
+    if (
+        owners
+        and owners[0].startswith(library)
+        and getattr(function, "__module__", "") not in owners
+    ):
+        raise ValueError(f"{name!r} is an objective of the library: choose another name")
+
+
+def _read_signature(name: str, function: Callable[..., object], negated: float | None) -> Objective:
+    parameters = inspect.signature(function).parameters.values()
+    needs = tuple(each.name for each in parameters if each.name in TENSORS)
+    settings = {each.name: each.default for each in parameters if each.name not in TENSORS}
+    for argument, default in settings.items():
+        if default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{name} needs {argument!r}, which is not computed; valid: {', '.join(TENSORS)}; "
+                "a setting needs a default"
+            )
+    return Objective(function=function, needs=needs, settings=settings, negated=negated)
+
+
+def find_sets(name: str) -> tuple[str, ...]:
+    """Return the sets of examples that an objective, or several in turn, need."""
+    needed = {each for objective in OBJECTIVES[name] for each in objective.sets}
+    return tuple(each for each in SETS if each in needed)
+
+
+def default_settings(name: str) -> dict[str, float]:
+    """Return an objective's own settings, as its sources have them."""
+    settings: dict[str, float] = {}
+    for part in OBJECTIVES[name]:
+        settings |= part.settings
+        if part.negated is not None:
+            settings["alpha"] = part.negated
+    return settings

@@ -1,0 +1,77 @@
+"""Validation of a training run: settings, examples and model are checked before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from interp.models.language_model import LanguageModel
+from interp.unlearning.config import OWN_METRICS, TrainingConfig
+from interp.unlearning.examples import Example
+from interp.unlearning.registry import OBJECTIVES, default_settings, find_sets
+
+
+def check_training(
+    vanilla: LanguageModel,
+    examples: Mapping[str, Sequence[Example]],
+    config: TrainingConfig,
+    *,
+    evaluates: bool,
+) -> None:
+    """Raise ValueError unless a run can be made of these settings and examples.
+
+    Raises:
+        ValueError: it cannot; the message names the setting and what would be right.
+    """
+    if config.objective not in OBJECTIVES:
+        raise ValueError(f"unknown objective {config.objective!r}; valid: {', '.join(OBJECTIVES)}")
+    for name in config.settings:
+        if name not in default_settings(config.objective):
+            valid = ", ".join(default_settings(config.objective)) or "none"
+            raise ValueError(f"{config.objective} has no setting {name!r}; valid: {valid}")
+    for name in find_sets(config.objective):
+        if not examples.get(name):
+            raise ValueError(f"{config.objective} needs {name} examples: give at least one")
+        if isinstance(config.batch_size, Mapping) and name not in config.batch_size:
+            raise ValueError(f"batch_size has no entry for the {name} examples")
+    counts = [len(examples[name]) for name in ("forget", "preferred") if name in examples]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"there are {counts[0]} forget examples and {counts[1]} preferred answers; each needs "
+            "one"
+        )
+    sizes = [config.batch_size]
+    if isinstance(config.batch_size, Mapping):
+        sizes = list(config.batch_size.values())
+    for name, value in [
+        *(("batch_size", size) for size in sizes),
+        ("num_steps", config.num_steps),
+        ("accumulation", config.accumulation),
+    ]:
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    for name in ("warmup_steps", "evaluate_every", "checkpoint_every", "steps_per_language"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be at least 0, not {getattr(config, name)}")
+    for name in ("learning_rate", "max_grad_norm"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be above 0, not {getattr(config, name)}")
+    if torch.finfo(vanilla.dtype).bits < 32 and config.parameters != "lora":
+        raise ValueError(
+            f"{vanilla.name!r} has {str(vanilla.dtype).removeprefix('torch.')} weights, in which "
+            "small steps are lost: load it with dtype='float32' (autocast computes in bfloat16 "
+            "all the same), or train with lora"
+        )
+    needs = {need for objective in OBJECTIVES[config.objective] for need in objective.needs}
+    if "direction" in needs and not 0 <= config.layer < vanilla.num_layers:
+        raise ValueError(
+            f"layer {config.layer} of {config.objective} is out of range 0 to "
+            f"{vanilla.num_layers - 1} ({vanilla.name!r})"
+        )
+    for stop in config.stops:
+        if stop.metric not in OWN_METRICS and not (evaluates and config.evaluate_every):
+            raise ValueError(
+                f"the stop on {stop.metric!r} needs evaluate and evaluate_every; the steps' own "
+                "metrics are forget_ce and retain_ce"
+            )

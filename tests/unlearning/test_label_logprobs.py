@@ -1,0 +1,102 @@
+"""Log-probabilities and divergences at labels, and their gradients, against plain autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import interp.unlearning.label_logprobs as readout
+from interp.unlearning.label_logprobs import compute_label_kl, compute_label_logprobs
+from tests.helpers.tiny_models import ARCHITECTURES, tiny
+
+
+def states_of(model, count=7, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(count, model.anatomy.unembed.in_features, requires_grad=True)
+
+
+TARGETS = torch.tensor([3, 49, 0, 7, 7, 12, 30])
+WEIGHTS = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, -0.25, 3.0])
+
+
+@pytest.fixture(params=[1, 3, 1000])
+def chunks(request, monkeypatch):
+    """One, three, or all labels at a time, and the vocabulary in blocks."""
+    monkeypatch.setattr(readout, "CHUNK_ELEMENTS", 50 * request.param)
+    monkeypatch.setattr(readout, "ROWS", request.param)
+    monkeypatch.setattr(readout, "BLOCK", 7 * request.param)
+
+
+def gradient(values, states):
+    (found,) = torch.autograd.grad((values * WEIGHTS).sum(), states)
+    return found
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logprobs_and_their_gradient(name, chunks):
+    model = tiny(name)
+    states = states_of(model)
+    found = compute_label_logprobs(model.anatomy, states, TARGETS)
+    plain = model.anatomy.logits(states).log_softmax(-1)[range(7), TARGETS]
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        gradient(found, states), gradient(plain, states), atol=2e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "phi"])
+def test_divergence_and_its_gradient(name, chunks):
+    """Phi's unembedding has a bias, Gemma-2 caps its logits."""
+    model, reference = tiny(name), tiny(name, seed=1)
+    states, before = states_of(model), states_of(reference, seed=3)
+    found = compute_label_kl(model.anatomy, states, reference.anatomy, before)
+    p = model.anatomy.logits(states).log_softmax(-1)
+    q = reference.anatomy.logits(before).log_softmax(-1)
+    plain = (q.exp() * (q - p)).sum(-1)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        gradient(found, states), gradient(plain, states), atol=2e-5, rtol=1e-4
+    )
+    assert (found > 0).all()
+    compute_label_kl(model.anatomy, states, reference.anatomy, before).sum().backward()
+    assert before.grad is None
+    assert states.grad is not None
+
+
+def test_the_divergence_from_itself_is_zero():
+    model = tiny()
+    states = states_of(model)
+    found = compute_label_kl(model.anatomy, states, model.anatomy, states)
+    assert found.abs().max() < 1e-6
+    assert gradient(found, states).abs().max() < 1e-6
+
+
+def test_a_trained_unembedding_gets_its_gradient(chunks):
+    model = tiny()
+    weight = model.anatomy.unembed.weight.requires_grad_(True)
+    states = states_of(model)
+    found = compute_label_logprobs(model.anatomy, states, TARGETS)
+    plain = model.anatomy.logits(states).log_softmax(-1)[range(7), TARGETS]
+    grads = torch.autograd.grad((found * WEIGHTS).sum(), [states, weight])
+    expected = torch.autograd.grad((plain * WEIGHTS).sum(), [states, weight])
+    torch.testing.assert_close(grads, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_without_a_gradient_nothing_is_kept(chunks):
+    model = tiny()
+    found = compute_label_logprobs(model.anatomy, states_of(model).detach(), TARGETS)
+    assert not found.requires_grad
+    with torch.no_grad():
+        assert not compute_label_logprobs(model.anatomy, states_of(model), TARGETS).requires_grad
+
+
+def test_autocast_multiplies_in_bfloat16_and_sums_in_float32():
+    model = tiny()
+    states = states_of(model)
+    exact = compute_label_logprobs(model.anatomy, states, TARGETS)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = compute_label_logprobs(model.anatomy, states, TARGETS)
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).abs().max() < 0.1
+    near = gradient(found, states)
+    assert (near - gradient(exact, states)).abs().max() < 0.1
