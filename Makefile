@@ -17,17 +17,12 @@ test: .venv/all.installed lint
 CHECKED := \
 	tests/test_rooms.py \
 	tests/test_languages.py \
-	tests/test_results.py \
 	tests/models/test_anatomy.py \
 	tests/data/test_queries.py \
 	tests/data/test_templates.py \
 	tests/unlearning/test_objectives.py \
 	tests/unlearning/test_registry.py \
 	tests/recovery/test_sites.py \
-	tests/recovery/test_krs.py \
-	tests/recovery/test_hooks.py \
-	tests/recovery/test_identities.py \
-	tests/behaviour/test_alias.py \
 	tests/behaviour/test_probing.py \
 	tests/figures/test_heads.py
 

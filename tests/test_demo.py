@@ -58,11 +58,10 @@ def test_the_demo_shows_the_order_of_the_sites(demo):
 
 def test_a_second_demo_does_nothing_again(demo, monkeypatch):
     from interp import demo as module
-    from interp import launch
 
     before = {path: path.stat().st_mtime_ns for path in (demo / "losses").iterdir()}
     monkeypatch.setattr("interp.unlearning.training.TrainableModel", None)
-    monkeypatch.setattr(launch, "measure", None)
+    monkeypatch.setattr("interp.launch.worker.measure", None)
     module.run_demo(out=demo, languages=["en"], num_tokens=8)
     assert {path: path.stat().st_mtime_ns for path in (demo / "losses").iterdir()} == before
 

@@ -25,6 +25,7 @@ from interp.data.datasets import (
     read_tofu,
 )
 from interp.data.query import Query, read_queries, write_queries
+from tests.helpers import ROOT
 
 READERS = (read_bmlama, read_flores, read_tofu, read_rwku, read_concepts)
 
@@ -681,7 +682,7 @@ def test_without_datasets_a_hub_name_says_what_to_install(monkeypatch):
 @pytest.fixture(scope="module")
 def shared():
     """Return the folder with the real files, named by INTERP_SHARED_DATA or beside the checkout."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    beside = ROOT.parent / "shared" / "data"
     folder = Path(os.environ.get("INTERP_SHARED_DATA", beside))
     if not folder.is_dir():
         pytest.skip("no folder of shared data: set INTERP_SHARED_DATA to where the real files are")
