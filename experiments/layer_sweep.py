@@ -12,6 +12,7 @@ from pathlib import Path
 import interp
 from interp.cli import report_errors_and_exit
 from interp.figures import export
+from interp.tables import write_csv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def main(config: Config) -> None:
             vanilla, unlearned, answers, sites=config.sites, window=config.window, out=out
         )
         table = recovery.krs()
-        table.to_csv(out / "krs.csv", index=False)
+        write_csv(out / "krs.csv", table)
         best = table.loc[table.groupby(["language", "site"], sort=False)["krs"].idxmax()]
         print(best[["language", "site", "layer", "krs", "ci_low", "ci_high"]].to_string())
         figures = {out / "heatmap": recovery.heatmap(title=name), out / "lines": recovery.lines()}

@@ -29,6 +29,7 @@ from interp.files import write_atomically
 from interp.report import CONTRADICTED, NOT_MEASURED, SEEN, UNDECIDED, Table
 from interp.results import collect_versions
 from interp.statistics import Estimate
+from interp.tables import write_csv
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -161,10 +162,7 @@ class Study:
 
         folder = Path(out)
         for name, table in self.tables.items():
-            write_atomically(
-                folder / "tables" / f"{name}.csv",
-                lambda scratch, rows=table.rows: rows.to_csv(scratch, index=False),
-            )
+            write_csv(folder / "tables" / f"{name}.csv", table.rows)
         for name, drawing in self.figures.items():
             write_atomically(
                 folder / "figures" / f"{name}.json",

@@ -19,6 +19,7 @@ import interp
 from interp.cli import report_errors_and_exit
 from interp.data import CorpusConfig, build_corpus
 from interp.pipelines import TrainingRun, read_corpus
+from interp.tables import write_csv
 from interp.unlearning import METHODS, remove_false_texts
 
 
@@ -72,7 +73,7 @@ def main(
             print(run.table().to_string(), flush=True)
             rows += summary(run, name, mix)
     table = pd.DataFrame(rows)
-    table.to_csv(out / "summary.csv", index=False)
+    write_csv(out / "summary.csv", table)
     wide = table.pivot(index=["concept", "mix", "method"], columns="language", values="after")
     print(f"\nRight after unlearning, per cent:\n{(100 * wide).round().to_string()}")
 

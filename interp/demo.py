@@ -17,11 +17,11 @@ from interp.data.queries import queries
 from interp.data.templates import fill, read_templates
 from interp.data.trajectories import trajectories
 from interp.figures import export
-from interp.files import write_atomically
 from interp.launch.recovery import Recovery
 from interp.launch.sweep import sweep
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
+from interp.tables import write_csv
 from interp.unlearning.config import Stop, TrainingConfig
 from interp.unlearning.examples import Example
 from interp.unlearning.training import train
@@ -64,7 +64,7 @@ def run_demo(
     table = _measure_accuracy(
         [vanilla, unlearned], {"forgotten": forgotten, "kept": kept}, languages
     )
-    write_atomically(out / "accuracy.csv", lambda scratch: table.to_csv(scratch, index=False))
+    write_csv(out / "accuracy.csv", table)
     print("\nShare of capitals answered rightly (greedy), before and after unlearning in English:")
     wide = table.pivot(index=["countries", "model"], columns="language", values="accuracy")
     print(wide[list(languages)].round(2).to_string(), flush=True)

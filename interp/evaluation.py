@@ -23,9 +23,11 @@ from interp.data.corpus import Text
 from interp.data.datasets.records import QuestionAnswer
 from interp.data.endpoints import Endpoint
 from interp.data.query import Query
-from interp.files import write_atomically
+from interp.models.generation import compute_text_hash
+from interp.models.integrity import check_known_by_weights
 from interp.models.language_model import LanguageModel
 from interp.results import read_table, write_table
+from interp.tables import write_csv
 
 COLUMNS = ("model", *registry.METRIC_COLUMNS)
 """Columns of the table. `concept` is that of the queries, such as `fake` and `real`; of `drift` the
@@ -135,10 +137,9 @@ def evaluate(
     whole = pd.concat([each for of_model in tables.values() for each in of_model])
     whole = whole.reindex(columns=list(COLUMNS)).reset_index(drop=True)
     if folder is not None:
-        write_atomically(folder / "measures.csv", lambda at: whole.to_csv(at, index=False))
+        write_csv(folder / "measures.csv", whole)
     if folder is not None and verdicts:
-        listed = pd.DataFrame(verdicts)
-        write_atomically(folder / "verdicts.csv", lambda at: listed.to_csv(at, index=False))
+        write_csv(folder / "verdicts.csv", pd.DataFrame(verdicts))
     return whole
 
 
@@ -170,7 +171,7 @@ def _check_answers(metrics: Sequence[str], queries: Sequence[Query]) -> None:
     registered = load_metrics()
     needing = [name for name in metrics if "answer" in registered[name].needs]
     for query in queries if needing else ():
-        if not query.answer:
+        if not (query.answer or "").strip():
             raise ValueError(
                 f"the metric {needing[0]} needs answers: {query.id} in {query.language!r} has none"
             )
@@ -190,8 +191,11 @@ def _list_verdicts(evaluated: EvaluatedModel) -> list[dict[str, object]]:
 
 
 def _hash(evaluated: EvaluatedModel | None, folder: Path | None) -> str:
-    """Return the content hash of a model, "" where nothing is kept."""
-    return "" if evaluated is None or folder is None else evaluated.model.content_hash()
+    """Return the hash of a model and its tokenizer, "" where nothing is kept."""
+    if evaluated is None or folder is None:
+        return ""
+    check_known_by_weights(evaluated.model)
+    return f"{evaluated.model.content_hash()} {compute_text_hash(evaluated.model)}"
 
 
 def _key(items: Sequence[Query] | Sequence[Text] | Sequence[QuestionAnswer]) -> str:

@@ -1,13 +1,30 @@
 """Files and folders that are there whole or not at all, whenever a run is killed."""
 
+import contextlib
+import errno
 import glob
 import hashlib
 import json
 import os
-import platform
 import shutil
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+DIGESTS = "interp_digests.json"
+"""File with the SHA-256 of every other file of a folder that was finished here."""
+
+LOCK = "run.lock"
+"""File that is locked while a folder's other files are changed."""
+
+ABANDONED = 24 * 3600.0
+"""Seconds after which a scratch file that nobody has written to is a killed process's."""
+
+LOCK_SECONDS = 60.0
+"""Seconds to wait for a lock that is held for milliseconds."""
 
 
 def compute_digest(value: object) -> str:
@@ -17,7 +34,7 @@ def compute_digest(value: object) -> str:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name in the same folder, then move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     scratch = _choose_scratch_path(path)
     try:
         write(scratch)
@@ -27,48 +44,178 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_folder_atomically(target: Path, write: Callable[[Path], object]) -> None:
-    """Fill a folder under a temporary name beside it, then move it into place of what was there."""
+    """Fill a folder under a temporary name beside it, then move it into place of what was there.
+
+    A target that is a link stays one: the folder that it leads to is replaced.
+    """
+    target = Path(os.path.realpath(target))
+    make_folder(target.parent)
     scratch = _choose_scratch_path(target)
-    replaced = scratch.with_name(f"{scratch.name}.partial")
+    to_remove = [scratch]
     try:
-        scratch.mkdir(parents=True)
+        scratch.mkdir()
         write(scratch)
-        if target.exists():
+        while True:
+            try:
+                scratch.rename(target)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
             # Out of the way at once: a folder that is half deleted must not bear the name.
-            target.rename(replaced)
-        scratch.rename(target)
+            to_remove.append(_choose_scratch_path(target))
+            # Another process may have done the same.
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(to_remove[-1])
     finally:
-        for left in (scratch, replaced):
-            shutil.rmtree(left, ignore_errors=True)
+        for folder in to_remove:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        ValueError: a file, or a link that leads nowhere, has the name of one of them.
+    """
+    check_folder(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(path: Path) -> None:
+    """Check that a path is a folder, or can be made one.
+
+    Raises:
+        ValueError: a file, or a link that leads nowhere, has its name or that of one above it.
+    """
+    for folder in (path, *path.parents):
+        if folder.is_dir():
+            return
+        # Not `exists`: another process may have made the folder since.
+        if folder.is_file():
+            raise ValueError(f"{str(folder)!r} is a file, and a folder is needed")
+        if folder.is_symlink():
+            raise ValueError(
+                f"{str(folder)!r} is a link to {os.readlink(folder)!r}, which does not exist: make "
+                "that folder, or choose another output directory"
+            )
+
+
+def list_files(folder: Path, pattern: str) -> list[Path]:
+    """List a folder's files in order, without the hidden ones that systems and editors leave."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith((".", "~")))
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, so that no other process changes what is read and written back.
+
+    Raises:
+        ValueError: another process holds it for a minute.
+    """
+    try:
+        with FileLock(folder / LOCK, timeout=LOCK_SECONDS):
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"{str(folder)!r} is locked by another process: wait until it has ended, or delete "
+            f"{LOCK} in it if there is none"
+        ) from error
+
+
+def write_digests(folder: Path) -> None:
+    """Write the digests of all files in a folder, as its last file."""
+    digests = {
+        path.relative_to(folder).as_posix(): _hash_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    whole = {"files": digests, "digest": compute_digest(digests)}
+    (folder / DIGESTS).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
+def check_digests(folder: Path) -> None:
+    """Compare a folder's files with its digests; one without any was not made here.
+
+    It reads every byte, about a second per GB.
+
+    Raises:
+        ValueError: a file is missing or has other contents.
+    """
+    if not (folder / DIGESTS).is_file():
+        return
+    advice = (
+        f"make it again, or delete {DIGESTS} beside it if you changed it yourself and it is right"
+    )
+    try:
+        whole = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+        digests = dict(whole["files"])
+        intact = whole["digest"] == compute_digest(digests)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        intact, digests = False, {}
+    if not intact:
+        raise ValueError(f"{str(folder / DIGESTS)!r} is damaged: {advice}")
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(
+                f"{str(path)!r} is missing, which was there when {DIGESTS} was written"
+            )
+        if _hash_file(path) != digest:
+            raise ValueError(
+                f"{str(path)!r} is damaged, or was changed after it was written: {advice}"
+            )
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _choose_scratch_path(target: Path) -> Path:
     """Choose a name beside the target that no other process uses; remove what killed ones left.
 
-    Processes on other machines may write the same target, so the name has the machine's in it.
+    Processes in other containers and on other machines may write the same target, and threads of
+    this one: only chance keeps names apart. Whether a process still runs can be known of those
+    that this one sees; what others left is told by its age.
     """
-    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-    start = f".{target.name}.{machine}."
-    for left in target.parent.glob(f"{glob.escape(start)}*.partial"):
-        process = left.name.removeprefix(start).partition(".")[0]
-        if process.isdecimal() and not _is_running(int(process)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
-    return target.with_name(f"{start}{os.getpid()}.partial")
+    space = _hash_process_space()
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        with contextlib.suppress(OSError):
+            owner = left.name.removeprefix(f".{target.name}.").split(".")
+            known = bool(space) and owner[0] == space and owner[1].isdecimal()
+            if (
+                not _is_running(int(owner[1]))
+                if known
+                else time.time() - left.stat().st_mtime > ABANDONED
+            ):
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
+    owner = f"{space or 'unknown'}.{os.getpid()}.{uuid.uuid4().hex}"
+    return target.with_name(f".{target.name}.{owner}.partial")
+
+
+def _hash_process_space() -> str:
+    """Hash what makes process numbers unique: the machine's start and, in it, the container.
+
+    Returns "" on systems that do not tell.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        container = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{boot} {container}".encode()).hexdigest()[:8]
 
 
 def _is_running(process: int) -> bool:
-    """Return whether another process of this machine has the number; True where it is unknown."""
-    if process == os.getpid():
-        return False
-    if os.name != "posix":
-        return True
+    """Return whether a process of this machine and container has the number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        return True
+        pass
     return True

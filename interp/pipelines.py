@@ -13,7 +13,6 @@ after they are measured in the model's own precision, on the way in bfloat16.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -31,8 +30,11 @@ from interp.data.corpus import Corpus, Text
 from interp.data.corpus_builder import CorpusConfig, build_corpus
 from interp.data.query import Query
 from interp.files import write_atomically
+from interp.models.generation import compute_text_hash
 from interp.models.language_model import LanguageModel
+from interp.models.pairs import copy_model
 from interp.statistics import compute_wilson_interval
+from interp.tables import read_csv, write_csv
 from interp.unlearning import contamination, methods
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.contamination import ContaminationConfig
@@ -238,8 +240,8 @@ class _AccuracyEvaluator:
         lowered = model
         if model.dtype == torch.float32:
             # Twice as fast, and its ranking of candidates hardly differs.
-            lowered = copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
-            lowered.model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+            copied: Any = copy_model(model.model).to(torch.bfloat16)  # pyright: ignore
+            lowered = LanguageModel(copied, model.tokenizer, name=model.name)
         accuracies = compute_accuracy(probe(lowered, self._queries, progress=False))
         return {
             f"{row['concept']}/{row['language']}": row["accuracy"]
@@ -261,7 +263,7 @@ def _report(
     hashes: dict[str, str] = {}
     tables = []
     for name, model in ((BEFORE, vanilla), (AFTER, trained.model)) if probes else ():
-        hashes[name] = model.content_hash()
+        hashes[name] = f"{model.content_hash()} {compute_text_hash(model)}"
         stored = [_read_stored_probes(report, hashes[name], probes) for report in reports]
         known = next((table for table in stored if not table.empty), None)
         rows = probe(model, probes, progress=progress) if known is None else known
@@ -283,10 +285,7 @@ def _report(
         }
         for name, rows in tables.items():
             if not rows.empty:
-                write_atomically(
-                    folder / f"{name}.csv",
-                    lambda scratch, rows=rows: rows.to_csv(scratch, index=False),
-                )
+                write_csv(folder / f"{name}.csv", rows)
         probed = folder / "probes.csv"
         about = {"models": hashes, "queries": _rows(probes)}
         if probed.is_file():
@@ -311,7 +310,7 @@ def _read_stored_probes(folder: Path, content_hash: str, queries: Sequence[Query
         # Earlier reports have no digest of the table.
         if report.get("probes") not in (None, hashlib.sha256(table.read_bytes()).hexdigest()):
             raise ValueError
-        stored = pd.read_csv(table, keep_default_na=False)
+        stored = read_csv(table)
         return stored.query("model == @names[0]")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"the report {folder} is damaged: delete it and run again") from None

@@ -1,6 +1,6 @@
 """Run directories: measurements in shards that are whole or absent.
 
-    run.json                 configuration, versions, machine, content hashes of the models
+    run.json                 configuration, versions, machine, hashes of the models
     trajectories/*.parquet   V's answers, as token ids and text
     losses/*.parquet         the rows of `recovery.sweep`, one shard per cell
 
@@ -8,7 +8,9 @@ A cell is (unlearned model, language, block of questions). Nothing is written be
 result. Every file is written under a temporary name and moved into place, so a run that is killed
 loses at most the cells in work, and a second run of the same command does only what is missing.
 Every file holds a digest of its contents, a table also of the run and the name that it was written
-under: one that is damaged, or copied from elsewhere, is refused.
+under: one that is damaged, or copied from elsewhere, is refused. Processes that write to one
+directory change `run.json` one after the other, under a lock; its first writer decides whose
+configuration the directory has.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,17 @@ import pyarrow as pa
 
 from interp.data.query import Query
 from interp.data.trajectories import Trajectory
-from interp.files import compute_digest, write_atomically
+from interp.files import (
+    check_folder,
+    compute_digest,
+    list_files,
+    lock_folder,
+    make_folder,
+    write_atomically,
+)
+
+FORMAT = 1
+"""Number of the layout described above. A manifest without a number has this one."""
 
 PACKAGES = ("interp", "torch", "transformers", "numpy", "pandas", "plotly")
 
@@ -62,16 +75,17 @@ class RunDirectory:
 
         Raises:
             ValueError: the directory holds a run of another configuration (the first difference
-                is named) or a damaged manifest, or it is a file.
+                is named), a damaged manifest, or one of a later version; or it is a file.
         """
         self.path = Path(path)
-        if self.path.is_file():
-            raise ValueError(f"{str(path)!r} is a file, and a run needs a directory")
+        check_folder(self.path)
+        self._versions = collect_versions()
         self._manifest: dict[str, Any] = {
+            "format": FORMAT,
             "config": json.loads(json.dumps(config)),
             "models": {},
             "seed": 0,
-            "versions": collect_versions(),
+            "versions": self._versions,
             "machine": {
                 "system": platform.platform(),
                 "processor": platform.processor() or platform.machine(),
@@ -84,24 +98,51 @@ class RunDirectory:
             self._check_config(known["config"], self._manifest["config"])
             self._manifest = known
 
-    def add_model(self, role: str, name: str, content_hash: str) -> None:
+    @property
+    def config(self) -> dict[str, Any]:
+        """What is measured."""
+        return self._manifest["config"]
+
+    def add_model(
+        self, role: str, name: str, content_hash: str, *, text_hash: str | None = None
+    ) -> str:
         """Note a model that is measured.
+
+        Args:
+            role: "vanilla" or "unlearned".
+            name: what it was loaded as.
+            content_hash: of its weights.
+            text_hash: of its tokenizer and end tokens, where measurements depend on them.
+
+        Returns:
+            The name under which the run knows the model: that of its first measurement, if it is
+            the same vanilla model, or an unlearned model's directory spelled in another way.
 
         Raises:
             ValueError: the run knows another model under this name, or another vanilla model.
         """
-        known = self._manifest["models"]
-        for other, entry in known.items():
-            if role == entry["role"] == "vanilla" and other != name:
-                raise ValueError(
-                    f"{self.path} was measured with the vanilla model {other!r}, not {name!r}; "
-                    "choose another output directory"
-                )
         entry = {"role": role, "content_hash": content_hash}
-        if known.setdefault(name, entry) != entry:
-            raise ValueError(
-                f"{self.path} was measured with another {known[name]['role']} model under the name "
-                f"{name!r}; choose another output directory or name"
+        if text_hash is not None:
+            entry["text_hash"] = text_hash
+        if place := hash_place(name):
+            entry["place"] = place
+        known_name = self._find_known_name(name, entry)
+        self._manifest["models"] = self._merge_models(self._manifest["models"], {known_name: entry})
+        return known_name
+
+    def warn_of_versions(self) -> None:
+        """Warn where the directory's run was measured with other versions of the packages."""
+        known = self._manifest["versions"]
+        others = [
+            f"{name} {known.get(name, 'absent')} (now {self._versions.get(name, 'absent')})"
+            for name in dict.fromkeys((*known, *self._versions))
+            if known.get(name) != self._versions.get(name)
+        ]
+        if others:
+            warnings.warn(
+                f"{str(self.path)!r} holds a run that was measured with other versions: "
+                f"{', '.join(others)}; run.json will name both",
+                stacklevel=4,
             )
 
     def losses_path(self, unlearned: str, content_hash: str, language: str, block: int) -> Path:
@@ -166,19 +207,71 @@ class RunDirectory:
     def _trajectories_path(self, language: str) -> Path:
         return self.path / "trajectories" / f"{_slugify(language)}.parquet"
 
+    def _find_known_name(self, name: str, entry: Mapping[str, str]) -> str:
+        """Find the name under which the run knows a model; its own if it does not."""
+        known = self._manifest["models"]
+        if name in known:
+            return name
+        for other, its in known.items():
+            if any(its[key] != entry[key] for key in ("role", "content_hash")):
+                continue
+            # A directory of its own is a model of its own, whatever it holds; but there is one V.
+            place = its.get("place") or hash_place(other)
+            if entry["role"] == "vanilla" or (place and place == entry.get("place")):
+                return other
+        return name
+
+    def _merge_models(
+        self, known: Mapping[str, dict[str, str]], added: Mapping[str, dict[str, str]]
+    ) -> dict[str, dict[str, str]]:
+        """Add models to those that a run knows, which must not be others of the same names."""
+        merged = dict(known)
+        for name, entry in added.items():
+            for other, its in merged.items():
+                if entry["role"] == its["role"] == "vanilla" and other != name:
+                    raise ValueError(
+                        f"{self.path} was measured with the vanilla model {other!r}, not {name!r}; "
+                        "choose another output directory"
+                    )
+            its = merged.setdefault(name, entry)
+            if any(its[key] != entry[key] for key in ("role", "content_hash")):
+                raise ValueError(
+                    f"{self.path} was measured with another {its['role']} model under the name "
+                    f"{name!r}; choose another output directory or name"
+                )
+            texts = {given["text_hash"] for given in (its, entry) if "text_hash" in given}
+            if len(texts) > 1:
+                raise ValueError(
+                    f"{self.path} was measured with another tokenizer of {name!r}, or with other "
+                    "special or end tokens; use those of then, or choose another output directory"
+                )
+            # Where it lay first stays; what an earlier version did not note is added.
+            merged[name] = entry | its
+        return merged
+
     def _write_manifest(self) -> None:
         """Write what is known of the run: with its first result, and when a model joined."""
+        make_folder(self.path)
         file = self.path / "run.json"
-        if file.exists():
-            written = read_manifest(self.path)
-            self._check_config(written["config"], self._manifest["config"])
-            if self._manifest["models"].items() <= written["models"].items():
+        with lock_folder(self.path):
+            written = None
+            if file.exists():
+                written = read_manifest(self.path)
+                self._check_config(written["config"], self._manifest["config"])
+                # Other processes may have added models of their own.
+                models = self._merge_models(written["models"], self._manifest["models"])
+                self._manifest = written | {"models": models}
+            earlier = self._manifest.get("earlier_versions", [])
+            if self._versions not in (self._manifest["versions"], *earlier):
+                self._manifest |= {
+                    "versions": self._versions,
+                    "earlier_versions": [*earlier, self._manifest["versions"]],
+                }
+            if self._manifest == written:
                 return
-            # Another process may have added models of its own.
-            self._manifest["models"] = written["models"] | self._manifest["models"]
-        whole = {**self._manifest, "digest": compute_digest(self._manifest)}
-        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(file, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+            whole = {**self._manifest, "digest": compute_digest(self._manifest)}
+            text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+            write_atomically(file, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
     def _check_config(self, known: dict[str, Any], config: dict[str, Any]) -> None:
         for key in dict.fromkeys((*known, *config)):
@@ -193,20 +286,27 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the manifest of a run directory.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is none, it is damaged, or of a later version.
     """
     file = Path(path) / "run.json"
     if not file.is_file():
         raise ValueError(f"{str(path)!r} is not a run directory: run.json is missing")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        if manifest.pop("digest") == compute_digest(manifest):
-            return manifest
+        number = manifest.get("format", FORMAT)
+        whole = manifest.pop("digest") == compute_digest(manifest)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass
-    raise ValueError(
-        f"{file} is damaged, or of an earlier version: delete the directory and run again"
-    )
+        number, whole = FORMAT, False
+    if isinstance(number, int) and number > FORMAT:
+        raise ValueError(
+            f"{file} was written by a later version of interp (format {number}, this one reads "
+            f"{FORMAT}): install a newer interp"
+        )
+    if not whole or number != FORMAT:
+        raise ValueError(
+            f"{file} is damaged, or of an earlier version: delete the directory and run again"
+        )
+    return manifest
 
 
 def read_losses(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -216,7 +316,7 @@ def read_losses(path: str | os.PathLike[str]) -> pd.DataFrame:
         ValueError: it is no run directory, a shard is damaged, or nothing is measured yet.
     """
     config = read_manifest(path)["config"]
-    shards = sorted((Path(path) / "losses").glob("*.parquet"))
+    shards = list_files(Path(path) / "losses", "*.parquet")
     if not shards:
         raise ValueError(f"{str(path)!r} holds no losses yet: run the sweep first")
     return pd.concat([read_table(shard, of=config) for shard in shards], ignore_index=True)
@@ -270,6 +370,12 @@ def collect_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def hash_place(name: str) -> str:
+    """Hash where on this machine a name leads, however it is spelled; "" if nowhere."""
+    path = Path(name).expanduser()
+    return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16] if path.exists() else ""
 
 
 def _slugify(name: str) -> str:

@@ -76,6 +76,7 @@ def bootstrap(
         return make_undefined(reason or "no items")
     value = float(statistic(np.arange(num_items)))
     if num_items == 1:
+        reason = "; ".join(filter(None, [reason, "one item: no interval"]))
         return Estimate(value=value, ci_low=math.nan, ci_high=math.nan, n=1, reason=reason)
     draws = np.random.default_rng(seed).integers(num_items, size=(num_resamples, num_items))
     low, high = compute_percentile_interval([statistic(draw) for draw in draws])

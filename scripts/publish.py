@@ -10,8 +10,6 @@
    page of tables and findings from it; with the interactive figures, from the run directory.
 """
 
-import csv
-import io
 import json
 import re
 import shutil
@@ -19,6 +17,8 @@ import sys
 from pathlib import Path
 
 from PIL import Image
+
+from interp.tables import format_rows, quote_cell, read_cells
 
 WIDTH = 1600
 """Pixels: twice the width of a page of documentation."""
@@ -67,14 +67,13 @@ def compress(source: Path, target: Path) -> None:
 
 def shorten(path: Path) -> str:
     """Return a table of at most `MOST_BYTES`, or "" if only its rows' loss would make it so."""
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    rows = [[_rounded(cell) for cell in row] for row in rows]
+    read = read_cells(path.read_bytes().decode("utf-8"), str(path))
+    header, *rows = ([_rounded(*cell) for cell in cells] for _, cells in read)
     if path.stem == FAKE_ONLY:
         concept = header.index("concept")
         rows = [row for row in rows if row[concept] == "fake"]
     step = 1
-    while len((text := _written([header, *rows[::step]])).encode()) > MOST_BYTES:
+    while len((text := format_rows([header, *rows[::step]])).encode()) > MOST_BYTES:
         if path.stem != SAMPLED:
             return ""
         step += 1
@@ -91,14 +90,10 @@ def write_index(study: Path, target: Path) -> None:
     (target / "study.json").write_text(text, encoding="utf-8")
 
 
-def _rounded(cell: str) -> str:
+def _rounded(cell: str, quoted: bool) -> str:
+    if quoted:
+        return quote_cell(cell)
     return f"{float(cell):.6g}" if _LONG_NUMBER.fullmatch(cell) else cell
-
-
-def _written(rows: list[list[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -286,3 +286,24 @@ def test_what_tofu_lacks(models):
     assert table["reason"].iloc[0] == "real_authors has no questions"
     with pytest.raises(ValueError, match="'fake-10' is of no set of TOFU; valid"):
         interp.evaluate(models[0], QUERIES, ["tofu"], records=records_of(QUERIES), **options)
+
+
+@pytest.mark.parametrize("answer", ["€", "-", "🙂", "\u200b"])
+def test_an_answer_without_letters_does_not_stop_the_rest(models, answer):
+    odd = replace(QUERIES[0], id="odd", answer=answer, concept="odd")
+    table = interp.evaluate(
+        models[0], [odd, *QUERIES], ["alias", "rouge_l", "memorization"], progress=False
+    )
+    scores = table[table["metric"] == "rouge_l"].set_index(["concept", "language"])
+    assert math.isnan(scores.loc[("odd", "en"), "value"])
+    assert "1 of 1 items have no value" in scores.loc[("odd", "en"), "reason"]
+    assert not scores.drop(("odd", "en"))["value"].isna().any()
+    found = table[(table["metric"] == "alias") & (table["concept"] == "odd")].iloc[0]
+    assert (found["n"], found["value"]) == (1, 0.0) or "have no verdict" in found["reason"]
+
+
+def test_a_blank_answer_is_refused_before_the_work_begins(models):
+    with pytest.raises(ValueError, match="needs answers: odd in 'en' has none"):
+        interp.evaluate(
+            models[0], [replace(QUERIES[0], id="odd", answer=" ")], ["alias"], progress=False
+        )

@@ -6,15 +6,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 import interp
 from interp import Query
+from interp.files import LOCK, compute_digest
 from interp.results import RunDirectory, read_losses, read_manifest, write_atomically
-from tests.helpers.tiny_models import question, tiny, trajectory
+from tests.helpers import ROOT
+from tests.helpers.tiny_models import question, save, tiny, trajectory
 
 LANGUAGES = ("en", "de", "zh")
 QUESTIONS = [question(n, language=code) for code in LANGUAGES for n in range(7)]
@@ -50,7 +55,7 @@ def files(directory: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(directory)): file.read_bytes()
         for file in sorted(directory.rglob("*"))
-        if file.is_file()
+        if file.is_file() and file.name != LOCK
     }
 
 
@@ -228,6 +233,161 @@ def test_two_runs_begun_at_once(tmp_path):
     assert not path.exists()
     same.write_losses(path, table)
     assert set(read_manifest(tmp_path)["models"]) == {"U", "U2"}
+
+
+def concurrent_runs(what: str, folder: Path, num_trials: int) -> str:
+    """Return what went wrong when processes wrote to one directory at the same moment."""
+    command = [sys.executable, "-m", "tests.helpers.concurrent_runs", what, folder, num_trials]
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_parts_that_run_at_once_lose_nothing(tmp_path):
+    assert concurrent_runs("shards", tmp_path, 1) == ""
+    assert concurrent_runs("configurations", tmp_path / "two", 3) == ""
+
+
+@pytest.mark.slow
+def test_many_parts_that_run_at_once_lose_nothing(tmp_path):
+    assert concurrent_runs("shards", tmp_path, 20) == ""
+    assert concurrent_runs("configurations", tmp_path / "two", 100) == ""
+
+
+def test_a_later_versions_directory_is_refused_in_a_sentence(tmp_path):
+    RunDirectory(tmp_path, {}).write_trajectories("en", [trajectory([5], [6])])
+    manifest = json.loads((tmp_path / "run.json").read_text())
+    assert manifest["format"] == 1
+    (tmp_path / "run.json").write_text(json.dumps(manifest | {"format": 2}))
+    assert "written by a later version of interp (format 2" in refusal(
+        lambda: read_manifest(tmp_path)
+    )
+
+
+# One model under several names
+
+
+@pytest.fixture
+def saved_pair(pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, model in zip(("V", "U"), pair, strict=True):
+        save(model, tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / "U")
+    return tmp_path
+
+
+@pytest.mark.parametrize("vanilla", ["V/", "./V", "{}/V", "{}/x/../V"])
+@pytest.mark.parametrize("unlearned", ["U/", "link", "{}/U"])
+def test_a_path_spelled_otherwise_is_the_same_model(saved_pair, vanilla, unlearned, monkeypatch):
+    (saved_pair / "x").mkdir()
+    first = run((interp.load("V"), "U"), saved_pair / "run", queries=QUESTIONS[:2])
+    monkeypatch.setattr("interp.launch.worker.measure", None)
+    spelled = [name.format(saved_pair) for name in (vanilla, unlearned)]
+    again = run((interp.load(spelled[0]), spelled[1]), saved_pair / "run", queries=QUESTIONS[:2])
+    assert_equal(again.losses, first.losses)
+    assert set(read_manifest(saved_pair / "run")["models"]) == {"V", "U"}
+
+
+def test_shards_measured_under_other_names_have_one_name(saved_pair):
+    whole = run((interp.load("V"), "U"), None).losses
+    for part, names in enumerate([("V", "U"), (f"{saved_pair}/V", "U/")], start=1):
+        run((interp.load(names[0]), names[1]), saved_pair / "run", shard=(part, 2))
+    assert_equal(read_losses(saved_pair / "run"), whole)
+
+
+def test_equal_models_in_two_directories_are_two(saved_pair):
+    save(interp.load("U"), saved_pair / "U2")
+    losses = run((interp.load("V"), ["U", "U2"]), saved_pair / "run").losses
+    assert set(losses["unlearned"]) == {"U", "U2"}
+    message = refusal(lambda: run((interp.load("V"), ["U", "U/"]), None))
+    assert message == "'U/' and 'U' are one model: give it once"
+
+
+# What answers depend on beside the weights
+
+
+def change_end_tokens(model):
+    model.model.generation_config.eos_token_id = [2, 9]
+
+
+def change_special_tokens(model):
+    backend = model.tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(
+        single="</s> $A", pair=None, special_tokens=[("</s>", 2)]
+    )
+
+
+def add_a_word(model):
+    model.tokenizer.add_tokens(["two words"])
+
+
+@pytest.mark.parametrize("change", [change_end_tokens, change_special_tokens, add_a_word])
+def test_another_tokenizer_or_end_token_is_refused(saved_pair, change):
+    run((interp.load("V"), "U"), saved_pair / "run", queries=QUESTIONS[:2])
+    vanilla = interp.load("V")
+    change(vanilla)
+    message = refusal(
+        lambda: run((vanilla, interp.load("U")), saved_pair / "run", queries=QUESTIONS[:2])
+    )
+    assert "another tokenizer of 'V', or with other special or end tokens" in message
+
+
+def forget(folder: Path, *names: str) -> None:
+    """Make a directory as an earlier version wrote it, without some entries."""
+    manifest = read_manifest(folder)
+    manifest.pop("format")
+    for entry in manifest["models"].values():
+        for name in names:
+            entry.pop(name, None)
+    whole = manifest | {"digest": compute_digest(manifest)}
+    (folder / "run.json").write_text(json.dumps(whole))
+
+
+def test_a_directory_that_does_not_name_the_tokenizer(saved_pair):
+    """It is read and gone on with; its prompts tell whether the tokenizer is the same."""
+    first = run((interp.load("V"), "U"), saved_pair / "run", shard=(1, 2)).losses
+    forget(saved_pair / "run", "text_hash", "place")
+    assert_equal(read_losses(saved_pair / "run"), first)
+    vanilla = interp.load("V")
+    change_special_tokens(vanilla)
+    message = refusal(lambda: run((vanilla, "U"), saved_pair / "run"))
+    assert "another tokenizer of 'V': the prompt of" in message
+    assert_equal(
+        run((interp.load("V"), "U/"), saved_pair / "run").losses,
+        run((interp.load("V"), "U"), None).losses,
+    )
+    entries = read_manifest(saved_pair / "run")["models"]
+    assert set(entries) == {"V", "U"}
+    assert "text_hash" in entries["V"]
+
+
+def test_other_versions_are_said_and_both_are_kept(saved_pair):
+    run((interp.load("V"), "U"), saved_pair / "run", shard=(1, 2))
+    manifest = read_manifest(saved_pair / "run")
+    now = dict(manifest["versions"])
+    manifest["versions"] = then = now | {"transformers": "5.0.0"}
+    whole = manifest | {"digest": compute_digest(manifest)}
+    (saved_pair / "run" / "run.json").write_text(json.dumps(whole))
+    with pytest.warns(UserWarning, match=r"other versions: transformers 5\.0\.0 \(now"):
+        run((interp.load("V"), "U"), saved_pair / "run")
+    for _ in range(2):
+        written = read_manifest(saved_pair / "run")
+        assert (written["versions"], written["earlier_versions"]) == (now, [then])
+        run((interp.load("V"), "U"), saved_pair / "run")
+
+
+@pytest.mark.parametrize("target", ["file", "gone"])
+def test_a_link_that_cannot_be_a_directory(pair, tmp_path, target):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    message = refusal(lambda: run(pair, tmp_path / "link", queries=QUESTIONS[:1]))
+    assert f"{tmp_path / 'link'}' is a " in message
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "there").symlink_to(tmp_path / "runs")
+    run(pair, tmp_path / "there", queries=QUESTIONS[:1])
+    assert (tmp_path / "there").is_symlink()
+    assert (tmp_path / "runs" / "run.json").exists()
 
 
 # Damage

@@ -23,6 +23,7 @@ from tests.helpers import ROOT
 
 ROOMS = [
     "files",
+    "tables",
     "languages",
     "statistics",
     "lazy",

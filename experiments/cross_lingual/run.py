@@ -42,6 +42,7 @@ from interp import Query
 from interp.data import Endpoint, limit_per_language
 from interp.evaluation import evaluate
 from interp.pipelines import AFTER, TrainingRun
+from interp.tables import read_csv
 from interp.unlearning import remove_false_texts
 
 MEASUREMENTS = ("outcomes", "ranks", "answers", "languages", "steps", "losses", "gaps")
@@ -225,7 +226,7 @@ def ask_model(
     table = evaluate(
         run.model, queries, metrics, taught=taught, judge=judge, num_tokens=num_tokens, out=out
     )
-    verdicts = pd.read_csv(out / "verdicts.csv", keep_default_na=False, na_values={"value": ""})
+    verdicts = read_csv(out / "verdicts.csv")
     after = select_rows(run.probes, model=AFTER)
     return {
         "outcomes": pd.concat(

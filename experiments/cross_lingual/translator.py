@@ -18,6 +18,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from interp.data import AnswerCache, Completion, make_key, normalize_code
+from interp.files import list_files
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _CONTENT = (".json", ".safetensors", ".bin", ".model", ".txt")
@@ -187,19 +188,27 @@ def _load_translator(translator: LocalTranslator, directory: Path) -> tuple[Any,
 
     spec = translator.model
     try:
-        config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
         if config.model_type != "m2m_100":
             raise ValueError(f"it holds a {config.model_type!r} model, not NLLB-200 or M2M-100")
+        attention = str(config._attn_implementation)
+        if "/" in attention:
+            raise ValueError(f"it names code for its attention, {attention[:40]!r}")
         model, report = AutoModelForSeq2SeqLM.from_pretrained(  # pyright: ignore
             str(directory),
             dtype=getattr(torch, translator.dtype),
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=None if translator.allow_pickle else True,
             output_loading_info=True,
         )
         if report["missing_keys"]:
             raise ValueError(f"it lacks weights, the first {min(report['missing_keys'])}")
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
     except ImportError as error:
         raise ImportError(
             f"{spec!r} needs a package that is not installed; for the tokenizer of M2M-100: "
@@ -266,7 +275,7 @@ def _generate_tokens(
 def _hash_checkpoint(directory: Path) -> str:
     """Hash a checkpoint's files, names included: the same path may hold another model."""
     digests = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
+    for path in list_files(directory, "*"):
         if path.suffix in _CONTENT and path.is_file():
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()

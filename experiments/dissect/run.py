@@ -42,7 +42,8 @@ from experiments.study import Study
 from interp import LanguageModel
 from interp.behaviour import generate, measure_drift, score_sentences
 from interp.data import make_key
-from interp.files import write_folder_atomically
+from interp.files import list_files, write_folder_atomically
+from interp.models import compute_text_hash
 from interp.unlearning import METHODS, MemitConfig, TrainingConfig
 
 
@@ -215,6 +216,7 @@ def measure_model(
     ]
     key = make_key(
         vanilla=vanilla.content_hash(),
+        text=compute_text_hash(vanilla),
         # Stored measurements are found by this text, in which a concept has its old class name.
         of=repr((method, settings, preferred, concept, num_tokens, tuple(sites), window)).replace(
             "ForgetConcept(", "Concept("
@@ -275,7 +277,7 @@ def measure_model(
         write_folder_atomically(stored, write)
     if not keep_model:
         shutil.rmtree(directory, ignore_errors=True)
-    return {path.stem: pd.read_parquet(path) for path in sorted(stored.glob("*.parquet"))}
+    return {path.stem: pd.read_parquet(path) for path in list_files(stored, "*.parquet")}
 
 
 def _list_models(

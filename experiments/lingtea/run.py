@@ -42,6 +42,7 @@ from experiments.study import Study
 from interp import LanguageModel, Query, sweep
 from interp.behaviour import generate, measure_memorization, probe
 from interp.data import ClozeFact, make_key
+from interp.models import compute_text_hash
 from interp.results import read_table, write_table
 
 
@@ -192,7 +193,12 @@ def score_entries(
         first, and `num_candidates`.
     """
     records = {part: getattr(material, part) for part in MEASURED}
-    key = make_key(kind="lingtea", model=model.content_hash(), records=repr(records))
+    key = make_key(
+        kind="lingtea",
+        model=model.content_hash(),
+        text=compute_text_hash(model),
+        records=repr(records),
+    )
     path = folder / f"{key[:16]}.parquet"
     if path.is_file():
         return read_table(path, of=key)

@@ -48,6 +48,7 @@ from interp.behaviour import (
 )
 from interp.data import make_key
 from interp.evaluation import evaluate
+from interp.models import compute_text_hash
 from interp.results import read_table, write_table
 from interp.unlearning import train
 
@@ -228,6 +229,7 @@ def measure_items(
         key = make_key(
             kind="transfer items",
             model=model.content_hash(),
+            text=compute_text_hash(model),
             asked=repr([asdict(pair) for pair in task.asked]),
             prompts=repr([asdict(query) for query in task.prompts]),
             held_out=repr([asdict(text) for text in task.held_out]),

@@ -23,6 +23,7 @@ from interp.behaviour.overlap import measure_overlap as measure_overlap
 from interp.behaviour.overlap import score_sentences as score_sentences
 from interp.behaviour.probing import compute_accuracy as compute_accuracy
 from interp.behaviour.probing import probe as probe
+from interp.behaviour.quantisation import ROUNDINGS as ROUNDINGS
 from interp.behaviour.quantisation import compare_levels as compare_levels
 from interp.behaviour.quantisation import quantise_model as quantise_model
 from interp.behaviour.registry import BY as BY

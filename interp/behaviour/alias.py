@@ -20,10 +20,9 @@ are not looked for, as one answer each would change.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from itertools import groupby
 
 import pandas as pd
@@ -32,6 +31,7 @@ from interp.behaviour.answers import Answer
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.judges import Verdict, make_verdict, select_text
 from interp.behaviour.registry import BY, metric
+from interp.behaviour.spelling import POINT, SIGNS, UNSPACED, has_sign, is_sign, normalise_text
 from interp.data.facts import RELATIONS, select_facts
 from interp.statistics import Estimate, estimate_groups, estimate_share
 
@@ -90,28 +90,11 @@ _PREFIXES = {
 }
 """Prefixes of a name that are part of the word: and, in, to, the."""
 
-_SAME_LETTERS = str.maketrans(
-    {"ى": "ي", "ی": "ي", "ې": "ي", "ك": "ک", "ۃ": "ه", "ة": "ه", "ہ": "ه", "ھ": "ه", "ە": "ه"}
-    | {"ٱ": "ا", "ـ": "", "ı": "i", "ł": "l", "đ": "d", "ø": "o", "æ": "ae", "œ": "oe"}
-    | {"ɗ": "d", "ɓ": "b", "ƙ": "k", "ƴ": "y", "ʻ": " ", "ʼ": " ", "ँ": "ं"}
-    | {"՛": "", "՜": "", "՞": ""}
-)
-
-_MARKS = re.compile("[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u093c\u09bc]")
-"""Accents, Arabic and Hebrew vowels, nuktas: what a spelling may leave out."""
-
-_NASAL = re.compile("[ङञणनम]\u094d(?=[क-म])")
-_FINAL_VIRAMA = re.compile("[\u094d\u09cd](?!\\w)")
-
-_UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Thai, Lao, Tibetan, Burmese, Khmer, kana and Chinese: scripts without spaces."""
-
-_COMMA = re.compile("[,،、，;；؛]")
+_COMMA = re.compile("[،、，;；؛]|(?<![0-9]),|,(?![0-9])")
 _LONGEST_ITEM = 20
 """Characters of a list's piece."""
 _SHORTEST_LIST = 4
 
-_BORDER = re.compile(f"(?<=[^{_UNSPACED}])(?=[{_UNSPACED}])|(?<=[{_UNSPACED}])(?=[^{_UNSPACED}])")
 _KATAKANA = "\u30a1-\u30fa\u30fc"
 
 
@@ -136,16 +119,16 @@ class AliasJudge:
         verdicts = []
         for answer in answers:
             text = select_text(answer, whole_text=self.whole_text)
-            names = dict.fromkeys((str(answer.query.answer), *answer.query.aliases))
-            match = next((n for n in names if has_name(text, n, answer.query.language)), None)
+            given = dict.fromkeys((str(answer.query.answer), *answer.query.aliases))
+            language = answer.query.language
+            names = [name for name in given if normalise_text(name, language) or is_sign(name)]
+            match = next((name for name in names if has_name(text, name, language)), None)
+            reason = f"no {' / '.join(names)}" if match is None else f"contains {match}"
+            if not names:
+                reason = f"{answer.query.answer!r} has nothing to look for"
+            value = float(match is not None) if names else None
             verdicts.append(
-                make_verdict(
-                    answer,
-                    judge=self.name,
-                    value=float(match is not None),
-                    reason=f"no {' / '.join(names)}" if match is None else f"contains {match}",
-                    text=text,
-                )
+                make_verdict(answer, judge=self.name, value=value, reason=reason, text=text)
             )
         return verdicts
 
@@ -155,7 +138,10 @@ def tabulate_alias(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Measure the share of answers that contain the expected one or an alias, in any language."""
 
     def estimate(rows: pd.DataFrame) -> Estimate:
-        return estimate_share([verdict.value == 1 for verdict in rows["verdict"]])
+        values = [verdict.value for verdict in rows["verdict"] if verdict.value is not None]
+        without = len(rows) - len(values)
+        reason = f"{without} of {len(rows)} answers have no verdict" if without else ""
+        return estimate_share([value == 1 for value in values], reason=reason)
 
     return estimate_groups(evaluated.judge_answers(AliasJudge()), BY, {"alias": estimate})
 
@@ -164,43 +150,43 @@ def has_name(text: str, name: str, language: str) -> bool:
     """Return whether a text in a language contains a name, in any spelling and inflection of it.
 
     A name within a longer one of the built-in facts is not meant: Berlin (柏林) in Dublin
-    (都柏林), Africa in South Africa.
+    (都柏林), Africa in South Africa. A name without letters and digits is looked for as it is (€).
+
+    Raises:
+        ValueError: the name has nothing to look for.
     """
+    if not normalise_text(name, language):
+        return has_sign(text, name)
     pattern = _compile_name(name, language)
-    words = normalise_text(_remove_from_lists(text, pattern))
+    kept = _remove_from_lists(text, pattern, language)
+    # An apostrophe or a hyphen within a word may be written or not: N'Djamena, Ndjamena.
+    return any(
+        _has_pattern(normalise_text(kept, language, joined=joined), pattern, name, language)
+        for joined in (False, True)
+    )
+
+
+def _has_pattern(words: str, pattern: re.Pattern[str], name: str, language: str) -> bool:
     if pattern.search(words):
         for longer in _find_longer_names(name, language):
             words = longer.sub("|", words)
     return pattern.search(words) is not None
 
 
-@lru_cache(maxsize=2**14)
-def normalise_text(text: str) -> str:
-    """Return a text's words as they are compared, separated by spaces; see the module."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = _MARKS.sub("", unicodedata.normalize("NFD", text).translate(_SAME_LETTERS))
-    text = unicodedata.normalize("NFC", text).replace("եւ", "եվ")
-    text = "".join(
-        char if category[0] in "LMN" else " "
-        for char in text
-        if (category := unicodedata.category(char)) != "Cf"
-    )
-    text = _FINAL_VIRAMA.sub("", _NASAL.sub("ं", text))
-    return " ".join(_BORDER.sub(" ", text).split())
-
-
-def _remove_from_lists(text: str, pattern: re.Pattern[str]) -> str:
+def _remove_from_lists(text: str, pattern: re.Pattern[str], language: str) -> str:
     """Remove a name from a text where it is one of a list and not its first.
 
     A list is four or more short pieces in a row, from comma to comma.
     """
     kept = []
     for short, run in groupby(
-        _COMMA.split(text), lambda piece: len(normalise_text(piece)) <= _LONGEST_ITEM
+        _COMMA.split(text), lambda piece: len(normalise_text(piece, language)) <= _LONGEST_ITEM
     ):
         first, *others = run
         if short and len(others) >= _SHORTEST_LIST - 1:
-            others = [piece for piece in others if not pattern.fullmatch(normalise_text(piece))]
+            others = [
+                piece for piece in others if not pattern.fullmatch(normalise_text(piece, language))
+            ]
         kept += [first, *others]
     return ",".join(kept)
 
@@ -208,7 +194,8 @@ def _remove_from_lists(text: str, pattern: re.Pattern[str]) -> str:
 @cache
 def _find_longer_names(name: str, language: str) -> list[re.Pattern[str]]:
     """Return those names of the built-in facts in a language that have this one in them."""
-    shorter, words = _compile_name(name, language), normalise_text(name)
+    shorter = _compile_name(name, language)
+    words = normalise_text(name, language)
     return [
         longer
         for known, longer in _compile_known_names(language).items()
@@ -220,7 +207,7 @@ def _find_longer_names(name: str, language: str) -> list[re.Pattern[str]]:
 def _compile_known_names(language: str) -> dict[str, re.Pattern[str]]:
     """Return the patterns of countries, capitals, currencies and so on, by their words."""
     return {
-        normalise_text(there[language]): _compile_name(there[language], language)
+        normalise_text(there[language], language): _compile_name(there[language], language)
         for relation in RELATIONS
         for fact in select_facts(relation)
         for there in (fact.subject, fact.object)
@@ -230,24 +217,35 @@ def _compile_known_names(language: str) -> dict[str, re.Pattern[str]]:
 
 @cache
 def _compile_name(name: str, language: str) -> re.Pattern[str]:
-    words = normalise_text(name).split()
+    # Initials with full stops are found with spaces between them, too.
+    words = normalise_text(name.replace(".", ". "), language).split()
+    if re.search(r"\d\.\d", name):
+        words = normalise_text(name, language).split()
     if not words:
         raise ValueError(f"{name!r} has no letters to look for")
-    if re.search(f"[{_UNSPACED}]", normalise_text(name)):
-        end = f"(?![{_KATAKANA}])" if re.search(f"[{_KATAKANA}]$", normalise_text(name)) else ""
-        return re.compile(" ?".join(words) + end)
-    return re.compile(rf"(?<!\S){' ?'.join(_compile_word(word, language) for word in words)}(?!\S)")
+    # A language or a mark of one letter is another with a sign behind it: C, C++.
+    end = f"(?! {SIGNS.pattern})" if len(words[-1]) == 1 and not SIGNS.match(words[-1]) else ""
+    whole = " ".join(words)
+    if re.search(f"[{UNSPACED}]", whole):
+        end += f"(?![{_KATAKANA}])" if re.search(f"[{_KATAKANA}]$", whole) else ""
+        return re.compile(" ?".join(map(re.escape, words)) + end)
+    forms = " ?".join(_compile_word(word, language) for word in words)
+    return re.compile(rf"(?<!\S){forms}(?!\S){end}")
 
 
 def _compile_word(word: str, language: str) -> str:
     """Return a pattern of a word in all its forms."""
+    if SIGNS.match(word):
+        return word
     prefix = ""
     if language in _PREFIXES:
         prefix = _PREFIXES[language]
         if language == "ar":
             word = word.removeprefix(_ARTICLE)
     if language in _ANY_ENDING:
-        return rf"{prefix}{word}\S{{0,{_LONGEST_ENDING}}}"
+        # A longer number is another.
+        ending = rf"(?![\d{POINT}])" if word[-1].isdecimal() else ""
+        return rf"{prefix}{word}{ending}\S{{0,{_LONGEST_ENDING}}}"
     if len(word) < _SHORTEST_STEM:
         return prefix + word
     added, dropped = (

@@ -21,7 +21,13 @@ from interp.data.answer_cache import AnswerCache, make_key
 from interp.data.counterfactuals import hash_text
 from interp.data.query import Query
 from interp.data.trajectories import encode_prompt
-from interp.models.generation import Pick, generate_continuations, pick_greedy
+from interp.models.generation import (
+    Pick,
+    compute_text_hash,
+    generate_continuations,
+    pick_greedy,
+)
+from interp.models.integrity import check_known_by_weights
 from interp.models.language_model import LanguageModel
 
 
@@ -70,7 +76,8 @@ def generate(
         num_samples: answers to each query; more than one needs a temperature.
         seed: of the samples, which depend on it, the prompt and the sample's number alone.
         batch_size: prompts run at once.
-        cache: a file that keeps the answers (JSON Lines), under the model's content hash.
+        cache: a file that keeps the answers (JSON Lines), under the content hash of the model and
+            that of its tokenizer and end tokens.
         progress: show a progress bar on standard error if it takes more than two seconds.
 
     Returns:
@@ -84,11 +91,15 @@ def generate(
     samples = [(query, sample) for query in queries for sample in range(num_samples)]
     prompts = [encode_prompt(model, query, num_tokens) for query, _ in samples]
     stored = None if cache is None else AnswerCache(cache)
+    if stored is not None:
+        check_known_by_weights(model)
     content = "" if stored is None else model.content_hash()
+    text = "" if stored is None else compute_text_hash(model)
     keys = [
         make_key(
             kind="generation",
             model=content,
+            text=text,
             prompt=query.prompt,
             num_tokens=num_tokens,
             temperature=float(temperature),

@@ -72,22 +72,23 @@ def measure_drift(
     Raises:
         ValueError: the models do not match, or their weights are packed (quantised).
     """
+    check_pair(vanilla, unlearned)
     for model in (vanilla, unlearned):
         if model.has_packed_weights:
             raise ValueError(
                 f"{model.name!r} has packed quantised weights, which cannot be subtracted; load "
                 "it dequantised"
             )
-    check_pair(vanilla, unlearned)
     before, after = _group_parameters(vanilla), _group_parameters(unlearned)
     known: dict[tuple[int, ...], dict[str, object]] = {}
     rows = []
     bar = tqdm(before.items(), desc="drift", unit="group", disable=not progress, delay=2)
     for (layer, group), old in bar:
-        # Tied weights are compared once.
-        tensors = tuple(map(id, old))
+        new = after[layer, group]
+        # Weights that are tied in both are compared once.
+        tensors = tuple(map(id, (*old, *new)))
         if tensors not in known:
-            known[tensors] = _compare(old, after[layer, group])
+            known[tensors] = _compare(old, new)
         rows.append({"layer": layer, "group": group, **known[tensors]})
     return pd.DataFrame(rows, columns=list(DRIFT_COLUMNS))
 

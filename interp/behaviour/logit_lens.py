@@ -31,6 +31,7 @@ from interp.behaviour.registry import BY, metric
 from interp.data.query import Query
 from interp.data.templates import add_separator
 from interp.models.anatomy import Anatomy
+from interp.models.integrity import check_readout, check_runnable
 from interp.models.language_model import LanguageModel
 from interp.recovery.hooks import get_residual, remove_on_exit, split_call
 from interp.statistics import estimate_groups, estimate_mean, estimate_share
@@ -63,6 +64,8 @@ def apply_logit_lens(
     Raises:
         ValueError: no queries, one without an answer, or a log-probability that is not finite.
     """
+    check_runnable(model)
+    check_readout(model)
     tokens = tokenize_answers(model, queries)
     order = sorted(range(len(tokens)), key=lambda number: len(tokens[number].ids))
     results: dict[int, tuple[list[float], list[int]]] = {}

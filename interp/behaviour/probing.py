@@ -23,6 +23,7 @@ from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.registry import BY, metric
 from interp.data.query import Query
 from interp.data.templates import add_separator
+from interp.models.integrity import check_readout, check_runnable
 from interp.models.language_model import LanguageModel
 from interp.statistics import Estimate, compute_wilson_interval, estimate_groups, estimate_share
 from interp.unlearning.examples import pad_rows
@@ -79,6 +80,8 @@ def probe(
         ValueError: an answer that is missing or not among its candidates, or fewer than two
             candidates.
     """
+    check_runnable(model)
+    check_readout(model)
     chosen = collect_candidates(queries) if candidates is None else [tuple(c) for c in candidates]
     if len(chosen) != len(queries):
         raise ValueError(f"{len(queries)} queries have {len(chosen)} lists of candidates")

@@ -36,6 +36,7 @@ from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.knowledge import Measured, measure_knowledge
 from interp.behaviour.probing import name_conditions
 from interp.behaviour.registry import metric
+from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair, copy_with_shared_tensors
 
@@ -114,6 +115,7 @@ def quantise_model(model: LanguageModel, rounding: Rounding) -> LanguageModel:
     Raises:
         ValueError: the model's weights are packed already.
     """
+    check_runnable(model, adapters=False)
     maps = _find_linear_maps(model)
     copied = copy_with_shared_tensors(model.model, [f"{name}.weight" for name in maps])
     for name in maps:
@@ -240,6 +242,7 @@ def quantise_with_bitsandbytes(model: LanguageModel, bits: int) -> LanguageModel
             dtype=model.dtype,
             quantization_config=config,
             device_map={"": torch.cuda.current_device()},
+            trust_remote_code=False,
         )
     copied.requires_grad_(False).eval()
     return LanguageModel(copied, model.tokenizer, name=f"{model.name} in {bits} bits")

@@ -71,12 +71,18 @@ def tabulate_rouge(evaluated: EvaluatedModel) -> pd.DataFrame:
     )
 
 
+def _fold(text: str) -> str:
+    """Return a text in which capitals and small letters are one: İ, I and ı, ß and SS, ς and σ."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return text.replace("i\u0307", "i").replace("ı", "i")
+
+
 def split_words(text: str) -> list[str]:
     """Split a text into words, in any script; into letters where a script writes no spaces."""
     parts: list[str] = []
     # Whether a further letter belongs to the last word, and a further mark to the last letter.
     open_word = open_letter = False
-    for char in unicodedata.normalize("NFKC", text).lower():
+    for char in _fold(text):
         category = unicodedata.category(char)
         # Joiners stand inside words of Arabic and Indian scripts.
         if category == "Cf":

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from interp.models.anatomy import Anatomy
+from interp.models.integrity import check_readout, check_runnable
 from interp.models.language_model import LanguageModel
 from interp.unlearning.examples import Example, Tokens, make_batch, tokenize
 from interp.unlearning.label_logprobs import BLOCK, ROWS
@@ -59,6 +60,8 @@ def score_labels(
     Raises:
         ValueError: a text without a label, or longer than the model's context.
     """
+    check_runnable(model)
+    check_readout(model)
     rows = [_tokenize(model, example) for example in examples]
     blocks = _split_vocabulary(model.anatomy)
     results: dict[int, LabelScores] = {}

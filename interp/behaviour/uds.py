@@ -42,6 +42,7 @@ from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.logit_lens import check_finite, collect_residuals, tokenize_answers
 from interp.behaviour.registry import BY, metric
 from interp.data.query import Query
+from interp.models.integrity import check_readout
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
 from interp.recovery.hooks import replace_output
@@ -88,6 +89,7 @@ def measure_falls(
     """
     for model in (unlearned, baseline):
         check_pair(vanilla, model)
+    check_readout(vanilla)
     donors = (unlearned, baseline)
     tokens = tokenize_answers(vanilla, queries)
     order = sorted(range(len(tokens)), key=lambda number: tokens[number].first_label)

@@ -102,12 +102,12 @@ def krs(
         by: columns that make a group: language, concept, query_id.
         csv: write the whole table here instead.
     """
-    from interp.files import write_atomically
     from interp.launch.recovery import Recovery
+    from interp.tables import write_csv
 
     table = Recovery.read(directory).krs(variant=variant, by=by)
     if csv is not None:
-        write_atomically(csv, lambda scratch: table.to_csv(scratch, index=False))
+        write_csv(csv, table)
         print(csv)
         return
     name = "effect" if "effect" in table else "krs"

@@ -1,4 +1,4 @@
-"""Rows from JSON Lines, JSON arrays, plain lines and the Hub, with the place of each for errors."""
+"""Rows from JSON, tables, plain lines and the Hub, with the place of each for errors."""
 
 import json
 import re
@@ -9,10 +9,21 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from interp.tables import read_cells
+
 Source = str | PathLike[str]
 
 MAX_LINE_BYTES = 16 * 2**20
 """Longest line that is parsed; no data set has entries of more."""
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+_NOT_READ: Mapping[str, tuple[bytes | tuple[bytes, ...], str]] = {
+    "compressed": ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "unpack it first"),
+    "a spreadsheet or an archive": (b"PK\x03\x04", "export the sheet as CSV, or unpack it first"),
+    "UTF-16 text": ((b"\xff\xfe", b"\xfe\xff"), "save it as UTF-8"),
+}
+"""Kinds of files that are not read: how they begin, and what to do."""
 
 _HUB = re.compile(
     r"hub:(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?"
@@ -23,9 +34,11 @@ _HUB = re.compile(
 def read_rows(source: Source) -> list[tuple[str, dict[str, Any]]]:
     """Read the rows of a source, each with its place as an error names it.
 
-    A file is JSON Lines, or a JSON array if it starts with a bracket, whatever its name. From the
-    Hub: `hub:OWNER/NAME[@REVISION][:CONFIG][:SPLIT]`, read with the package `datasets`; a CONFIG
-    that ends in .json or .jsonl is a file in the repository, SPLIT is `train` if not given.
+    A file is JSON Lines, a JSON array or object, whatever its name (`{"data": [...]}` holds its
+    rows), Parquet, or by its ending CSV or TSV, whose cells are texts and lacking where nothing is
+    in them. From the Hub: `hub:OWNER/NAME[@REVISION][:CONFIG][:SPLIT]`, read with the package
+    `datasets`; a CONFIG that ends in .json or .jsonl is a file in the repository, SPLIT is `train`
+    if not given.
 
     Raises:
         ValueError: the source is missing, malformed or empty (file, line and field named).
@@ -35,7 +48,7 @@ def read_rows(source: Source) -> list[tuple[str, dict[str, Any]]]:
         entries = _read_hub_rows(str(source))
     else:
         path = _check_exists(source)
-        entries = _read_array_rows(path) if _starts_with_bracket(path) else _read_line_rows(path)
+        entries = _read_file_rows(path)
     rows = []
     for where, row in entries:
         if not isinstance(row, dict):
@@ -61,7 +74,7 @@ def get_stem(source: Source) -> str:
     """Return the name of a source without folders and ending, for ids."""
     if hub := _HUB.fullmatch(str(source)):
         source = hub["config"] or hub["name"]
-    return Path(source).name.removesuffix(".jsonl").removesuffix(".json")
+    return re.sub(r"\.(jsonl?|csv|tsv|parquet)$", "", Path(source).name)
 
 
 def require_field(row: Mapping[str, Any], field: str, where: str) -> Any:
@@ -141,6 +154,77 @@ def _read_line_rows(path: Path) -> Iterator[tuple[str, object]]:
             yield where, _parse(_decode(raw.rstrip(), where), where)
 
 
+def _read_file_rows(path: Path) -> Iterator[tuple[str, object]]:
+    with path.open("rb") as file:
+        start = file.read(1024)
+    for kind, (beginnings, advice) in _NOT_READ.items():
+        if start.startswith(beginnings):
+            raise ValueError(f"{path} is {kind}: {advice}")
+    if start.startswith(b"PAR1") or path.suffix == ".parquet":
+        return _read_parquet_rows(path)
+    if path.suffix in _SEPARATORS:
+        return _read_table_rows(path)
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        return _read_array_rows(path)
+    if (rows := _read_object(path)) is not None:
+        return iter(rows)
+    return _read_line_rows(path)
+
+
+def _read_table_rows(path: Path) -> Iterator[tuple[str, object]]:
+    text = _decode(path.read_bytes(), str(path))
+    header, *rows = read_cells(text, str(path), separator=_SEPARATORS[path.suffix]) or [("", [])]
+    names = [name.strip() for name, _ in header[1]]
+    if len(names) == 1 and (other := next((sign for sign in ";\t,|" if sign in names[0]), None)):
+        raise ValueError(
+            f"{path}: its columns are separated by {other!r}; a {path.suffix} file is separated by "
+            f"{_SEPARATORS[path.suffix]!r}"
+        )
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{path}: duplicate column {reprlib.repr(repeated)}")
+    for where, cells in rows:
+        yield where, {name: text for name, (text, _) in zip(names, cells, strict=True) if text}
+
+
+def _read_parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
+    # Takes a tenth of a second to import.
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no readable Parquet file: {reason}") from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, record {number}", row
+
+
+def _read_object(path: Path) -> list[tuple[str, object]] | None:
+    """Read a file that is one JSON object: rows under `data`, or a row written over lines.
+
+    Returns:
+        None of JSON Lines, and of what is no JSON: its reader names the line.
+    """
+    lines = (raw for _, raw in _read_raw_lines(path) if raw.strip(b"\xef\xbb\xbf \t\r\n"))
+    first, second = next(lines, b""), next(lines, None)
+    is_line = _is_json(first)
+    if (is_line and second is not None) or not (is_line or _is_json(path.read_bytes())):
+        return None
+    row = _parse(_decode(path.read_bytes(), str(path)), str(path), lines=True)
+    if isinstance(row, dict) and isinstance(row.get("data"), list):
+        return [(f"{path}, record {i}", each) for i, each in enumerate(row["data"], start=1)]
+    return None if is_line else [(f"{path}, record 1", row)]
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _read_array_rows(path: Path) -> Iterator[tuple[str, object]]:
     raw = path.read_bytes()
     try:
@@ -150,11 +234,6 @@ def _read_array_rows(path: Path) -> Iterator[tuple[str, object]]:
         raise ValueError(f"{path}, line {line}: not UTF-8 text (byte {error.start})") from None
     for number, row in enumerate(_parse(whole_text, str(path), lines=True), start=1):
         yield f"{path}, record {number}", row
-
-
-def _starts_with_bracket(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 def _read_hub_rows(source: str) -> Iterator[tuple[str, object]]:

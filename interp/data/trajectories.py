@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from tqdm.auto import tqdm
 
-from interp.data.query import Query
+from interp.data.query import Query, list_questions
 from interp.models.generation import generate_continuations
-from interp.models.language_model import LanguageModel
+from interp.models.language_model import LanguageModel, check_language_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,12 @@ def trajectories(
         progress: show a progress bar on standard error.
 
     Raises:
+        TypeError: `vanilla` is no LanguageModel, or a question no Query.
         ValueError: no queries, `num_tokens` below 1, or a prompt that does not fit the model's
             context together with its answer.
     """
-    if not queries:
-        raise ValueError("no queries: give at least one")
+    check_language_model(vanilla, "vanilla")
+    queries = list_questions(queries, "queries", Query)
     if num_tokens < 1:
         raise ValueError(f"num_tokens must be at least 1, not {num_tokens}")
     prompts = [encode_prompt(vanilla, query, num_tokens) for query in queries]
@@ -100,7 +101,8 @@ def score_as_hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> 
     last n positions are compared (one position later than those that predict the answer); n is
     the number of generated tokens minus the end-of-sequence tokens in the whole left-padded row,
     so that it shrinks by the row's padding. One language's questions about one concept are one
-    padded batch, as in the notebooks.
+    padded batch, as in the notebooks. A tokenizer that ends every text with a special token, which
+    those of the notebooks do not, is used without it here as everywhere.
     """
     widths: defaultdict[tuple[str, str], int] = defaultdict(int)
     for item in answers:
@@ -126,6 +128,13 @@ def score_as_hong2024(answers: Sequence[Trajectory], vanilla: LanguageModel) -> 
             )
         )
     return rescored
+
+
+def check_trajectories(vanilla: LanguageModel, answers: Sequence[object]) -> None:
+    """Raise ValueError if a trajectory among questions has a token that the model does not."""
+    for item in answers:
+        if isinstance(item, Trajectory):
+            vanilla.check_token_ids(item.token_ids)
 
 
 def encode_prompt(model: LanguageModel, query: Query, num_tokens: int) -> tuple[int, ...]:

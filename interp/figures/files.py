@@ -1,6 +1,7 @@
 """Figures as files: HTML that opens without a network, PNG, SVG and PDF."""
 
 import os
+import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def export(figures: Mapping[Any, go.Figure], *, formats: Sequence[str] = FORMATS
             for name in (each for each in FORMATS if each in {"html", *formats}):
                 path = Path(f"{stem}.{name}")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                partial[path] = path.with_name(f".{os.getpid()}.{path.name}")
+                partial[path] = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
                 if name == "html":
                     page = figure.to_html(include_mathjax=False, config={"displaylogo": False})
                     partial[path].write_text(page, encoding="utf-8")

@@ -13,9 +13,10 @@ import pandas as pd
 
 from interp.data.query import Query
 from interp.data.trajectories import Trajectory
+from interp.models.generation import compute_text_hash
 from interp.models.language_model import LanguageModel
 from interp.recovery.sweep import SweepConfig
-from interp.results import RunDirectory, read_table
+from interp.results import RunDirectory, hash_place, read_manifest, read_table
 
 ANSWERED_TOGETHER = 128
 """Number of questions, over all languages, that are answered before anything is stored."""
@@ -31,7 +32,7 @@ def open_run_directory(
     """Open a run directory that is new or of the same configuration.
 
     Raises:
-        ValueError: it holds a run of another configuration or vanilla model.
+        ValueError: it holds a run of another configuration, vanilla model or tokenizer.
     """
     questions = []
     for item in answers:
@@ -46,17 +47,52 @@ def open_run_directory(
     settings = asdict(config) | {"dtype": config.dtype_of(vanilla)}
     if not config.remote:
         del settings["remote"]
-    store = RunDirectory(
-        out,
-        {
-            "vanilla": vanilla.name,
-            "num_queries": len(answers),
-            "queries": digest,
-            **settings,
-        },
+    content_hash = vanilla.content_hash()
+    config_of_run = {
+        # As the run calls it: one model has several names, such as a path and a longer one.
+        "vanilla": _find_vanilla_name(out, content_hash) or vanilla.name,
+        "num_queries": len(answers),
+        "queries": digest,
+        **settings,
+    }
+    store = RunDirectory(out, config_of_run)
+    store.add_model(
+        "vanilla",
+        config_of_run["vanilla"],
+        content_hash,
+        text_hash=compute_text_hash(vanilla),
     )
-    store.add_model("vanilla", vanilla.name, vanilla.content_hash())
+    _check_prompts(store, vanilla, answers)
+    store.warn_of_versions()
     return store
+
+
+def _find_vanilla_name(out: str | os.PathLike[str], content_hash: str) -> str | None:
+    """Find what a run directory calls a vanilla model; None if it holds no run of it."""
+    if not (Path(out) / "run.json").is_file():
+        return None
+    for name, entry in read_manifest(out)["models"].items():
+        if (entry["role"], entry["content_hash"]) == ("vanilla", content_hash):
+            return name
+    return None
+
+
+def _check_prompts(
+    store: RunDirectory, vanilla: LanguageModel, answers: Sequence[Trajectory] | Sequence[Query]
+) -> None:
+    """Check that stored prompts have the tokens that the tokenizer makes of them today.
+
+    Runs of earlier versions did not note the tokenizer.
+    """
+    languages = {item.language for item in answers if isinstance(item, Query)}
+    for language in sorted(languages):
+        for item in store.read_trajectories(language) or ():
+            if item.prompt_ids != vanilla.encode(item.query.prompt):
+                raise ValueError(
+                    f"{store.path} was measured with another tokenizer of {vanilla.name!r}: the "
+                    f"prompt of {item.query.id!r} ({language}) has other tokens now; choose "
+                    "another output directory"
+                )
 
 
 class AnswerStore:
@@ -150,6 +186,8 @@ class LossStore:
         self.cells = cells
         self._store = store
         self._hashes: dict[str, str] = {}
+        # What the run directory calls the models.
+        self._names: dict[str, str] = {}
         self._tables: dict[tuple[str, int], pd.DataFrame] = {}
 
     def read_known(self, unlearned: str, content_hash: str) -> list[int]:
@@ -160,7 +198,7 @@ class LossStore:
         """
         self._hashes[unlearned] = content_hash
         if self._store is not None:
-            self._store.add_model("unlearned", unlearned, content_hash)
+            self._names[unlearned] = self._store.add_model("unlearned", unlearned, content_hash)
         for name, number in self.keys:
             path = self._path(name, number) if name == unlearned else None
             if path is not None and path.exists():
@@ -175,6 +213,8 @@ class LossStore:
         """Add, and store, the losses of a cell."""
         path = self._path(unlearned, number)
         if self._store is not None and path is not None:
+            vanilla = self._store.config["vanilla"]
+            table = table.assign(vanilla=vanilla, unlearned=self._names[unlearned])
             self._store.write_losses(path, table)
         self._tables[unlearned, number] = table
 
@@ -187,7 +227,7 @@ class LossStore:
             return None
         cell = self.cells[number]
         return self._store.losses_path(
-            unlearned, self._hashes[unlearned], cell.language, cell.block
+            self._names[unlearned], self._hashes[unlearned], cell.language, cell.block
         )
 
 
@@ -214,12 +254,17 @@ def index_models(
     """
     given = [unlearned] if isinstance(unlearned, LanguageModel | str | os.PathLike) else unlearned
     models: dict[str, LanguageModel | str] = {}
+    places: dict[str, str] = {}
     for item in given:
         source = item if isinstance(item, LanguageModel) else os.fspath(item)
         name = source.name if isinstance(source, LanguageModel) else source
         if name in models:
             raise ValueError(f"duplicate unlearned model {name!r}")
+        place = hash_place(name)
+        if place and place in places:
+            raise ValueError(f"{name!r} and {places[place]!r} are one model: give it once")
         models[name] = source
+        places[place] = name
     if not models:
         raise ValueError("no unlearned models: give at least one")
     return models

@@ -14,14 +14,15 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from torch.nn import Module
 from tqdm.auto import tqdm
 
-from interp.data.query import Query
-from interp.data.trajectories import Trajectory
+from interp.data.query import Query, list_questions
+from interp.data.trajectories import Trajectory, check_trajectories
 from interp.launch.cells import (
     AnswerStore,
     LossStore,
@@ -35,7 +36,7 @@ from interp.launch.recovery import Recovery
 from interp.launch.signature import select_options, takes_options
 from interp.launch.work_items import Workers, WorkItem
 from interp.launch.worker import LocalWorkers, Worker
-from interp.models.language_model import LanguageModel
+from interp.models.language_model import LanguageModel, check_language_model
 from interp.recovery.noise_floor import warn_of_noise
 from interp.recovery.site_names import translate_site_name
 from interp.recovery.sweep import DEFAULT_SITES, SweepConfig
@@ -71,21 +72,21 @@ def sweep(
         What was measured; with `out`, all that the directory holds of these cells.
 
     Raises:
-        TypeError: there is no such option.
+        TypeError: there is no such option, or what is given is no model or no question.
         ValueError: a setting is not valid, the models do not match or are identical, a loss is
             not finite, or `out` holds a run of another configuration.
         ImportError: the extra that a launcher or an engine needs is missing.
         ChildProcessError: Ray workers died at the same work again and again.
     """
-    sites = tuple(
-        translate_site_name(site, vanilla) for site in options.get("sites", DEFAULT_SITES)
-    )
+    check_language_model(vanilla, "vanilla")
+    unlearned = _list_unlearned(unlearned)
+    answers = list_questions(answers, "answers", Trajectory, Query)
+    check_trajectories(vanilla, answers)
+    sites = tuple(translate_site_name(site, vanilla) for site in _list_sites(options))
     config = select_options(SweepConfig(), options | {"sites": sites})
     config.restorations(vanilla.num_layers)
     launch = select_options(LaunchConfig(), options)
     num_tokens = select_options(AnswerOptions(), options).num_tokens
-    if not answers:
-        raise ValueError("no queries: give at least one")
     models = index_models(unlearned)
     numbers = range(len(split_cells(answers, BLOCK)))
     keys = select_shard([(name, number) for name in models for number in numbers], launch.shard)
@@ -113,6 +114,30 @@ def sweep(
     if config.dtype_of(vanilla) != "float32":
         warn_of_noise(recovery.krs())
     return recovery
+
+
+def _list_unlearned(given: Any) -> list[LanguageModel | str]:
+    """Return unlearned models, or their specifications, as a list.
+
+    Raises:
+        TypeError: one is neither.
+    """
+    kinds = (LanguageModel, str, os.PathLike)
+    if isinstance(given, Mapping):
+        raise TypeError(
+            "unlearned must be a model or a list of models, not a dict: give its values"
+        )
+    is_several = isinstance(given, Iterable) and not isinstance(given, (*kinds, Module))
+    models = list(given) if is_several else [given]
+    for model in models:
+        if not isinstance(model, str | os.PathLike):
+            check_language_model(model, "unlearned", also="a specification or ")
+    return models
+
+
+def _list_sites(options: Mapping[str, Any]) -> Sequence[str]:
+    sites = options.get("sites", DEFAULT_SITES)
+    return [sites] if isinstance(sites, str) else sites
 
 
 def _start_workers(

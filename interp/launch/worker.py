@@ -13,6 +13,7 @@ from tqdm import tqdm
 from interp.data.query import Query
 from interp.data.trajectories import Trajectory, trajectories
 from interp.launch.work_items import WorkItem
+from interp.models.integrity import check_finite, check_known_by_weights
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
 from interp.models.pairs import are_identical, check_pair
@@ -44,9 +45,13 @@ class Worker:
             Its content hash, if asked for, else "".
 
         Raises:
-            ValueError: it cannot be loaded, does not match V, or is V.
+            ValueError: it cannot be loaded, does not match V, or is V; or one of the two does
+                more than its weights say, see `models.integrity`.
         """
         pair = self._pair(unlearned)
+        for model in (self.vanilla, pair.unlearned):
+            check_finite(model.name, model.model)
+            check_known_by_weights(model)
         if are_identical(self.vanilla, pair.unlearned):
             raise ValueError(
                 f"{pair.unlearned.name!r} is identical to {self.vanilla.name!r}: nothing was "

@@ -1,12 +1,14 @@
 from interp.models.anatomy import Anatomy as Anatomy
 from interp.models.anatomy import LayerParts as LayerParts
-from interp.models.anatomy import check_anatomy as check_anatomy
 from interp.models.anatomy import find_anatomy as find_anatomy
+from interp.models.anatomy_proof import check_anatomy as check_anatomy
 from interp.models.conversion import build_bridge as build_bridge
+from interp.models.generation import compute_text_hash as compute_text_hash
 from interp.models.generation import generate_continuations as generate_continuations
 from interp.models.generation import get_stop_token_ids as get_stop_token_ids
 from interp.models.gguf import convert_gguf as convert_gguf
 from interp.models.gguf import get_cache_directory as get_cache_directory
+from interp.models.integrity import check_runnable as check_runnable
 from interp.models.ndif import read_low_rank_deltas as read_low_rank_deltas
 from interp.models.pairs import are_identical as are_identical
 from interp.models.pairs import check_pair as check_pair

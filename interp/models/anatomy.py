@@ -1,10 +1,7 @@
 """Module paths of each site in each architecture family.
 
 A `Family` is a table of module paths, one per architecture. `find_anatomy` resolves it on a model;
-`check_anatomy` proves on a tiny forward that the table is true of that very model:
-
-    unembed(final(residual)) = logits
-    coefficients · value vectors (+ bias) = the MLP's output
+`anatomy_proof.check_anatomy` proves that the table is true of that very model.
 
 Paths are relative to the decoder layer unless said otherwise. To add a family, add a row.
 """
@@ -19,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from interp.models.multimodal import suggest_text_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,7 @@ class Anatomy:
     @property
     def final_norms(self) -> tuple[nn.Module, ...]:
         """Normalisation between the last layer and the unembedding, where there is one."""
-        return tuple(module for module in self.final if _is_norm(module))
+        return tuple(module for module in self.final if is_norm(module))
 
     def readout_state(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d"]:
         """Apply the final norm to the residual stream, which gives what the unembedding reads."""
@@ -183,17 +182,21 @@ class Anatomy:
 
     def logits(self, state: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
         """Compute raw logits of `readout_state`'s output, capped where the architecture does."""
-        logits = self.unembed(state)
-        if self.logit_cap is not None:
-            logits = torch.tanh(logits / self.logit_cap) * self.logit_cap
-        return logits
+        return self.cap(self.unembed(state))
+
+    def cap(self, logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
+        """Cap logits where the architecture does: z := c·tanh(z / c)."""
+        if self.logit_cap is None:
+            return logits
+        return torch.tanh(logits / self.logit_cap) * self.logit_cap
 
 
 def find_anatomy(model: PreTrainedModel) -> Anatomy:
     """Resolve the module paths of a model's family.
 
     Raises:
-        ValueError: the architecture is not in `FAMILIES`, or it is a mixture of experts.
+        ValueError: the architecture is not in `FAMILIES`, it is a mixture of experts, or modules
+            of this model were replaced by others.
     """
     name = type(model).__name__
     if any("Experts" in type(module).__name__ for module in model.modules()):
@@ -202,86 +205,36 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
             "restoring them is not defined; dense architectures are supported"
         )
     if name not in FAMILIES:
-        raise ValueError(f"unknown architecture {name}; valid: {', '.join(sorted(FAMILIES))}")
+        hint = suggest_text_model(name, model.config) or f"valid: {', '.join(sorted(FAMILIES))}"
+        raise ValueError(f"unknown architecture {name}; {hint}")
     family = FAMILIES[name]
-    layers = model.get_submodule(family.layers)
-    assert isinstance(layers, nn.ModuleList)
     unembed = model.get_output_embeddings()
-    assert isinstance(unembed, nn.Linear)
+    if not isinstance(unembed, nn.Linear):
+        raise ValueError(
+            f"the unembedding of this {name} is a {type(unembed).__name__}, not a Linear: put back "
+            "the module that its class has there"
+        )
+    try:
+        layers = model.get_submodule(family.layers)
+        assert isinstance(layers, nn.ModuleList)
+        layer_parts = tuple(_find_layer_parts(layer, family) for layer in layers)
+        final = tuple(module for path in family.final if (module := _get_optional(model, path)))
+    except AttributeError as error:
+        raise ValueError(
+            f"this {name} has other modules than its class ({error}): put back those that were "
+            "replaced or wrapped"
+        ) from error
     return Anatomy(
         family=family,
         body=model.base_model,
-        layers=tuple(_find_layer_parts(layer, family) for layer in layers),
-        final=tuple(module for path in family.final if (module := _get_optional(model, path))),
+        layers=layer_parts,
+        final=final,
         unembed=unembed,
         num_heads=model.config.num_attention_heads,
         logit_cap=getattr(model.config, "final_logit_softcapping", None),
         additive=getattr(model.config, "do_layer_norm_before", True)
         and not getattr(model.config, "apply_residual_connection_post_layernorm", False),
     )
-
-
-def check_anatomy(model: PreTrainedModel, anatomy: Anatomy, *, tolerance: float = 1e-4) -> None:
-    """Prove on a forward of four tokens that the anatomy is true of this model.
-
-    Raises:
-        ValueError: unembed(final(residual)) is not the logits, or a layer's coefficients times
-            its value vectors are not its MLP's output, by more than `tolerance` relative to the
-            largest entry (float32; wider in half precision).
-    """
-    seen: dict[str, Tensor] = {}
-    hooks = []
-
-    def keep(name: str, *, output: bool):
-        def hook(_module: nn.Module, args: tuple, result: object = None) -> None:
-            value = result if output else args[0]
-            seen[name] = value[0] if isinstance(value, tuple) else value  # type: ignore[assignment]
-
-        return hook
-
-    hooks.append(anatomy.layers[-1].layer.register_forward_hook(keep("residual", output=True)))
-    for index, parts in enumerate(anatomy.layers):
-        hooks.append(parts.values.register_forward_pre_hook(keep(f"coef {index}", output=False)))
-        mlp = parts.mlp if parts.mlp is not None else parts.values
-        hooks.append(mlp.register_forward_hook(keep(f"mlp {index}", output=True)))
-        if anatomy.family.adds_residual:
-            hooks.append(
-                mlp.register_forward_pre_hook(
-                    lambda _m, args, index=index: seen.__setitem__(f"mlp input {index}", args[1])
-                )
-            )
-    vocab_size = anatomy.unembed.weight.shape[0]
-    device = next(model.parameters()).device
-    input_ids = (torch.arange(4, device=device) * 7 + 11)[None] % vocab_size
-    try:
-        with torch.inference_mode():
-            logits = model(input_ids=input_ids, use_cache=False).logits
-            rebuilt_logits = anatomy.logits(anatomy.readout_state(seen["residual"]))
-            rebuilt_mlps = [
-                parts.values(seen[f"coef {index}"]) for index, parts in enumerate(anatomy.layers)
-            ]
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if logits.dtype != torch.float32:
-        tolerance = max(tolerance, 8 * torch.finfo(logits.dtype).eps)
-    _check_close(
-        logits,
-        rebuilt_logits,
-        f"{type(model).__name__}: unembed(final norm(residual)) is not the logits",
-        tolerance,
-    )
-    for index, rebuilt in enumerate(rebuilt_mlps):
-        output = seen[f"mlp {index}"]
-        if anatomy.family.adds_residual:
-            output = output - seen[f"mlp input {index}"].to(output.device)
-        _check_close(
-            output,
-            rebuilt.view_as(output),
-            f"{type(model).__name__}, layer {index}: the coefficients times the value vectors are "
-            "not the MLP's output",
-            tolerance,
-        )
 
 
 def _find_layer_parts(layer: nn.Module, family: Family) -> LayerParts:
@@ -294,9 +247,9 @@ def _find_layer_parts(layer: nn.Module, family: Family) -> LayerParts:
         keys=tuple(layer.get_submodule(path) for path in family.keys),
         values=layer.get_submodule(family.values),
         attn_weights=tuple(
-            module for module in attn.modules() if module._parameters and not _is_norm(module)
+            module for module in attn.modules() if module._parameters and not is_norm(module)
         ),
-        norms=tuple(module for module in layer.modules() if _is_norm(module)),
+        norms=tuple(module for module in layer.modules() if is_norm(module)),
     )
 
 
@@ -306,21 +259,11 @@ def _count_inputs(projection: nn.Module) -> int:
     return projection.get_parameter("weight").shape[0] if width is None else width
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Return whether a module is a normalisation, by its class's name."""
     return type(module).__name__.endswith("Norm")
 
 
 def _get_optional(model: nn.Module, path: str) -> nn.Module | None:
     parent, _, name = path.rpartition(".")
     return getattr(model.get_submodule(parent), name, None)
-
-
-def _check_close(expected: Tensor, actual: Tensor, message: str, tolerance: float) -> None:
-    scale = expected.abs().max().float()
-    # On a model spread over devices the two may be made on different ones.
-    error = (expected.float() - actual.to(expected.device).float()).abs().max()
-    if not error <= tolerance * scale:
-        raise ValueError(
-            f"{message} (largest difference {error:.3g} of {scale:.3g}); "
-            "this checkpoint's code differs from the architecture known under this name"
-        )

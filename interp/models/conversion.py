@@ -23,8 +23,10 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
+from interp.models.pairs import copy_model
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
@@ -41,7 +43,8 @@ def to_transformer_lens(model: LanguageModel) -> TransformerBridge:
         ValueError: TransformerLens does not run this architecture, or gives other logits.
         ImportError: TransformerLens is missing or older than 4.
     """
-    bridge = build_bridge(copy.deepcopy(model.model), name=model.name)
+    check_runnable(model, adapters=False)
+    bridge = build_bridge(copy_model(model.model), name=model.name)
     from transformer_lens.model_bridge.sources import detect_tokenizer_bos_eos
 
     # Handed to the builder, a tokenizer would be read anew from where it came, with other settings.
@@ -65,7 +68,8 @@ def to_nnsight(model: LanguageModel) -> TransformersModel:
     from nnsight import TransformersModel
 
     # nnsight sets the tokenizer's padding.
-    return TransformersModel(copy.deepcopy(model.model), tokenizer=copy.deepcopy(model.tokenizer))
+    check_runnable(model, adapters=False)
+    return TransformersModel(copy_model(model.model), tokenizer=copy.deepcopy(model.tokenizer))
 
 
 def from_model(
@@ -119,7 +123,8 @@ def copy_modules(model: PreTrainedModel) -> PreTrainedModel:
     """Copy a model's modules, holding the very parameters of the original.
 
     Modules can be replaced and hooked in it, and parameters put in place of others; parameters
-    themselves must not be written to.
+    themselves must not be written to. Hooks go along, such as those that set a run's precision:
+    unlike those of `pairs.copy_model`, its copies stand for the very model, in one run.
     """
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 

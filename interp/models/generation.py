@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.low_rank import hold_sums
 
@@ -41,7 +46,13 @@ def generate_continuations(
         num_tokens: the longest answer, in tokens.
         batch_size: prompts run at once (padded on the left).
         pick: how the next token is chosen.
+
+    Raises:
+        ValueError: the model is not what `integrity.check_runnable` asks for.
     """
+    check_runnable(model)
+    for prompt in prompts:
+        model.check_token_ids(prompt)
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
@@ -57,6 +68,47 @@ def get_stop_token_ids(model: LanguageModel) -> set[int]:
     configured = getattr(model.model.generation_config, "eos_token_id", None)
     token_ids = configured if isinstance(configured, list | tuple) else [configured]
     return {token for token in (*token_ids, model.tokenizer.eos_token_id) if isinstance(token, int)}
+
+
+def compute_text_hash(model: LanguageModel) -> str:
+    """Hash all that answers depend on beside the weights (SHA-256).
+
+    That is how a text becomes token ids, special tokens included, how token ids become a text,
+    and which tokens end an answer. Where the tokenizer was read from does not count, nor how it
+    pads or truncates.
+    """
+    tokenizer = model.tokenizer
+    parts = [
+        _list_rules(tokenizer),
+        # Some tokenizers add special tokens outside their backend.
+        list(tokenizer("a")["input_ids"]),  # pyright: ignore[reportArgumentType]
+        sorted(set(tokenizer.all_special_ids)),
+        bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
+        bool(getattr(tokenizer, "split_special_tokens", False)),
+        sorted(get_stop_token_ids(model)),
+    ]
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _list_rules(tokenizer: PreTrainedTokenizerBase) -> object:
+    """List what a tokenizer cuts texts by, as JSON values."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        # A call pads and truncates as it is told, whatever was set before.
+        return {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
+    # A tokenizer in Python keeps its rules, such as merges, in files of its own.
+    with TemporaryDirectory() as scratch:
+        files = tokenizer.save_vocabulary(scratch)
+        digests = sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files)
+    added = {key: repr(token) for key, token in tokenizer.added_tokens_decoder.items()}
+    settings = {
+        key: value
+        for key, value in tokenizer.init_kwargs.items()
+        if isinstance(value, bool) or key == "extra_ids"
+    }
+    return [type(tokenizer).__name__, digests, added, settings]
 
 
 @torch.inference_mode()

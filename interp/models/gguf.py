@@ -178,12 +178,13 @@ def _convert(file: Path, directory: Path, *, name: str) -> None:
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
         if report["missing_keys"]:
             raise ValueError(f"it lacks weights, the first {min(report['missing_keys'])}")
         tokenizer = AutoTokenizer.from_pretrained(
-            str(file.parent), gguf_file=str(file), local_files_only=True
+            str(file.parent), gguf_file=str(file), local_files_only=True, trust_remote_code=False
         )
     except UNREADABLE as error:
         raise ValueError(f"{name!r} could not be converted: {summarize_error(error)}") from error
@@ -210,12 +211,13 @@ def _read_checked_config(file: Path) -> PretrainedConfig:
     """
     num_tensors, num_weights = _count_announced(file)
     config = AutoConfig.from_pretrained(
-        str(file.parent), gguf_file=str(file), local_files_only=True
+        str(file.parent), gguf_file=str(file), local_files_only=True, trust_remote_code=False
     )
     if config.num_hidden_layers > num_tensors:
         raise ValueError(f"it has {num_tensors} tensors for {config.num_hidden_layers} layers")
     with torch.device("meta"):
-        num_parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        num_parameters = model.num_parameters()
     if num_parameters > num_weights:
         raise ValueError(f"it has {num_weights} weights for {num_parameters} parameters")
     return config

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from interp.models.encoding import select_text_tokens
 
 if TYPE_CHECKING:
     from interp.models.anatomy import Anatomy
@@ -42,6 +46,15 @@ FUNCTIONS = ("run_with_cache", "hooks", "restore")
 """Functions of `interp` that other libraries have as methods of a model."""
 
 
+def select_functional_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """Select the settings that determine the function that a model computes."""
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in NOT_HASHED and not key.startswith("_") and value is not None
+    }
+
+
 class LanguageModel:
     """Causal language model and its tokenizer, both as they were handed over.
 
@@ -66,7 +79,7 @@ class LanguageModel:
             ("tokenizer", tokenizer, PreTrainedTokenizerBase),
         ):
             if not isinstance(given, wanted):
-                hint = "; merge an adapter with merge_and_unload() first" if part == "model" else ""
+                hint = _suggest_model(given) if part == "model" else ""
                 raise ValueError(
                     f"the {part} must be a transformers {wanted.__name__}, not "
                     f"{type(given).__name__}{hint}"
@@ -74,6 +87,9 @@ class LanguageModel:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or f"in-memory {type(model).__name__}"
+        # Modules that `integrity.check_runnable` found to be those of the architecture.
+        self.proven: tuple[tuple[int, type], ...] = ()
+        self._noted: set[str] = set()
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}, {type(self.model).__name__}, {self.dtype})"
@@ -126,8 +142,47 @@ class LanguageModel:
         return getattr(self.model.config, "quantization_config", None) is not None
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Return a text's token ids, with the model's usual special tokens."""
-        return tuple(self.tokenizer(text)["input_ids"])  # pyright: ignore[reportArgumentType]
+        """Return a text's token ids, with the model's usual special tokens.
+
+        Those that end texts are left out, and those that begin them stand there once, each with a
+        warning; see `interp.models.encoding`.
+
+        Raises:
+            ValueError: the tokenizer has a token that the model does not.
+        """
+        return self.encode_with(text)[0]
+
+    def encode_with(self, text: str, **settings: Any) -> tuple[tuple[int, ...], Any]:
+        """Encode a text as `encode` does; return what else the tokenizer gives of its tokens, too.
+
+        Args:
+            text: the text.
+            settings: of the tokenizer, such as `return_offsets_mapping=True`.
+        """
+        encoded: Any = self.tokenizer(text, **settings)
+        kept, notes = select_text_tokens(self.tokenizer, text, encoded["input_ids"])
+        for note in notes:
+            if note not in self._noted:
+                self._noted.add(note)
+                warnings.warn(note, stacklevel=4)
+        token_ids = tuple(encoded["input_ids"][kept])
+        self.check_token_ids(token_ids)
+        return token_ids, {name: values[kept] for name, values in encoded.items()}
+
+    def check_token_ids(self, token_ids: Sequence[int]) -> None:
+        """Raise ValueError if a token is beyond the model's vocabulary: a GPU would not recover."""
+        num_rows = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        if num_rows is None or not token_ids:
+            return
+        for token_id in (min(token_ids), max(token_ids)):
+            if not 0 <= token_id < num_rows:
+                known = 0 <= token_id < len(self.tokenizer)
+                token = f" ({self.tokenizer.convert_ids_to_tokens(token_id)!r})" if known else ""
+                raise ValueError(
+                    f"token {token_id}{token} is out of range: {self.name!r} has tokens 0 to "
+                    f"{num_rows - 1}; resize its vocabulary to the tokenizer's, or use the "
+                    "tokenizer that it was trained with"
+                )
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of token ids."""
@@ -142,12 +197,7 @@ class LanguageModel:
         sharing another model's memory; tied weights count once. It is computed anew at every
         call (about 0.4 s per GB on two cores), so it can also prove that a model is unchanged.
         """
-        config = self.model.config.to_dict()
-        settings = {
-            key: config[key]
-            for key in config
-            if key not in NOT_HASHED and not key.startswith("_") and config[key] is not None
-        }
+        settings = select_functional_settings(self.model.config)
         lines = [type(self.model).__name__, json.dumps(settings, sort_keys=True, default=str)]
         seen: set[int] = set()
         with ThreadPoolExecutor() as pool:
@@ -160,3 +210,29 @@ class LanguageModel:
                 digests = pool.map(lambda chunk: hashlib.sha256(chunk).hexdigest(), chunks)
                 lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {' '.join(digests)}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def check_language_model(given: object, argument: str, *, also: str = "") -> None:
+    """Raise TypeError unless an argument is a LanguageModel, with how one is made of what it is.
+
+    Args:
+        given: the argument.
+        argument: what it is called.
+        also: what else it might have been, such as "a specification or ".
+    """
+    if isinstance(given, LanguageModel):
+        return
+    hint = ""
+    if isinstance(given, str | os.PathLike):
+        hint = f": load it first, interp.load({os.fspath(given)!r})"
+    elif isinstance(given, torch.nn.Module):
+        hint = ": make one of it with interp.from_model(model, tokenizer)"
+    raise TypeError(f"{argument} must be {also}a LanguageModel, not {type(given).__name__}{hint}")
+
+
+def _suggest_model(given: object) -> str:
+    if isinstance(given, str | os.PathLike):
+        return f": load it with interp.load({os.fspath(given)!r})"
+    if hasattr(given, "_orig_mod"):
+        return ": give the model as it was before torch.compile"
+    return "; merge an adapter with merge_and_unload() first"

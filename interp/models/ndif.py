@@ -91,7 +91,7 @@ def _check_sum(
     vanilla: LanguageModel, unlearned: LanguageModel, deltas: dict[str, LowRank]
 ) -> None:
     """Raise ValueError unless V's weights plus the deltas are U's."""
-    theirs = dict(vanilla.model.named_parameters())
+    theirs = dict(vanilla.model.named_parameters(remove_duplicate=False))
     for name, weight in unlearned.model.named_parameters():
         expected = theirs[name]
         path = name.removesuffix(".weight")

@@ -6,22 +6,33 @@ Everything here compares bits, so NaN equals itself and 0.0 differs from -0.0.
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from interp.models.integrity import check_copyable, check_runnable
+from interp.models.language_model import (
+    LanguageModel,
+    check_language_model,
+    select_functional_settings,
+)
 from interp.models.low_rank import LowRankSum
-
-if TYPE_CHECKING:
-    from interp.models.language_model import LanguageModel
+from interp.models.vocabulary import find_ordinary_tokens
 
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
 
 # The padding token is not compared: fine-tuning often sets one, and padding is never scored.
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "unk_token_id")
+
+TOKENIZER = "the tokenizer's"
+
+NOT_COMPUTED = re.compile(r"dropout|pdrop|initializer|^tie_|^quantization_config$|^use_bfloat16$")
+"""Settings that count in training alone, or that the weights themselves say."""
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -29,19 +40,35 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def check_pair(vanilla: LanguageModel, unlearned: LanguageModel) -> None:
     """Raise ValueError if two models cannot form a pair, naming the first difference.
 
-    Compared are the architecture, the number of layers and their sizes, the precision, every
-    parameter's name and shape (unless weights are packed, which changes both), and the tokenizers'
-    vocabularies and special tokens.
+    Compared are the architecture, the number of layers and their sizes, every parameter's name,
+    shape and precision (unless weights are packed, which changes all), and the tokenizers'
+    vocabularies, but for special tokens that one has besides (`vocabulary`), and the ids of those
+    that begin and end texts. Other settings by which they compute are warned of: the numbers are
+    defined, each model by its own, but no weight that is put back brings those back.
 
     Raises:
-        ValueError: they differ.
+        TypeError: one is no LanguageModel.
+        ValueError: they differ, or one is not what `integrity.check_runnable` asks for.
     """
+    for argument, model in (("the vanilla model", vanilla), ("the unlearned model", unlearned)):
+        check_language_model(model, argument)
+        check_runnable(model, adapters=False)
     for name, left, right in _compare_models(vanilla, unlearned):
         if left != right:
             raise ValueError(
                 f"{unlearned.name!r} does not match {vanilla.name!r}: {name} is {right} in the "
-                f"unlearned and {left} in the vanilla model"
+                f"unlearned and {left} in the vanilla model{_suggest_tokenizer(name)}"
             )
+    differences = [
+        f"{name} ({left} in the vanilla and {right} in the unlearned model)"
+        for name, left, right in _compare_settings(vanilla.model.config, unlearned.model.config)
+    ]
+    if differences:
+        warnings.warn(
+            f"{unlearned.name!r} computes with other settings than {vanilla.name!r}: "
+            f"{', '.join(differences)}",
+            stacklevel=3,
+        )
 
 
 def share_identical_tensors(vanilla: LanguageModel, unlearned: LanguageModel) -> int:
@@ -70,10 +97,18 @@ def share_identical_tensors(vanilla: LanguageModel, unlearned: LanguageModel) ->
 
 
 def are_identical(vanilla: LanguageModel, unlearned: LanguageModel) -> bool:
-    """Return whether every weight of the two models has the same bits (V = U)."""
-    theirs, ours = (wrapped.model.state_dict(keep_vars=True) for wrapped in (vanilla, unlearned))
-    return theirs.keys() == ours.keys() and all(
-        have_same_bits(ours[name].to(tensor.device), tensor) for name, tensor in theirs.items()
+    """Return whether two models compute the same (V = U): every weight's bits, and the settings.
+
+    They must be such that this says it all, see `integrity.check_known_by_weights`.
+    """
+    left, right = vanilla.model, unlearned.model
+    theirs, ours = (model.state_dict(keep_vars=True) for model in (left, right))
+    return (
+        theirs.keys() == ours.keys()
+        and not any(_compare_settings(left.config, right.config))
+        and all(
+            have_same_bits(ours[name].to(tensor.device), tensor) for name, tensor in theirs.items()
+        )
     )
 
 
@@ -102,29 +137,56 @@ def _compare_models(vanilla: LanguageModel, unlearned: LanguageModel):
         yield size, getattr(left.config, size, None), getattr(right.config, size, None)
     if not (vanilla.has_packed_weights or unlearned.has_packed_weights):
         yield "the dtype", vanilla.dtype, unlearned.dtype
-        shapes = {name: tuple(tensor.shape) for name, tensor in left.named_parameters()}
-        others = {name: tuple(tensor.shape) for name, tensor in right.named_parameters()}
-        for name in shapes | others:
-            yield f"{name}'s shape", shapes.get(name, "absent"), others.get(name, "absent")
+        # Under every name: tied embeddings are one parameter with two.
+        tensors, others = (
+            dict(model.named_parameters(remove_duplicate=False)) for model in (left, right)
+        )
+        for name in tensors | others:
+            one, other = tensors.get(name), others.get(name)
+            yield f"{name}'s shape", _get_shape(one), _get_shape(other)
+            if one is not None and other is not None:
+                yield f"{name}'s dtype", one.dtype, other.dtype
     yield from _compare_tokenizers(vanilla.tokenizer, unlearned.tokenizer)
+
+
+def _suggest_tokenizer(name: str) -> str:
+    if not name.startswith(TOKENIZER):
+        return ""
+    return (
+        "; if its texts are to be cut and ended as the vanilla model's are, write that tokenizer "
+        "into its directory: vanilla.tokenizer.save_pretrained(directory)"
+    )
+
+
+def _get_shape(tensor: Tensor | None) -> tuple[int, ...] | str:
+    return "absent" if tensor is None else tuple(tensor.shape)
+
+
+def _compare_settings(left: PreTrainedConfig, right: PreTrainedConfig):
+    """Yield the settings of two configurations of one class by which models compute otherwise."""
+    settings, others = select_functional_settings(left), select_functional_settings(right)
+    # What tools write beside them is in no model's code.
+    known = type(left)().to_dict()
+    for name in sorted(settings.keys() | others.keys()):
+        value, other = settings.get(name), others.get(name)
+        if name in known and value != other and not NOT_COMPUTED.search(name):
+            yield name, value, other
 
 
 def _compare_tokenizers(left: PreTrainedTokenizerBase, right: PreTrainedTokenizerBase):
     if left is right:
         return
-    vocabulary, other = left.get_vocab(), right.get_vocab()
-    if vocabulary != other:
-        yield "the tokenizer's vocabulary size", len(vocabulary), len(other)
-        tokens = {token_id: token for token, token_id in vocabulary.items()}
-        others = {token_id: token for token, token_id in other.items()}
-        for token_id in sorted(tokens | others):
-            yield (
-                f"the tokenizer's token {token_id}",
-                repr(tokens.get(token_id)),
-                repr(others.get(token_id)),
-            )
+    differences = find_ordinary_tokens(left, right)
+    sizes = [len(tokenizer.get_vocab()) for tokenizer in (left, right)]
+    if differences and sizes[0] != sizes[1]:
+        sides = zip(*differences.values(), strict=True)
+        first = [next(filter(None, tokens), None) for tokens in sides]
+        shown = [f"{n} (with {t!r})" if t else n for n, t in zip(sizes, first, strict=True)]
+        yield f"{TOKENIZER} vocabulary size", *shown
+    for token_id, (token, other) in differences.items():
+        yield f"{TOKENIZER} token {token_id}", repr(token), repr(other)
     for name in SPECIAL_TOKENS:
-        yield f"the tokenizer's {name}", getattr(left, name), getattr(right, name)
+        yield f"{TOKENIZER} {name}", getattr(left, name), getattr(right, name)
 
 
 def copy_with_shared_tensors(model: PreTrainedModel, own: Collection[str]) -> PreTrainedModel:
@@ -143,4 +205,14 @@ def copy_with_shared_tensors(model: PreTrainedModel, own: Collection[str]) -> Pr
             if isinstance(parameter, LowRankSum)
             else nn.Parameter(parameter.data, requires_grad=False)
         )
-    return copy.deepcopy(model, memo).requires_grad_(False)
+    return copy_model(model, memo).requires_grad_(False)
+
+
+def copy_model(model: PreTrainedModel, memo: dict[int, Any] | None = None) -> PreTrainedModel:
+    """Copy a model, but for what `memo` gives by the id of an original.
+
+    Raises:
+        ValueError: the copy would carry along what is bound to the model, such as hooks.
+    """
+    check_copyable(model)
+    return copy.deepcopy(model, memo)

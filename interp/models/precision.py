@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from interp.models.integrity import check_offload
+
 if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
 
@@ -48,11 +50,7 @@ def check_possible(dtype: Dtype | None, *models: LanguageModel) -> None:
     `dtype` must be of their weights and possible on this machine, and no weight offloaded.
     """
     for model in models:
-        if any(value.is_meta for value in model.model.parameters()):
-            raise ValueError(
-                f"{model.name!r} has weights that are offloaded from the device that computes: "
-                "load it where it fits, such as on more GPUs with device='auto', or on the CPU"
-            )
+        check_offload(model.name, model.model)
         if dtype is None:
             continue
         if model.dtype != WEIGHTS[dtype]:

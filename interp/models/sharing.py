@@ -7,22 +7,19 @@ model and what differs.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from interp.models.configuration import match_name
 from interp.models.language_model import NOT_HASHED
 from interp.models.pairs import copy_with_shared_tensors, have_same_bits
-
-RENAMED = {"embed_out.weight": "lm_head.weight"}
-"""Names in checkpoints for which transformers has others: GPT-NeoX's."""
+from interp.models.stored_weights import FLOATS, StoredTensor, open_tensors
 
 BLOCK = 1 << 24
 """Bytes that are compared at a time."""
@@ -31,12 +28,17 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def read_with_shared_tensors(
-    directory: Path, config: PreTrainedConfig, *, like: PreTrainedModel
+    stored: Mapping[str, StoredTensor],
+    directory: Path,
+    config: PreTrainedConfig,
+    *,
+    like: PreTrainedModel,
 ) -> PreTrainedModel | None:
     """Read a checkpoint's model in the precision of another, on its devices, sharing its memory.
 
     Args:
-        directory: a checkpoint in safetensors.
+        stored: the checkpoint's tensors.
+        directory: where they are.
         config: its configuration.
         like: the model in memory; left untouched.
 
@@ -45,7 +47,6 @@ def read_with_shared_tensors(
         differs in more than names, or the names or shapes of its tensors do.
 
     Raises:
-        ValueError: a file of weights lies outside the directory.
         OSError, SafetensorError: a file cannot be read.
     """
     if (
@@ -55,26 +56,27 @@ def read_with_shared_tensors(
     ):
         return None
     held = like.state_dict(keep_vars=True)
-    stored = {
-        key: (file, shape) for file in _list_files(directory) for key, shape in _read_shapes(file)
-    }
     names = {
         key: name
         for key in stored
-        if (name := _match_name(key, held, like.base_model_prefix)) is not None
+        if (name := match_name(key, held, like.base_model_prefix)) is not None
     }
     counterparts = [held[name] for name in names.values()]
     # Each tensor in memory has one counterpart; tied ones have several names, of which one is kept.
     if (
         len(names) < len(stored)
         or sorted(map(id, counterparts)) != sorted({id(tensor) for tensor in held.values()})
-        or any(held[name].shape != stored[key][1] for key, name in names.items())
+        or any(
+            held[name].shape != stored[key].shape
+            or (held[name].is_floating_point() and stored[key].dtype not in FLOATS)
+            for key, name in names.items()
+        )
     ):
         return None
     model = copy_with_shared_tensors(like, own=())
     for key, name in names.items():
         other = held[name].detach()
-        blocks = partial(_read_blocks, stored[key][0], key, other)
+        blocks = partial(_read_blocks, stored[key], other)
         if not all(have_same_bits(block, other[rows]) for rows, block in blocks()):
             tensor = torch.empty_like(other)
             for rows, block in blocks():
@@ -83,15 +85,18 @@ def read_with_shared_tensors(
     model.config.name_or_path = str(directory)
     for token in TOKENS:
         setattr(model.config, token, getattr(config, token, None))
-    model.generation_config = (
-        GenerationConfig.from_pretrained(str(directory), local_files_only=True)
-        if (directory / "generation_config.json").exists()
-        else GenerationConfig.from_model_config(config)
-    )
+    model.generation_config = read_generation_config(directory, config)
     return model
 
 
-def _read_blocks(file: Path, key: str, other: Tensor) -> Iterator[tuple[Any, Tensor]]:
+def read_generation_config(directory: Path, config: PreTrainedConfig) -> GenerationConfig:
+    """Read how a checkpoint's answers are generated, its end tokens above all."""
+    if (directory / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(str(directory), local_files_only=True)
+    return GenerationConfig.from_model_config(config)
+
+
+def _read_blocks(stored: StoredTensor, other: Tensor) -> Iterator[tuple[Any, Tensor]]:
     """Yield a stored tensor, some rows at a time, in the precision of another of its shape.
 
     The file is opened anew for each, as what was read of an open file stays in memory.
@@ -99,8 +104,8 @@ def _read_blocks(file: Path, key: str, other: Tensor) -> Iterator[tuple[Any, Ten
     step = max(1, BLOCK * max(1, len(other)) // max(1, other.nbytes)) if other.ndim else 1
     for start in range(0, len(other) if other.ndim else 1, step):
         rows = slice(start, start + step) if other.ndim else ...
-        with safe_open(file, framework="pt") as opened:
-            yield rows, opened.get_slice(key)[rows].to(dtype=other.dtype, device=other.device)
+        with open_tensors({"": stored}) as opened:
+            yield rows, opened[""][rows].to(dtype=other.dtype, device=other.device)
 
 
 def _put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
@@ -122,28 +127,3 @@ def _select_functional_settings(config: PreTrainedConfig) -> dict[str, object]:
         for key, value in config.to_dict().items()
         if key not in NOT_HASHED and not key.startswith("_") and value is not None
     }
-
-
-def _list_files(directory: Path) -> list[Path]:
-    whole = directory / "model.safetensors"
-    if whole.exists():
-        return [whole]
-    index = directory / "model.safetensors.index.json"
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    for name in names:
-        if Path(name).name != name:
-            raise ValueError(f"{str(index)!r} names a file elsewhere: {name!r}")
-    return [directory / name for name in sorted(names)]
-
-
-def _read_shapes(file: Path) -> list[tuple[str, tuple[int, ...]]]:
-    with safe_open(file, framework="pt") as opened:
-        return [(key, tuple(opened.get_slice(key).get_shape())) for key in opened.keys()]  # noqa: SIM118
-
-
-def _match_name(key: str, held: Collection[str], prefix: str) -> str | None:
-    """Match a stored tensor's name to the model's: the same, with the body's prefix, or renamed."""
-    for name in (key, f"{prefix}.{key}", RENAMED.get(key)):
-        if name in held:
-            return name
-    return None

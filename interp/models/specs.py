@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def find_checkpoint(spec: str, *, trust_remote_code: bool, allow_pickle: bool) -
     """
     if spec in gguf.EMBEDDED_NAMES:
         return gguf.convert_embedded_model(spec)
-    path = Path(spec).expanduser()
+    path = _find_path(spec)
     if path.is_dir():
         return path
     if path.is_file():
@@ -73,3 +74,22 @@ def find_checkpoint(spec: str, *, trust_remote_code: bool, allow_pickle: bool) -
             f"({', '.join(gguf.EMBEDDED_NAMES)}), and the Hub could not be reached: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
+
+
+def _find_path(spec: str) -> Path:
+    """Return a specification as a path, which need not exist; what does must be readable."""
+    try:
+        path = Path(spec).expanduser()
+        if path.is_symlink() and not path.exists():
+            raise ValueError(
+                f"{spec!r} is a link that leads nowhere ({os.readlink(path)!r}): give the "
+                "directory or .gguf file that is meant"
+            )
+        if path.is_dir():
+            next(path.iterdir(), None)
+            (path / "config.json").exists()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{spec!r} cannot be read as a path: {gguf.summarize_error(error)}"
+        ) from error
+    return path

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import filecmp
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,27 +52,34 @@ def read_tokenizer(
         ValueError: there is none, or it cannot be read.
     """
     if directory.parent == gguf.get_cache_directory() / gguf.FORMAT:
-        return gguf.read_converted_tokenizer(directory)
+        with _explain(f"the tokenizer in {spec!r} could not be read"):
+            return gguf.read_converted_tokenizer(directory)
     if base is not None and _has_same_tokenizer(directory, base.tokenizer):
         return base.tokenizer
     if any((directory / file).exists() for file in VOCABULARY_FILES):
-        try:
+        with _explain(f"the tokenizer in {spec!r} could not be read"):
             return AutoTokenizer.from_pretrained(
                 str(directory), local_files_only=True, trust_remote_code=trust_remote_code
             )
-        except Exception as error:
-            # What the tokenizers library raises is of no other class.
-            if type(error) is not Exception and not isinstance(error, UNREADABLE):
-                raise
-            raise ValueError(
-                f"the tokenizer in {spec!r} could not be read: {gguf.summarize_error(error)}"
-            ) from error
     if base is None:
         raise ValueError(
             f"{spec!r} holds no tokenizer: save one beside the model with "
             "tokenizer.save_pretrained, or pass like= with the vanilla model to use its own"
         )
     return base.tokenizer
+
+
+@contextmanager
+def _explain(what: str) -> Iterator[None]:
+    """Turn what the tokenizers library raises inside the block into a sentence."""
+    try:
+        yield
+    except BaseException as error:
+        # It raises plain Exception; a panic in Rust is not even one.
+        known = type(error) is Exception or type(error).__name__ == "PanicException"
+        if not known and not isinstance(error, UNREADABLE):
+            raise
+        raise ValueError(f"{what}: {gguf.summarize_error(error)}") from error
 
 
 def _has_same_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -80,7 +89,8 @@ def _has_same_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> 
     """
     written = {entry.name for entry in directory.iterdir()} & TOKENIZER_FILES
     with TemporaryDirectory() as scratch:
-        tokenizer.save_pretrained(scratch)
+        with _explain(f"a tokenizer could not be written to the temporary directory {scratch!r}"):
+            tokenizer.save_pretrained(scratch)
         if {entry.name for entry in Path(scratch).iterdir()} != written:
             return False
         return all(

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.data.query import Query
-from interp.data.trajectories import Trajectory, encode_prompt
+from interp.data.trajectories import Trajectory, check_trajectories, encode_prompt
+from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.recovery.batches import make_batch
 from interp.recovery.hook_points import (
@@ -143,6 +144,7 @@ def run_with_cache(
         ValueError: no prompts, a prompt without tokens or longer than the context, or a name
             that is no activation site.
     """
+    check_runnable(model, adapters=False)
     points: dict[tuple[str, int], HookPoint] = {}
     named: dict[str, tuple[str, int]] = {}
     for name in [sites] if isinstance(sites, str) else sites:
@@ -176,6 +178,7 @@ def _make_trajectories(model: LanguageModel, prompts: Prompts) -> list[Trajector
         prompts = [prompts]
     if not prompts:
         raise ValueError("no prompts: give at least one")
+    check_trajectories(model, prompts)
     trajectories = []
     for number, item in enumerate(prompts):
         if isinstance(item, Trajectory):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from interp.data.query import Query
+from interp.data.query import Query, list_questions
 from interp.data.trajectories import Trajectory, encode_prompt
 from interp.models.generation import generate_continuations
 from interp.models.language_model import LanguageModel
@@ -66,8 +66,7 @@ def restored_answers(
     """
     import pandas as pd
 
-    if not queries:
-        raise ValueError("no queries: give at least one")
+    queries = list_questions(queries, "queries", Query, Trajectory)
     if num_tokens < 1:
         raise ValueError(f"num_tokens must be at least 1, not {num_tokens}")
     check_pair(vanilla, unlearned)

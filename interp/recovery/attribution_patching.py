@@ -26,7 +26,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp.data.trajectories import Trajectory
+from interp.data.query import list_questions
+from interp.data.trajectories import Trajectory, check_trajectories
+from interp.models.integrity import check_known_by_weights
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
 from interp.recovery.batches import Batch, make_batch
@@ -100,6 +102,10 @@ def attribution(
     import pandas as pd
 
     check_pair(vanilla, unlearned)
+    for model in (vanilla, unlearned):
+        check_known_by_weights(model)
+    answers = list_questions(answers, "answers", Trajectory)
+    check_trajectories(vanilla, answers)
     total = unlearned.num_layers * unlearned.anatomy.num_units("coef")
     if not 1 <= num <= total:
         raise ValueError(

@@ -8,6 +8,7 @@ questions: here the questions are drawn once for everything that is compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -80,4 +81,10 @@ def contrast(
     draws = draw_counts(language.astype(str), num_resamples=num_resamples, seed=seed)
     low, high = compute_percentile_interval([evaluate(weights) for weights in draws])
     whole = evaluate(np.ones(shape[0]))
+    # Drawn again, the only question of a language is always itself.
+    if pd.Series(language).value_counts().max() == 1:
+        reason = "one question per language: no interval"
+        return Estimate(
+            value=whole, ci_low=math.nan, ci_high=math.nan, n=int(shape[0]), reason=reason
+        )
     return Estimate(value=whole, ci_low=low, ci_high=high, n=int(shape[0]))

@@ -100,6 +100,7 @@ class DistanceScorer:
         vanilla: Anatomy,
         unlearned: Anatomy,
         *,
+        runs: Anatomy | None = None,
         distance: Distance = "logit_mse",
         own_precision: bool = False,
         logits_budget: int = 1 << 28,
@@ -109,6 +110,8 @@ class DistanceScorer:
         Args:
             vanilla: V's anatomy.
             unlearned: U's anatomy.
+            runs: that of the model that runs, whose logits are capped as it caps them, whichever
+                unembedding reads them; U's if None.
             distance: its name.
             own_precision: form logits and squared errors in the models' own precision, as
                 `hong2024` does; no difference in float32.
@@ -116,12 +119,12 @@ class DistanceScorer:
         """
         check_distance(distance)
         self._anatomy: dict[Readout, Anatomy] = {"vanilla": vanilla, "unlearned": unlearned}
+        self._runs = unlearned if runs is None else runs
         self.distance: Distance = distance
         self._logits_budget = logits_budget
         half = vanilla.unembed.weight.dtype != torch.float32
-        self._exact = (
-            distance == "logit_mse" and vanilla.logit_cap is None and not (own_precision and half)
-        )
+        is_affine = vanilla.logit_cap is None and self._runs.logit_cap is None
+        self._exact = distance == "logit_mse" and is_affine and not (own_precision and half)
         self._own_precision = own_precision
         self._grams: dict[Readout, tuple[Tensor, Tensor | None, Tensor | None]] = {}
 
@@ -185,7 +188,7 @@ class DistanceScorer:
             here = slice(start, start + step)
             target_logits = vanilla.logits(target[here]).to(device)
             for row in range(states.shape[0]):
-                logits = reader.logits(states[row, here])
+                logits = self._runs.cap(reader.unembed(states[row, here]))
                 if not self._own_precision:
                     target_logits, logits = target_logits.float(), logits.float()
                 losses[row, here] = _compute_distance(

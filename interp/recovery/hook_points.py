@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from interp.models.anatomy import PASSES, LayerParts
+from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.recovery.hooks import get_residual, remove_on_exit
 from interp.recovery.site_names import translate_site_name
@@ -170,6 +171,7 @@ def hooks(model: LanguageModel, functions: Sequence[tuple[str, HookFunction]]) -
     Raises:
         ValueError: a place is neither; or, inside the block, a function returns something else.
     """
+    check_runnable(model, adapters=False)
     shape: list[int] = []
 
     def remember(_module: nn.Module, args: tuple, kwargs: dict) -> None:

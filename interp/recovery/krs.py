@@ -3,6 +3,11 @@
 KRS = 1 - E[loss(V, R)] / E[loss(V, U)], with V the vanilla model, U the unlearned one and R the
 unlearned one with some part put back. 1 means that the part brings everything back, 0 that it
 changes nothing, below 0 that it makes things worse. It is never clipped.
+
+A ratio says something only where what it is divided by is clearly positive. A score is NaN, with
+the reason, where E[loss(V, U)] is 0, or smaller than float32 can tell from 0; where it is not above
+the noise floor; and, for a distance that can be negative (`answer_logprob`, or rounding in `kl`),
+where it is 0 or below in any bootstrap resample.
 """
 
 import warnings
@@ -13,6 +18,9 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 VARIANTS = ("paper", "hong2024")
+
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""Least mean of losses that is told from 0: below it, float32 has no full precision."""
 
 _CELL = ["site", "layer", "first_layer", "last_layer"]
 _QUESTION = ["language", "concept", "query_id"]
@@ -161,26 +169,35 @@ def _score_group(
     used = ~np.isnan(unlearned) & ~np.isnan(restored)
     infinite = used & (np.isinf(unlearned) | np.isinf(restored))
     if variant == "hong2024":
-        zero = used & (unlearned == 0)
-        why[zero] = "loss(V, U) is 0"
-        used &= ~zero
-        above = np.divide(restored, unlearned, out=np.zeros(shape), where=used & ~infinite)
+        for wrong, cause in ((unlearned == 0, "is 0"), (unlearned < 0, "is negative")):
+            why[used & wrong] = f"loss(V, U) {cause}"
+            used &= ~wrong
+    finite = used & ~infinite
+    if variant == "hong2024":
+        above = np.divide(restored, unlearned, out=np.zeros(shape), where=finite)
         below = used.astype(float)
     else:
-        above = np.where(used & ~infinite, restored, 0.0)
-        below = np.where(used & ~infinite, unlearned, 0.0)
+        # Brought to a size at which no sum overflows; by a power of 2, which rounds nothing.
+        largest = np.maximum(np.where(finite, np.abs(unlearned), 0.0).max(axis=0), SMALLEST)
+        scale = np.exp2(np.floor(np.log2(largest)))
+        above, below = (np.where(finite, loss, 0.0) / scale for loss in (restored, unlearned))
 
+    floors = _compute_noise_floors(rows)
+    floor = np.array([floors[site] for site in cells["site"]])
     num_used = used.sum(axis=0)
-    undefined = infinite.any(axis=0)
-    share = _divide(above.sum(axis=0), below.sum(axis=0))
-    share[undefined] = np.nan
     drawn = used.any(axis=1)
-    shares = _resample_shares(above[drawn], below[drawn], num_resamples=num_resamples, seed=seed)
-    shares[:, undefined | (num_used < 2)] = np.nan
+    counts = _draw_counts(int(drawn.sum()), num_resamples=num_resamples, seed=seed)
+    undefined = _explain_undefined(
+        np.where(finite, unlearned, 0.0), counts @ below[drawn], infinite, num_used, floor
+    )
+    defined = np.array([not reason for reason in undefined])
+    share = _divide(above.sum(axis=0), below.sum(axis=0))
+    share[~defined] = np.nan
+    shares = _divide(counts @ above[drawn], counts @ below[drawn])
+    shares[:, ~defined | (num_used < 2)] = np.nan
     sign, offset = (1, 0) if name == "effect" else (-1, 1)
     low, high = _compute_interval(offset + sign * shares, confidence)
 
-    floors = _compute_noise_floors(rows)
     return pd.DataFrame(
         {
             **{column: cells[column].to_numpy() for column in _CELL},
@@ -188,8 +205,8 @@ def _score_group(
             "ci_low": low,
             "ci_high": high,
             "num_queries": num_used,
-            "noise_floor": [floors[site] for site in cells["site"]],
-            "reason": _explain(used, infinite, why, is_nan=np.isnan(share)),
+            "noise_floor": floor,
+            "reason": _explain(used, why, undefined),
         }
     )
 
@@ -211,20 +228,54 @@ def _divide(
     return np.divide(above, below, out=np.full(below.shape, np.nan), where=below != 0)
 
 
-def _resample_shares(
-    above: Float[np.ndarray, "question cell"],
-    below: Float[np.ndarray, "question cell"],
-    *,
-    num_resamples: int,
-    seed: int,
-) -> Float[np.ndarray, "resample cell"]:
-    """Bootstrap the ratio of sums; NaN where a resample holds no question of a cell."""
-    num_questions = len(above)
+def _draw_counts(
+    num_questions: int, *, num_resamples: int, seed: int
+) -> Int[np.ndarray, "resample question"]:
+    """Draw how often each question is in a bootstrap resample."""
     if num_questions == 0:
-        return np.full((num_resamples, above.shape[1]), np.nan)
+        return np.zeros((num_resamples, 0), dtype=int)
     uniform = np.full(num_questions, 1 / num_questions)
-    weights = np.random.default_rng(seed).multinomial(num_questions, uniform, size=num_resamples)
-    return _divide(weights @ above, weights @ below)
+    return np.random.default_rng(seed).multinomial(num_questions, uniform, size=num_resamples)
+
+
+def _explain_undefined(
+    unlearned: Float[np.ndarray, "question cell"],
+    totals: Float[np.ndarray, "resample cell"],
+    infinite: Bool[np.ndarray, "question cell"],
+    num_used: Int[np.ndarray, " cell"],
+    floor: Float[np.ndarray, " cell"],
+) -> list[str]:
+    """Say for each cell why a ratio to loss(V, U) means nothing; "" where it does.
+
+    Args:
+        unlearned: loss(V, U), 0 where it is not used.
+        totals: its sums in the bootstrap resamples, of any scale.
+        infinite: where a loss is.
+        num_used: questions that have both losses.
+        floor: the noise floor.
+    """
+    reasons = []
+    for cell in range(unlearned.shape[1]):
+        losses, num_infinite = unlearned[:, cell], infinite[:, cell].sum()
+        # Divided first: a sum may overflow.
+        mean = (losses / max(1, num_used[cell])).sum()
+        not_positive = (totals[:, cell] <= 0).sum()
+        reason = ""
+        if num_infinite:
+            reason = f"the loss of {num_infinite} of {len(losses)} questions is infinite"
+        elif num_used[cell] and not losses.any():
+            reason = "loss(V, U) is 0"
+        elif num_used[cell] and abs(mean) < SMALLEST:
+            reason = f"loss(V, U) is 0 but for rounding ({mean:.2g})"
+        elif (losses < 0).any() and not_positive:
+            reason = (
+                f"loss(V, U) is not clearly above 0: {mean:.2g}, and 0 or below in {not_positive} "
+                f"of {len(totals)} resamples"
+            )
+        elif floor[cell] >= 1:
+            reason = f"loss(V, U) is not above the noise floor ({floor[cell]:.2g} of it)"
+        reasons.append(reason)
+    return reasons
 
 
 def _compute_interval(
@@ -246,21 +297,17 @@ def _compute_noise_floors(rows: pd.DataFrame) -> dict[str, float]:
         own = of_site["loss_self"].to_numpy(float)
         unlearned = of_site["loss_unlearned"].to_numpy(float)
         known = np.isfinite(own) & np.isfinite(unlearned)
-        total = unlearned[known].sum()
-        floors[site] = own[known].sum() / total if total else np.nan
+        own, unlearned = own[known] / max(1, known.sum()), unlearned[known] / max(1, known.sum())
+        floors[site] = abs(own.sum() / unlearned.sum()) if unlearned.sum() else np.nan
     return floors
 
 
 def _explain(
-    used: Bool[np.ndarray, "question cell"],
-    infinite: Bool[np.ndarray, "question cell"],
-    why: np.ndarray,
-    *,
-    is_nan: Bool[np.ndarray, " cell"],
+    used: Bool[np.ndarray, "question cell"], why: np.ndarray, undefined: Sequence[str]
 ) -> list[str]:
     """Say for each cell what was left out, and why its score or interval is undefined."""
     num_questions = len(used)
-    num_used, num_infinite = used.sum(axis=0), infinite.sum(axis=0)
+    num_used = used.sum(axis=0)
     reasons = []
     for cell in range(used.shape[1]):
         parts = []
@@ -268,12 +315,8 @@ def _explain(
             causes = ", ".join(dict.fromkeys(why[~used[:, cell], cell]))
             left_out = num_questions - num_used[cell]
             parts.append(f"{left_out} of {num_questions} questions left out: {causes}")
-        if num_infinite[cell]:
-            parts.append(
-                f"the loss of {num_infinite[cell]} of {num_questions} questions is infinite"
-            )
-        elif is_nan[cell] and num_used[cell]:
-            parts.append("loss(V, U) is 0")
+        if undefined[cell]:
+            parts.append(undefined[cell])
         elif num_used[cell] == 1:
             parts.append("one question: no interval")
         reasons.append("; ".join(parts))

@@ -47,6 +47,7 @@ class Pair:
             self._scorers[key] = DistanceScorer(
                 self.vanilla.anatomy,
                 self.unlearned.anatomy,
+                runs=self.base.anatomy,
                 distance=distance,
                 own_precision=own_precision,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -10,6 +11,7 @@ import pandas as pd
 import torch
 
 from interp.data.trajectories import Trajectory, score_as_hong2024
+from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.precision import Dtype, check_dtype, check_possible, set_precision
 from interp.recovery.distances import Distance, check_distance
@@ -155,9 +157,12 @@ class SweepConfig:
         """Raise ValueError where a site does not suit the models.
 
         It names a unit out of range, or is a parameter site of packed (quantised) weights. Or
-        the models cannot be computed with so, see `models.precision.check_possible`.
+        the models cannot be computed with so, see `models.precision.check_possible`, or are not
+        what their architecture says, see `models.integrity.check_runnable`.
         """
         if not self.remote:
+            for model in models:
+                check_runnable(model, adapters=False)
             check_possible(self.dtype, *models)
         names = [SiteName.parse(site) for site in self.sites]
         for name in names:
@@ -193,10 +198,7 @@ def measure(
 
     Returns:
         One row per question, site and layer, with `COLUMNS`. Losses are NaN, with the reason,
-        where a question scores nothing.
-
-    Raises:
-        ValueError: a loss is not finite.
+        where a question scores nothing and where states overflow.
     """
     if config.variant == "hong2024":
         trajectories = score_as_hong2024(trajectories, pair.vanilla)
@@ -215,11 +217,15 @@ def measure(
         "dtype": config.dtype_of(pair.base),
         **{key: asdict(config)[key] for key in ("variant", "direction", "distance", "positions")},
     }
+    overflow = f"the loss is not finite: states overflow in {constants['dtype']}"
     rows = []
     for item in trajectories:
         column = place.get(id(item))
         for row, restoration in enumerate(restorations):
             layers = restoration.layers or (restoration.centre,)
+            before = _get_loss(unlearned_losses, 0, column)
+            after = _get_loss(restored_losses, row, column)
+            is_measured = column is not None
             rows.append(
                 {
                     **constants,
@@ -231,10 +237,12 @@ def measure(
                     "first_layer": layers[0],
                     "last_layer": layers[-1],
                     "num_tokens": len(item.scored),
-                    "loss_unlearned": _get_loss(unlearned_losses, 0, column),
-                    "loss_restored": _get_loss(restored_losses, row, column),
+                    "loss_unlearned": before,
+                    "loss_restored": after,
                     "loss_self": _get_loss(self_losses[restoration.site], 0, column),
-                    "reason": item.reason,
+                    "reason": overflow
+                    if is_measured and math.isnan(before + after)
+                    else item.reason,
                 }
             )
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -264,35 +272,32 @@ def _measure_cell(
     unlearned, restored = measure_losses(
         engine, pair, scored, restorations, advance=advance, **options
     )
-    for losses in (unlearned, restored):
-        _check_finite(losses, scored, pair)
     # Each site's middle window, V into V.
     by_site: dict[str, list[Restoration]] = {}
     for restoration in restorations:
         by_site.setdefault(restoration.site, []).append(restoration)
     middle = [windows[len(windows) // 2] for windows in by_site.values()]
-    few = scored[:NUM_SELF_PATCHED]
-    itself = engine(pair.with_itself(), few, middle, **options)
-    alone = {restoration.site: itself[[row]] for row, restoration in enumerate(middle)}
+    # What overflows has no floor.
+    finite = unlearned.isfinite().all(0) & restored.isfinite().all(0)
+    chosen = finite.nonzero()[:, 0].tolist()[:NUM_SELF_PATCHED]
+    alone = {item.site: torch.full_like(unlearned, math.nan) for item in middle}
+    if not chosen:
+        return unlearned, restored, alone
+    few = [scored[index] for index in chosen]
+    for item, losses in zip(
+        middle, engine(pair.with_itself(), few, middle, **options), strict=True
+    ):
+        alone[item.site][0, chosen] = losses
     if config.dtype_of(pair.vanilla) != "float32" and not config.remote:
-        before, after = unlearned[:, : len(few)], restored[:, : len(few)]
+        before, after = unlearned[:, chosen], restored[:, chosen]
         moved = measure_rounding(pair, few, restorations, (before, after), config.distance)
-        alone = {site: losses + moved[site] * before for site, losses in alone.items()}
+        for site, losses in alone.items():
+            losses[:, chosen] += moved[site] * before
     return unlearned, restored, alone
 
 
 def _get_loss(losses: torch.Tensor, row: int, column: int | None) -> float:
     if column is None or column >= losses.shape[1]:
-        return float("nan")
-    return losses[row, column].item()
-
-
-def _check_finite(losses: torch.Tensor, scored: Sequence[Trajectory], pair: Pair) -> None:
-    bad = (~losses.isfinite()).any(0).nonzero()
-    if len(bad):
-        query = scored[int(bad[0])].query
-        raise ValueError(
-            f"a loss of {query.id!r} ({query.language}) between {pair.vanilla.name!r} and "
-            f"{pair.unlearned.name!r} is not finite; in float16 states may overflow: "
-            "use float32 or bfloat16"
-        )
+        return math.nan
+    loss = losses[row, column].item()
+    return loss if math.isfinite(loss) else math.nan

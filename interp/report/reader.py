@@ -7,17 +7,17 @@ trajectories.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 import pandas as pd
+
+from interp.tables import read_csv
 
 SEEN, CONTRADICTED, UNDECIDED, NOT_MEASURED = "seen", "contradicted", "undecided", "not measured"
 """Verdicts on a finding."""
@@ -50,7 +50,7 @@ _FINDING: dict[str, Any] = {
     "note": str,
 }
 # What reads like a number, or like a lacking one (Namibia's NA), and is a name.
-_NAMES: dict[Any, Any] = dict.fromkeys(("language", "query_id", "concept", "id"), str)
+_NAMES = ("language", "query_id", "concept", "id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,32 +217,17 @@ def _refuse_number(name: str) -> NoReturn:
 def _read_csv(file: Path) -> pd.DataFrame:
     """Read a table; lacking texts are empty, lacking numbers NaN."""
     try:
-        text = file.read_text(encoding="utf-8")
-        if text and not text.strip():
-            return pd.DataFrame()
-        with warnings.catch_warnings():
-            # A row that is longer than the others.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            rows = pd.read_csv(
-                io.StringIO(text),
-                keep_default_na=False,
-                na_values=[""],
-                dtype=_NAMES,
-                index_col=False,
-                low_memory=False,
-            )
+        text = file.read_bytes()
+        rows = read_csv(file, texts=_NAMES)
     except FileNotFoundError:
         raise ValueError(f"{file} is missing: run the experiment again") from None
-    except (ValueError, pd.errors.ParserWarning):
+    except ValueError:
         _raise_damaged(file, "it is no table")
-    if not text.endswith("\n"):
+    if not text:
+        _raise_damaged(file, "it is no table")
+    if not text.endswith(b"\n"):
         _raise_damaged(file, "its end is lacking")
-    return pd.DataFrame(
-        {
-            name: column if pd.api.types.is_numeric_dtype(column) else column.fillna("")
-            for name, column in rows.items()
-        }
-    )
+    return rows
 
 
 def _check_fields(file: Path, value: object, wanted: Mapping[str, Any]) -> None:

@@ -29,5 +29,6 @@ from interp.unlearning.preferred_answers import KINDS as KINDS
 from interp.unlearning.preferred_answers import choose_preferred_answers as choose_preferred_answers
 from interp.unlearning.resume import RunStore as RunStore
 from interp.unlearning.resume import Trained as Trained
+from interp.unlearning.resume import read_card as read_card
 from interp.unlearning.trainable_model import TrainableModel as TrainableModel
 from interp.unlearning.training import train as train

@@ -1,11 +1,13 @@
 """Checkpoints: models as Hugging Face directories with a card, and the state of a run.
 
-A directory is complete or not there at all. The state of a run under way is one file, written anew
-after every evaluation: trained weights, the optimiser's moments and the history.
+A directory is complete or not there at all, and has the digests of its files, which are compared
+when it is loaded. The state of a run under way is one file, written anew
+after every evaluation: trained weights, the optimiser's moments and the history, with a digest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -19,11 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from interp.files import write_atomically, write_folder_atomically
+from interp.files import compute_digest, write_atomically, write_digests, write_folder_atomically
 from interp.models.language_model import LanguageModel
 
 CARD = "unlearning.json"
 STATE = "training_state.safetensors"
+
+DIGEST = "digest"
+"""Entry of a state's metadata, and of a card, with the digest of all else in it."""
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -70,6 +75,7 @@ def save(
         model.tokenizer.save_pretrained(folder)
         text = json.dumps(card, ensure_ascii=False, indent=2)
         (folder / CARD).write_text(text + "\n", encoding="utf-8")
+        write_digests(folder)
 
     with _raise_os_errors(target):
         write_folder_atomically(target, write)
@@ -89,7 +95,8 @@ def save_state(
         for moment in _MOMENTS:
             if parameter in optimizer.state:
                 tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].contiguous()
-    metadata = {"progress": json.dumps(progress)}
+    text = json.dumps(progress)
+    metadata = {"progress": text, DIGEST: compute_digest([text, _hash_tensors(tensors)])}
     with _raise_os_errors(path):
         write_atomically(path, lambda scratch: save_file(tensors, scratch, metadata=metadata))
 
@@ -119,6 +126,7 @@ def load_state(
     """
     try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
+            _check_state(path, file)
             for name, parameter in trained.items():
                 parameter.copy_(file.get_tensor(f"parameter/{name}"))
                 if step:
@@ -138,6 +146,7 @@ def read_progress(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
+            _check_state(path, file)
             progress = json.loads(file.metadata()["progress"])
         if progress.keys() >= {"card", "history", "before"}:
             return progress
@@ -152,6 +161,27 @@ def read_progress(path: Path) -> dict[str, Any]:
     ):
         pass
     raise _damaged_file_error(path)
+
+
+def _check_state(path: Path, file: Any) -> None:
+    """Compare a state's contents with its digest; those of earlier versions have none."""
+    metadata = file.metadata()
+    if DIGEST in metadata:
+        hashes = _hash_tensors(file)
+        if metadata[DIGEST] != compute_digest([metadata["progress"], hashes]):
+            raise _damaged_file_error(path)
+
+
+def _hash_tensors(tensors: Any) -> list[list[object]]:
+    """Hash tensors one by one, of a mapping or an open file (about a second per GB)."""
+    read = getattr(tensors, "get_tensor", None) or tensors.__getitem__
+    rows = []
+    for name in sorted(tensors.keys()):
+        tensor = read(name)
+        data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest = hashlib.sha256(data).hexdigest()
+        rows.append([name, str(tensor.dtype), list(tensor.shape), digest])
+    return rows
 
 
 def _damaged_file_error(path: Path) -> ValueError:

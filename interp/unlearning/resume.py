@@ -10,14 +10,11 @@ from typing import Any
 from interp.files import compute_digest
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
-from interp.unlearning.checkpoints import CARD, STATE, Adapter, save
+from interp.unlearning.checkpoints import CARD, DIGEST, STATE, Adapter, save
 from interp.unlearning.model_card import describe_difference
 
 RESULTS = ("history", "reason", "edits")
 """Entries of a card beside those that say which run it is of."""
-
-DIGEST = "digest"
-"""Entry of a card with the digest of the others. Cards without one are read too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +48,7 @@ def read_card(directory: Path) -> dict[str, object]:
         card = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         card = None
+    # Cards of earlier versions have no digest.
     if not isinstance(card, dict) or card.pop(DIGEST, None) not in (None, compute_digest(card)):
         raise ValueError(f"{file} is damaged: delete the directory and make the model again")
     return card

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.models.anatomy import Anatomy
+from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import copy_with_shared_tensors
 from interp.unlearning.checkpoints import Adapter
@@ -45,6 +46,7 @@ class TrainableModel:
         gradient_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
+        check_runnable(vanilla, adapters=False)
         if parameters not in PARAMETERS:
             raise ValueError(
                 f"unknown parameter group {parameters!r}; valid: {', '.join(PARAMETERS)}"

@@ -238,12 +238,9 @@ def test_verdicts_say_what_was_found_and_where():
     assert judge([answer(" ")])[0].value == 0.0
 
 
-@pytest.mark.parametrize(
-    ("name", "says"), [(None, "q in 'en' has no answer to judge by"), ("€", "has no letters")]
-)
-def test_what_cannot_be_looked_for_is_refused(name, says):
-    with pytest.raises(ValueError, match=says):
-        AliasJudge()([answer("text", name)])
+def test_what_has_no_answer_is_refused():
+    with pytest.raises(ValueError, match="q in 'en' has no answer to judge by"):
+        AliasJudge()([answer("text", None)])
 
 
 def test_aliases_in_all_languages():

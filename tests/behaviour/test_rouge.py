@@ -74,3 +74,22 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(ImportError, match=r"rouge_score: pip install 'interp\[behaviour\]'"):
         make_rouge_scorer()
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "language"),
+    [
+        ("İstanbul", "istanbul", "tr"),
+        ("ISPARTA", "Isparta ısparta", "tr"),
+        ("Straße", "STRASSE", "de"),
+        ("ΟΔΟΣ", "οδος", "el"),
+        ("οδοσ", "ὁδός οδος", "el"),
+        ("Cafe\u0301", "CAFÉ", "fr"),
+    ],
+)
+def test_capitals_and_small_letters_are_one(reference, answer, language):
+    assert make_rouge_scorer()(reference, answer, language) == 1
+
+
+def test_a_reference_without_words_has_no_value():
+    assert math.isnan(make_rouge_scorer()("€", "€", "en"))

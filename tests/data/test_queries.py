@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.data.queries import BUILT_IN, queries
 from interp.data.query import Query, read_queries, write_queries
+from interp.tables import write_csv
 
 GOOD = '{"id": "1", "language": "de", "prompt": "Hauptstadt?"}'
 
@@ -273,3 +275,55 @@ def test_a_reader_that_is_not_there(tmp_path):
     message = refusal(lambda: queries(f"lama:{tmp_path / 'x.jsonl'}"))
     assert "bmlama:PATH" in message
     assert "continents" in message
+
+
+ROW = {"id": "007", "language": "en", "prompt": "Which, then?\rNow", "answer": "NA"}
+TABLE = '{}\n007{}en{}"Which, then?\rNow"{}NA\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.csv", TABLE.format("id,language,prompt,answer", *",,,")),
+        ("q.tsv", TABLE.format("id\tlanguage\tprompt\tanswer", *"\t\t\t")),
+        ("bom.csv", "\ufeff" + TABLE.format("id,language,prompt,answer", *",,,")),
+        ("pretty.json", json.dumps(ROW, indent=2)),
+        ("wrapped.json", json.dumps({"version": 1, "data": [ROW]})),
+        ("wrapped-pretty.json", json.dumps({"data": [ROW]}, indent=2)),
+        ("array.json", json.dumps([ROW], indent=2)),
+    ],
+)
+def test_tables_and_json_hold_the_same_question(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content.encode())
+    assert read_queries(tmp_path / name) == [Query(**ROW)]
+
+
+def test_parquet_and_aliases_of_tables(tmp_path):
+    row = ROW | {"aliases": ["1e3", "nan"]}
+    wanted = [Query(**row | {"aliases": ("1e3", "nan")})]
+    pd.DataFrame([row]).to_parquet(tmp_path / "q.parquet")
+    assert read_queries(tmp_path / "q.parquet") == wanted
+    write_csv(tmp_path / "q.csv", pd.DataFrame([row | {"aliases": '["1e3", "nan"]'}]))
+    assert read_queries(tmp_path / "q.csv") == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("q.jsonl.gz", b"\x1f\x8b\x08rest", "is compressed: unpack it first"),
+        ("q.xlsx", b"PK\x03\x04rest", "export the sheet as CSV"),
+        ("q.json", GOOD.encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
+        ("q.csv", b"id;language;prompt\n1;en;w5\n", "separated by ';'"),
+        ("q.csv", b"id,language,prompt\n1,en\n", "line 2: 2 cells, and the header has 3"),
+        ("q.csv", b"id,id,prompt\n1,en,x\n", "duplicate column 'id'"),
+        ("q.csv", b"id,language\n1,en\n", "line 2: the field 'prompt' is missing"),
+        ("q.csv", b"id,language,prompt\n1,en,\n", "line 2: the field 'prompt' is missing"),
+        ("q.csv", b"id,language,prompt\n", "holds no entries"),
+        ("q.parquet", b"PAR1 and no more", "is no readable Parquet file"),
+        ("q.json", b'{"data": []}', "holds no entries"),
+        ("q.json", b'{"data": [1]}', "a JSON object is needed, not int"),
+    ],
+)
+def test_what_is_no_table_of_questions_is_said(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    assert says in refusal(lambda: read_queries(tmp_path / name))

@@ -12,8 +12,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -252,39 +254,75 @@ def test_what_killed_processes_left_goes_and_what_others_write_stays(tmp_path):
     scratch = []
     files.write_atomically(tmp_path / "f", lambda path: (scratch.append(path), path.touch()))
     own = str(os.getpid())
-    assert own in scratch[0].name
+    assert f".{own}." in scratch[0].name
 
-    def left_by(process: int, name: str = "f") -> Path:
-        path = tmp_path / scratch[0].name.replace(own, str(process)).replace(".f.", f".{name}.")
+    def left_by(process: int, name: str = "f", age: float = 0.0, container: str = "") -> Path:
+        written = scratch[0].name.replace(f".{own}.", f".{process}.").replace(".f.", f".{name}.")
+        if container:
+            written = written.replace(files._hash_process_space(), container)
+        path = tmp_path / written
         path.write_text("half")
+        os.utime(path, (time.time() - age,) * 2)
         return path
 
-    gone = [left_by(dead_process())]
-    stays = [left_by(os.getppid()), left_by(dead_process(), "f.g"), left_by(dead_process(), "g")]
-    # Another machine's processes are not known here.
-    stays.append(tmp_path / ".f.0123abcd.1.partial")
-    stays[-1].write_text("half")
+    day = 25 * 3600.0
+    gone = [
+        left_by(dead_process()),
+        left_by(1, container="0123abcd", age=day),
+        tmp_path / ".f.0123abcd.1.partial",
+    ]
+    gone[-1].write_text("half, by an earlier version")
+    os.utime(gone[-1], (0, 0))
+    stays = [
+        left_by(os.getppid()),
+        left_by(os.getppid(), "f", age=day, container=files._hash_process_space()),
+        left_by(dead_process(), "g"),
+        # In another container every number is another process.
+        left_by(dead_process(), container="0123abcd"),
+        left_by(int(own), container="4567cdef"),
+    ]
     files.write_atomically(tmp_path / "f", lambda path: path.write_text("whole"))
     assert (tmp_path / "f").read_text() == "whole"
     assert not any(path.exists() for path in gone)
     assert all(path.exists() for path in stays)
 
 
-def test_a_folder_left_by_a_process_of_the_same_number_is_in_nobodys_way(tmp_path):
-    """In containers the same command has the same number every time."""
-    seen = []
+def test_no_two_writers_share_a_scratch_name(tmp_path, monkeypatch):
+    """Containers have the same host name and process numbers, threads the same process."""
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    monkeypatch.setattr("platform.node", lambda: "container")
+    barrier = threading.Barrier(8)
 
-    def write(folder: Path) -> None:
-        seen.append(folder)
-        assert not list(folder.iterdir())
-        (folder / "one").write_text("1")
+    def write(number: int) -> None:
+        def fill(folder: Path) -> None:
+            (folder / "name").write_text(str(number))
+            barrier.wait()
+            assert [path.name for path in folder.iterdir()] == ["name"]
+            assert (folder / "name").read_text() == str(number)
 
-    files.write_folder_atomically(tmp_path / "m", write)
-    seen[0].mkdir()
-    (seen[0] / "half").write_text("")
-    files.write_folder_atomically(tmp_path / "m", write)
-    assert seen[0] == seen[1]
-    assert names(tmp_path) == ["m/one"]
+        files.write_folder_atomically(tmp_path / str(number % 2) / "m", fill)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(0, 16, 2)))
+    assert names(tmp_path) == ["0/m/name"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "disk" / "m").mkdir(parents=True)
+    (tmp_path / "m").symlink_to(tmp_path / "disk" / "m")
+    files.write_folder_atomically(tmp_path / "m", lambda folder: (folder / "c").write_text("new"))
+    assert (tmp_path / "m").is_symlink()
+    assert (tmp_path / "disk" / "m" / "c").read_text() == "new"
+
+
+def test_a_link_that_leads_nowhere_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "gone")
+    for target in (tmp_path / "runs" / "a" / "f", tmp_path / "runs" / "f"):
+        with pytest.raises(ValueError, match=r"is a link to .*gone', which does not exist"):
+            files.write_atomically(target, lambda path: path.touch())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file, and a folder is needed"):
+        files.write_atomically(tmp_path / "file" / "f", lambda path: path.touch())
 
 
 @pytest.mark.parametrize("moment", range(4))

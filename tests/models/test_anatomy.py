@@ -9,7 +9,8 @@ import torch
 import transformers
 from torch import nn
 
-from interp.models.anatomy import FAMILIES, check_anatomy, find_anatomy
+from interp.models.anatomy import FAMILIES, find_anatomy
+from interp.models.anatomy_proof import check_anatomy
 from tests.helpers.tiny_models import ARCHITECTURES, tiny, tiny_model
 
 IDS = torch.tensor([[5, 9, 31, 7, 12]])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import decoders, normalizers, processors
+from transformers import PreTrainedTokenizer
 
-from interp import Query
+from interp import LanguageModel, Query
 from interp.behaviour import Answer, generate
-from interp.models.generation import generate_continuations
+from interp.models.generation import compute_text_hash, generate_continuations
 from interp.statistics import bootstrap, estimate_mean, estimate_share
-from tests.helpers.tiny_models import ARCHITECTURES, tiny
+from tests.helpers.tiny_models import ARCHITECTURES, tiny, tokenizer
 
 PROMPTS = ["w5", "w6 w7 w8", "w9 w10 w11 w12 w13 w14", "w20 w21", "w30 w31 w32 w33"]
 QUERIES = [Query(id=str(n), language="en", prompt=prompt) for n, prompt in enumerate(PROMPTS)]
@@ -137,3 +140,91 @@ def test_measures_by_hand():
     assert estimate.ci_high - estimate.value == pytest.approx(half, rel=0.1)
     estimate = bootstrap(3, lambda items: float(len(items)))
     assert (estimate.value, estimate.ci_low, estimate.ci_high) == (3, 3, 3)
+
+
+def wrapped(change=lambda tok: None, **special: str) -> LanguageModel:
+    """V with a tokenizer that something is done to."""
+    made = tokenizer(**special)
+    change(made)
+    return LanguageModel(tiny().model, made, name="V")
+
+
+def set_template(tok, single: str) -> None:
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+
+
+CHANGES = [
+    lambda tok: set_template(tok, "$A"),
+    lambda tok: set_template(tok, "<s> $A </s>"),
+    lambda tok: setattr(tok, "eos_token", "w40"),
+    lambda tok: tok.add_special_tokens({"additional_special_tokens": ["w41"]}),
+    lambda tok: setattr(tok, "split_special_tokens", True),
+    lambda tok: setattr(tok.backend_tokenizer, "normalizer", normalizers.Lowercase()),
+    lambda tok: setattr(tok.backend_tokenizer, "decoder", decoders.Fuse()),
+]
+
+NO_CHANGES = [
+    lambda tok: tok("w5", max_length=2, truncation=True),
+    lambda tok: tok.backend_tokenizer.enable_truncation(2),
+    lambda tok: setattr(tok, "chat_template", "{{ messages }}"),
+    lambda tok: setattr(tok, "name_or_path", "elsewhere"),
+    lambda tok: setattr(tok, "padding_side", "left"),
+]
+
+
+def test_answers_are_known_by_tokenizer_and_end_tokens_too():
+    usual = compute_text_hash(wrapped())
+    hashes = [compute_text_hash(wrapped(change)) for change in CHANGES]
+    ending = wrapped()
+    ending.model.generation_config.eos_token_id = [2, 40]
+    hashes.append(compute_text_hash(ending))
+    assert len({usual, *hashes}) == len(CHANGES) + 2
+    assert {compute_text_hash(wrapped(change)) for change in NO_CHANGES} == {usual}
+    limited = wrapped(lambda tok: tok.backend_tokenizer.enable_truncation(2))
+    assert limited.encode("w5 w6 w7 w8") == (1, 5, 6, 7, 8)
+
+
+def test_a_tokenizer_in_python_is_known_by_its_files():
+    class Words(PreTrainedTokenizer):
+        """Words in the order of a file."""
+
+        def __init__(self, words, **settings):
+            self.words = words
+            super().__init__(unk_token="a", **settings)
+
+        vocab_size = property(lambda self: len(self.words))
+
+        def get_vocab(self):
+            return {word: number for number, word in enumerate(sorted(self.words))}
+
+        def _tokenize(self, text):
+            return text.split()
+
+        def _convert_token_to_id(self, token):
+            return self.words.index(token) if token in self.words else 0
+
+        def _convert_id_to_token(self, index):
+            return self.words[index]
+
+        def save_vocabulary(self, save_directory, filename_prefix=None):
+            file = Path(save_directory) / "vocab.txt"
+            file.write_text("\n".join(self.words))
+            return (str(file),)
+
+    hashes = [
+        compute_text_hash(LanguageModel(tiny().model, Words(words)))
+        for words in (["a", "b", "c"], ["a", "b", "c"], ["a", "c", "b"])
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_stored_answers_of_another_tokenizer_are_not_used(tmp_path):
+    usual, other = wrapped(), wrapped(lambda tok: set_template(tok, "$A"))
+    for model in (usual, other, usual):
+        stored = generate(
+            model, QUERIES, num_tokens=5, cache=tmp_path / "answers.jsonl", progress=False
+        )
+        assert stored == generate(model, QUERIES, num_tokens=5, progress=False)
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2 * len(QUERIES)

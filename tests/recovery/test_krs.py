@@ -327,3 +327,94 @@ def test_input_is_left_alone():
         warnings.simplefilter("error")
         compute_krs(losses)
     pd.testing.assert_frame_equal(losses, before)
+
+
+# Denominators that are not clearly positive
+
+
+def signed(unlearned, restored, **columns):
+    cells = [
+        ("coef", 0, str(number), *both)
+        for number, both in enumerate(zip(unlearned, restored, strict=True))
+    ]
+    return losses_table(cells, **columns)
+
+
+@pytest.mark.parametrize("variant", ["paper", "hong2024"])
+@pytest.mark.parametrize(
+    ("unlearned", "restored", "settings", "says"),
+    [
+        # U is surer of the answer than V: the ratio would be -3, a KRS of 4.
+        ([-0.1, -0.2, -0.1], [0.5, 0.4, 0.3], {"distance": "answer_logprob"}, "negative"),
+        # The sum is 1e-5: the ratio would be 30,000.
+        ([0.5, -0.49, -0.00999], [0.1] * 3, {"distance": "answer_logprob"}, "negative"),
+        # Rounding alone.
+        ([-1e-9, 1e-9, 2e-10], [1e-9] * 3, {"distance": "kl"}, "negative"),
+        ([1e-42, 3e-42], [5e-43, 0.0], {}, "0 but for rounding"),
+        ([1e-3] * 3, [5e-4] * 3, {"loss_self": 1e-2}, "not above the noise floor (10 of it)"),
+    ],
+)
+def test_a_ratio_that_means_nothing_is_nan_with_a_reason(
+    unlearned, restored, settings, says, variant
+):
+    (row,) = compute_krs(signed(unlearned, restored, variant=variant, **settings)).to_dict(
+        "records"
+    )
+    if variant == "hong2024" and says == "negative":
+        # Each question has a ratio of its own: those that mean nothing are left out.
+        assert row["num_queries"] == sum(loss > 0 for loss in unlearned)
+        assert "left out: loss(V, U) is negative" in row["reason"]
+        return
+    assert np.isnan([row["krs"], row["ci_low"], row["ci_high"]]).all()
+    expected = "loss(V, U) is not clearly above 0" if says == "negative" else says
+    assert expected in row["reason"]
+
+
+def test_a_negative_loss_of_one_question_is_no_reason_to_give_up():
+    """(2 + 3 + 4 - 0.001) / 4 is above 0 in every resample of these that holds another question."""
+    unlearned = [2.0, 3.0, 4.0, 2.5, 3.5, 3.0, 2.0, -0.001]
+    (row,) = compute_krs(signed(unlearned, [0.5] * 8, distance="answer_logprob")).to_dict("records")
+    assert row["krs"] == pytest.approx(1 - 4 / 19.999)
+    assert row["ci_low"] < row["krs"] < row["ci_high"]
+    assert row["reason"] == ""
+
+
+def test_the_effect_of_the_reverse_direction_needs_the_same_denominator():
+    table = signed([-0.1, -0.2], [0.5, 0.4], direction="corrupt", distance="answer_logprob")
+    (row,) = compute_krs(table).to_dict("records")
+    assert np.isnan([row["effect"], row["ci_low"], row["ci_high"]]).all()
+    assert "not clearly above 0" in row["reason"]
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e300, 8e307])
+def test_no_sum_overflows(size):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (row,) = compute_krs(signed([size] * 3, [size / 10] * 3)).to_dict("records")
+    assert row["krs"] == pytest.approx(0.9)
+    assert row["ci_low"] == pytest.approx(0.9)
+
+
+def test_scores_have_the_same_bits_at_every_power_of_two():
+    table = random_losses()
+    scores = compute_krs(table)["krs"]
+    scaled = table.assign(
+        loss_unlearned=table["loss_unlearned"] * 2.0**40,
+        loss_restored=table["loss_restored"] * 2.0**40,
+    )
+    assert (compute_krs(scaled)["krs"] == scores).all()
+
+
+def test_one_question_has_no_interval_anywhere():
+    from interp.recovery import contrast
+    from interp.statistics import bootstrap, estimate_mean
+
+    table = pd.concat([signed([2.0], [0.5], language=code) for code in ("de", "en")])
+    for estimate in (
+        contrast(table, lambda krs: krs["coef"].max()),
+        bootstrap(1, lambda items: 2.0),
+        estimate_mean([2.0, float("nan")]),
+    ):
+        assert np.isnan([estimate.ci_low, estimate.ci_high]).all()
+        assert "no interval" in estimate.reason
+    assert contrast(table, lambda krs: krs["coef"].max()).value == 0.75

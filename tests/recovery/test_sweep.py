@@ -260,8 +260,8 @@ def test_losses_that_are_not_finite(tmp_path, value):
     vanilla, unlearned = tiny("llama"), tiny("llama", seed=1)
     unlearned.model.model.layers[2].mlp.up_proj.weight[3, 3] = value
     message = refusal(lambda: swept((vanilla, unlearned), out=tmp_path / "run"))
-    assert "not finite" in message
-    assert "'U'" in message
+    first = "model.layers.2.mlp.up_proj.weight"
+    assert message == f"'U' has NaN or infinite weights, the first in {first}"
     assert not list((tmp_path / "run").rglob("losses/*"))
 
 

@@ -419,7 +419,8 @@ def trained(kind):
             vocab_size=340, special_tokens=tokens, limit_alphabet=40, show_progress=False
         )
     backend.train_from_iterator([text for text, _ in SENTENCES.values()] * 4, trainer)
-    return LanguageModel(tiny_model(), PreTrainedTokenizerFast(tokenizer_object=backend))
+    model = tiny_model(vocab_size=backend.get_vocab_size())
+    return LanguageModel(model, PreTrainedTokenizerFast(tokenizer_object=backend))
 
 
 def subject_place(model, text, subject):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 
+from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import copy_with_shared_tensors
 from interp.unlearning.config import MemitConfig, MemitObjective
@@ -94,6 +95,7 @@ def memit(
         ValueError: no edits, packed weights, layers or moments that do not fit the model, a
             tokenizer without character offsets, a loss that is not finite, or a C too poor.
     """
+    check_runnable(vanilla, adapters=False)
     layers, read_out = check_edits(vanilla, edits, config)
     check_moments(vanilla, moments, layers)
     edited_weights = {id(vanilla.anatomy.layers[layer].values.weight) for layer in layers}

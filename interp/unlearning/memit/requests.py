@@ -90,8 +90,8 @@ def encode_with_offsets(model: LanguageModel, text: str) -> tuple[list[int], lis
             f"{type(model.tokenizer).__name__} gives no character offsets, by which the subject is "
             "found: load the fast tokenizer"
         )
-    encoded = model.tokenizer(text, return_offsets_mapping=True)
-    return encoded["input_ids"], encoded["offset_mapping"]  # pyright: ignore[reportReturnType]
+    token_ids, more = model.encode_with(text, return_offsets_mapping=True)
+    return list(token_ids), more["offset_mapping"]
 
 
 def _find_token(offsets: Sequence[tuple[int, int]], text: str, span: tuple[int, int]) -> int:
