@@ -2,32 +2,50 @@
 
 Either the adapter is merged, or, where the base is another model's memory, LoRA's matrices stand
 beside the weights (`low_rank`): the same numbers without a second model.
+
+The numbers are those of the adapter as PEFT serves it, unmerged. Two things need care. Some kinds
+begin with a change of the base's weights (PiSSA, OLoRA, LoftQ), made again at every load: the base
+is then a copy, and a start that chance or data decided is refused, as it cannot be made again. And
+an adapter on one of two tied embeddings changes one of them alone: they are untied before.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from interp.models.low_rank import LowRankSum
+from interp.models.pairs import copy_model, have_same_bits
 from interp.models.tokenizers import UNREADABLE
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 
+LEAST_PEFT = "0.20"
+"""Version of PEFT from which an adapter cannot name a module to import."""
+
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+"""Starts of LoRA that leave the base's weights as they are."""
+
+
 def read_adapter_config(directory: Path) -> PeftConfig:
     """Read the configuration of an adapter directory.
 
     Raises:
-        ImportError: peft is not installed.
-        ValueError: the configuration is broken, or this kind of adapter cannot be merged.
+        ImportError: peft is not installed, or an old one.
+        ValueError: the configuration is broken, names code, or is of a kind that cannot be merged.
     """
     try:
         from peft import PeftConfig
@@ -36,6 +54,12 @@ def read_adapter_config(directory: Path) -> PeftConfig:
             f"{str(directory)!r} is a PEFT adapter, and peft is not installed: "
             'pip install "interp[unlearning]"'
         ) from error
+    if Version(version("peft")) < Version(LEAST_PEFT):
+        raise ImportError(
+            f"{str(directory)!r} is a PEFT adapter, which is read with peft {LEAST_PEFT} or later, "
+            f"not {version('peft')}: pip install --upgrade peft"
+        )
+    _check_config_file(directory / "adapter_config.json")
     try:
         config = PeftConfig.from_pretrained(str(directory))
     except UNREADABLE as error:
@@ -48,6 +72,37 @@ def read_adapter_config(directory: Path) -> PeftConfig:
             "changing weights and cannot be merged: a LoRA adapter can"
         )
     return config
+
+
+def _check_config_file(file: Path) -> None:
+    """Refuse what a configuration must not say, before peft reads it."""
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(file)!r} is not valid JSON: {error}") from error
+    if not isinstance(written, dict):
+        raise ValueError(f"{str(file)!r} must hold an object, not {type(written).__name__}")
+    # What peft writes into every file.
+    harmless = (None, "megatron.core")
+    for field in ("megatron_core", "megatron_config"):
+        if written.get(field) not in harmless:
+            raise ValueError(
+                f"{str(file)!r} names code to be imported ({field}: "
+                f"{str(written[field])[:40]!r}): remove the field, if the adapter is not Megatron's"
+            )
+    if written.get("layer_replication"):
+        raise ValueError(
+            f"{str(file)!r} repeats layers (layer_replication), so that the model has others than "
+            "its base: an adapter of the base's own layers can be read"
+        )
+
+
+def is_plain_lora(config: PeftConfig) -> bool:
+    """Return True if an adapter's start leaves the base's weights as they are."""
+    start = getattr(config, "init_lora_weights", None)
+    return str(getattr(config.peft_type, "value", config.peft_type)) == "LORA" and (
+        start in PLAIN_STARTS
+    )
 
 
 def list_written_parameters(directory: Path, model: PreTrainedModel) -> set[str] | None:
@@ -93,12 +148,47 @@ def add_adapter(
             weight; all else is merged into memory of its own.
 
     Raises:
-        ValueError: the adapter was made for another model.
+        ValueError: the adapter was made for another model, or its start cannot be made again.
     """
+    if is_plain_lora(config):
+        return _merge_adapter(
+            directory, config, model=model, base_name=base_name, shares_memory=shares_memory
+        )
+    again = copy_model(model)
+    # What chance decides differs between the two.
+    merged = [
+        _merge_adapter(directory, config, model=base, base_name=base_name, seed=seed)
+        for seed, base in enumerate((model, again))
+    ]
+    tensors = dict(merged[1].state_dict())
+    for name, tensor in merged[0].state_dict().items():
+        if not have_same_bits(tensor, tensors[name]):
+            start = getattr(config, "init_lora_weights", None) or config.peft_type
+            raise ValueError(
+                f"the adapter {str(directory)!r} begins with a change of {name} that differs at "
+                f"every load ({start}): merge it where it was trained, with merge_and_unload(), "
+                "and save the whole model, or save it with "
+                "path_initial_model_for_weight_conversion"
+            )
+    return merged[0]
+
+
+def _merge_adapter(
+    directory: Path,
+    config: PeftConfig,
+    *,
+    model: PreTrainedModel,
+    base_name: str,
+    shares_memory: bool = False,
+    seed: int = 0,
+) -> PreTrainedModel:
     from peft import PeftModel
 
+    # Each takes away what it has read from its configuration.
+    config = copy.deepcopy(config)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            torch.manual_seed(seed)
             # Between the two libraries: nothing that a reader of it could do.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             adapted = PeftModel(model, config)
@@ -106,6 +196,7 @@ def add_adapter(
         strangers = [*report.missing_keys, *report.unexpected_keys]
         if strangers:
             raise ValueError(f"{len(strangers)} weights have no counterpart, first {strangers[0]}")
+        _untie_adapted_embeddings(model)
         if shares_memory:
             _keep_low_rank(model)
         # Checked and written into a copy of each weight, never into the base's own memory.
@@ -116,6 +207,27 @@ def add_adapter(
             f"the adapter {str(directory)!r} does not fit {base_name!r}, was it trained on another "
             f"model, or is it damaged? ({lines[-1].strip()[:300]})"
         ) from error
+
+
+def _untie_adapted_embeddings(model: PreTrainedModel) -> None:
+    """Give two tied embeddings weights of their own where an adapter is on one of them."""
+    parts = (model.get_input_embeddings(), model.get_output_embeddings())
+    layers = [_get_base_layer(part) for part in parts if part is not None]
+    if len(layers) < 2 or layers[0].weight is not layers[1].weight:
+        return
+    if all(layer is part for layer, part in zip(layers, parts, strict=True)):
+        return
+    for layer in layers:
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+
+
+def _get_base_layer(module: Any) -> Any:
+    while True:
+        inner = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
+        if inner is None:
+            return module
+        module = inner
 
 
 def _keep_low_rank(model: PreTrainedModel) -> None:

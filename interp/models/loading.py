@@ -17,7 +17,12 @@ import torch
 
 from interp.files import check_digests
 from interp.models import gguf
-from interp.models.adapters import add_adapter, list_written_parameters, read_adapter_config
+from interp.models.adapters import (
+    add_adapter,
+    is_plain_lora,
+    list_written_parameters,
+    read_adapter_config,
+)
 from interp.models.checkpoint_files import (
     check_adapter_weights,
     find_last_checkpoint,
@@ -139,7 +144,10 @@ def _read_model(
         base = _find_base(spec, config, like=like, settings=settings)
         model = base.model
         written = None
-        if _can_share_memory(like, device=device, device_map=device_map, dtype=dtype):
+        # An adapter that begins with a change of the base's weights has a base of its own.
+        if is_plain_lora(config) and _can_share_memory(
+            like, device=device, device_map=device_map, dtype=dtype
+        ):
             written = list_written_parameters(directory, model)
         if written is not None:
             model = copy_with_shared_tensors(model, own=written)

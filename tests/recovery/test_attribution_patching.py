@@ -91,7 +91,7 @@ def test_a_straight_case_by_hand():
     """
     pair = planted("llama", [(NUM_LAYERS - 1, 7)])
     for model in (pair.vanilla.model, pair.unlearned.model):
-        model.model.norm = torch.nn.Identity()
+        model.model.norm = torch.nn.Identity().eval()
     pair = Pair(vanilla=wrap(pair.vanilla.model), unlearned=wrap(pair.unlearned.model))
     result = attribution(pair.vanilla, pair.unlearned, ANSWERS, num=2, progress=False)
     first, second = result.ranked.itertuples()
@@ -162,7 +162,7 @@ def test_empty_answers_are_told_of():
     [
         ({"num": 0}, "num must be between 1 and 120, the coefficients there are, not 0"),
         ({"num": 121}, "not 121"),
-        ({"answers": []}, "no answer scores anything"),
+        ({"answers": []}, "no queries: give at least one"),
         ({"unlearned": tiny(num_layers=4)}, "does not match"),
         ({"unlearned": tiny()}, r"loss\(V, U\) is 0"),
     ],
