@@ -13,9 +13,7 @@ from torch import nn
 import interp
 from interp.behaviour import measure_drift
 from interp.models.pairs import are_identical, check_pair
-from interp.recovery import NOTHING, Pair
-from interp.recovery.engines import ENGINES
-from interp.recovery.sites import Restoration
+from interp.recovery import ENGINES, NOTHING, Pair, Restoration
 from tests.helpers.tiny_models import mixed_trajectories, tiny, tiny_model, wrap
 
 # Settings
