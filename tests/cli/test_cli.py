@@ -17,6 +17,7 @@ import interp
 from interp import LanguageModel, cli
 from interp.behaviour import load_metrics
 from interp.data import write_queries
+from interp.files import LOCK
 from interp.results import read_losses
 from tests.helpers.tiny_models import CONTEXT, question, save, tiny, tokenizer
 
@@ -83,7 +84,7 @@ def files(directory: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(directory)): file.read_bytes()
         for file in sorted(directory.rglob("*"))
-        if file.is_file()
+        if file.is_file() and file.name != LOCK
     }
 
 
