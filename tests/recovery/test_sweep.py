@@ -265,6 +265,28 @@ def test_losses_that_are_not_finite(tmp_path, value):
     assert not list((tmp_path / "run").rglob("losses/*"))
 
 
+def test_what_overflows_is_a_row_with_its_reason():
+    """Token 35 alone makes coefficients of 1e60 in U; the other questions are not concerned."""
+    vanilla, unlearned = tiny("llama"), tiny("llama", seed=1)
+    layer = unlearned.model.model.layers[0]
+    unlearned.model.model.embed_tokens.weight[:, 0] = 0
+    layer.self_attn.o_proj.weight[0] = 0
+    before = swept((vanilla, unlearned))
+    layer.mlp.up_proj.weight[:, 0] = layer.mlp.gate_proj.weight[:, 0] = 1e30
+    unlearned.model.model.embed_tokens.weight[35, 0] = 1
+    losses = swept((vanilla, unlearned))
+    overflows = losses["query_id"] == "q2"
+    assert set(losses[overflows & (losses["site"] == "value")]["reason"]) == {
+        "the loss is not finite: states overflow in float32"
+    }
+    assert losses[overflows]["loss_unlearned"].isna().all()
+    pd.testing.assert_frame_equal(losses[~overflows], before[~overflows])
+    krs = interp.Recovery(losses=losses).krs().query("language == 'en' and site == 'value'")
+    assert krs["krs"].notna().all()
+    assert set(krs["num_queries"]) == {1}
+    assert all("states overflow in float32" in reason for reason in krs["reason"])
+
+
 def test_packed_weights(pair, monkeypatch):
     monkeypatch.setattr(LanguageModel, "has_packed_weights", True)
     message = refusal(lambda: swept(pair, sites=["coef", "attn+value"]))
