@@ -73,7 +73,7 @@ def sweep(
 
     Raises:
         TypeError: there is no such option, or what is given is no model or no question.
-        ValueError: a setting is not valid, the models do not match or are identical, a loss is
+        ValueError: a setting is not valid, the models do not match or are identical, a weight is
             not finite, or `out` holds a run of another configuration.
         ImportError: the extra that a launcher or an engine needs is missing.
         ChildProcessError: Ray workers died at the same work again and again.
@@ -128,7 +128,7 @@ def _list_unlearned(given: Any) -> list[LanguageModel | str]:
             "unlearned must be a model or a list of models, not a dict: give its values"
         )
     is_several = isinstance(given, Iterable) and not isinstance(given, (*kinds, Module))
-    models = list(given) if is_several else [given]
+    models: list[Any] = list(given) if is_several else [given]
     for model in models:
         if not isinstance(model, str | os.PathLike):
             check_language_model(model, "unlearned", also="a specification or ")

@@ -402,6 +402,7 @@ def test_adapters_do_not_matter_to_answers():
 # What is no model
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_what_is_no_model():
     vanilla, unlearned = tiny(), tiny(seed=1)
     answers = mixed_trajectories()
