@@ -165,10 +165,16 @@ def test_curves_are_by_layer_and_by_what_is_named():
 
 
 def test_questions_are_drawn_within_their_language():
-    """One question of each of two languages: every resample holds both."""
-    table = losses({("en", "a", 0): [0.0], ("de", "a", 0): [1.0]})
+    """Equal questions of each of two languages: every resample holds as many of both."""
+    table = losses({("en", "a", 0): [0.0, 0.0], ("de", "a", 0): [1.0, 1.0]})
     found = contrast(table, lambda krs: krs["a"][0])
     assert (found.value, found.ci_low, found.ci_high) == (0.5, 0.5, 0.5)
+    # The only one of a language would always be drawn.
+    one = contrast(table[table["query_id"] == "q0"], lambda krs: krs["a"][0])
+    assert one.value == 0.5
+    assert math.isnan(one.ci_low)
+    assert math.isnan(one.ci_high)
+    assert one.reason == "one question per language: no interval"
 
 
 def test_a_question_that_was_not_measured_is_left_out():

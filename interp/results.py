@@ -374,8 +374,11 @@ def collect_versions() -> dict[str, str]:
 
 def hash_place(name: str) -> str:
     """Hash where on this machine a name leads, however it is spelled; "" if nowhere."""
-    path = Path(name).expanduser()
-    return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16] if path.exists() else ""
+    path = os.path.expanduser(name)
+    # A name can be too long for a path, or hold what none can: then it leads nowhere.
+    if not os.path.exists(path):
+        return ""
+    return hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
 
 
 def _slugify(name: str) -> str:

@@ -22,7 +22,7 @@ from experiments.cross_lingual.news import NewsFields, read_articles, read_news_
 from interp import Query, data
 from interp.behaviour import METRIC_COLUMNS as MEASURE_COLUMNS
 from interp.data import AnswerCache, make_key, read_texts
-from interp.files import LOCK
+from interp.files import DIGESTS, LOCK
 from interp.results import RunDirectory, read_losses, read_manifest, read_table, write_table
 from interp.unlearning import RunStore, Trained
 from tests.helpers.damage import damage, refusal
@@ -355,6 +355,7 @@ def test_older_cards_and_cached_answers_have_no_digests(tmp_path):
     card = made(tmp_path)
     contents = json.loads(card.read_text())
     assert len(contents.pop("digest")) == 64
+    (card.parent / DIGESTS).unlink()
     card.write_text(json.dumps(contents))
     assert finished(card)[0][1]["loss"] == 0.125
     for change in ({"history": 3}, {"history": [3]}, {"reason": None}, {"edits": {}}):

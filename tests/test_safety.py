@@ -209,7 +209,8 @@ def test_names_in_data_lead_no_file_out_of_the_run_directory(deep, tmp_path):
         pd.testing.assert_frame_equal(losses, expected)
     assert len(read_losses(out)) == len(expected)
     assert files(tmp_path) == files(out)
-    assert len(files(out)) == 2 * len(NAMES) + 1
+    # A table of answers and one of losses each, run.json and its lock.
+    assert len(files(out)) == 2 * len(NAMES) + 2
     check_names(files(out))
 
 

@@ -12,7 +12,6 @@ an adapter on one of two tied embeddings changes one of them alone: they are unt
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from interp.models.configuration import read_settings
 from interp.models.low_rank import LowRankSum
 from interp.models.pairs import copy_model, have_same_bits
 from interp.models.tokenizers import UNREADABLE
@@ -76,12 +76,7 @@ def read_adapter_config(directory: Path) -> PeftConfig:
 
 def _check_config_file(file: Path) -> None:
     """Refuse what a configuration must not say, before peft reads it."""
-    try:
-        written = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(file)!r} is not valid JSON: {error}") from error
-    if not isinstance(written, dict):
-        raise ValueError(f"{str(file)!r} must hold an object, not {type(written).__name__}")
+    written = read_settings(file)
     # What peft writes into every file.
     harmless = (None, "megatron.core")
     for field in ("megatron_core", "megatron_config"):
@@ -212,10 +207,10 @@ def _merge_adapter(
 def _untie_adapted_embeddings(model: PreTrainedModel) -> None:
     """Give two tied embeddings weights of their own where an adapter is on one of them."""
     parts = (model.get_input_embeddings(), model.get_output_embeddings())
-    layers = [_get_base_layer(part) for part in parts if part is not None]
-    if len(layers) < 2 or layers[0].weight is not layers[1].weight:
+    if None in parts:
         return
-    if all(layer is part for layer, part in zip(layers, parts, strict=True)):
+    layers = [_get_base_layer(part) for part in parts]
+    if layers[0].weight is not layers[1].weight or layers == [*parts]:
         return
     for layer in layers:
         layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)

@@ -59,12 +59,12 @@ def read_config(spec: str, directory: Path, *, trust_remote_code: bool) -> PreTr
             f"{spec!r} holds neither config.json nor adapter_config.json: "
             f"{_suggest_model(directory)}"
         )
-    written = _read_settings(file)
+    written = read_settings(file)
     _check_settings(spec, file, written, trust_remote_code=trust_remote_code)
     generation = directory / "generation_config.json"
     if generation.exists():
         _check_settings(
-            spec, generation, _read_settings(generation), trust_remote_code=trust_remote_code
+            spec, generation, read_settings(generation), trust_remote_code=trust_remote_code
         )
     try:
         config = AutoConfig.from_pretrained(
@@ -165,7 +165,12 @@ def _suggest_model(directory: Path) -> str:
     return f"give one of those in it: {', '.join(repr(str(entry)) for entry in loadable[:4])}"
 
 
-def _read_settings(file: Path) -> dict[str, object]:
+def read_settings(file: Path) -> dict[str, object]:
+    """Read the JSON object in a configuration file.
+
+    Raises:
+        ValueError: it is missing, too large, damaged or no object.
+    """
     if not file.is_file() or file.stat().st_size > MAX_BYTES:
         raise ValueError(
             f"{str(file)!r} must be a JSON file of at most {MAX_BYTES >> 20} MB: write it anew "

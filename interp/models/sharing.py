@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from interp.models.configuration import match_name
-from interp.models.language_model import NOT_HASHED
+from interp.models.language_model import select_functional_settings
 from interp.models.pairs import copy_with_shared_tensors, have_same_bits
 from interp.models.stored_weights import FLOATS, StoredTensor, open_tensors
 
@@ -52,7 +52,7 @@ def read_with_shared_tensors(
     if (
         type(like).__name__ not in (config.architectures or ())
         or type(like.config) is not type(config)
-        or _select_functional_settings(like.config) != _select_functional_settings(config)
+        or select_functional_settings(like.config) != select_functional_settings(config)
     ):
         return None
     held = like.state_dict(keep_vars=True)
@@ -118,12 +118,3 @@ def _put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
         module.get_parameter(own).data = tensor
     else:
         module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
-
-
-def _select_functional_settings(config: PreTrainedConfig) -> dict[str, object]:
-    """Select the settings that determine the function that the model computes."""
-    return {
-        key: value
-        for key, value in config.to_dict().items()
-        if key not in NOT_HASHED and not key.startswith("_") and value is not None
-    }

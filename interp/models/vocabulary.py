@@ -37,9 +37,9 @@ def match_vocabulary(vanilla: LanguageModel, unlearned: LanguageModel) -> Langua
     if vanilla.has_packed_weights or unlearned.has_packed_weights:
         return unlearned
     rows, others = (count_rows(model) for model in (vanilla, unlearned))
-    vocabulary, other = (model.tokenizer.get_vocab() for model in (vanilla, unlearned))
     if rows == others or find_ordinary_tokens(vanilla.tokenizer, unlearned.tokenizer):
         return unlearned
+    vocabulary, other = (model.tokenizer.get_vocab() for model in (vanilla, unlearned))
     lacking = sorted(token_id for token_id in vocabulary.values() if others <= token_id < rows)
     if lacking:
         return unlearned

@@ -265,13 +265,13 @@ def _explain_undefined(
             reason = f"the loss of {num_infinite} of {len(losses)} questions is infinite"
         elif num_used[cell] and not losses.any():
             reason = "loss(V, U) is 0"
-        elif num_used[cell] and abs(mean) < SMALLEST:
-            reason = f"loss(V, U) is 0 but for rounding ({mean:.2g})"
         elif (losses < 0).any() and not_positive:
             reason = (
                 f"loss(V, U) is not clearly above 0: {mean:.2g}, and 0 or below in {not_positive} "
                 f"of {len(totals)} resamples"
             )
+        elif num_used[cell] and abs(mean) < SMALLEST:
+            reason = f"loss(V, U) is 0 but for rounding ({mean:.2g})"
         elif floor[cell] >= 1:
             reason = f"loss(V, U) is not above the noise floor ({floor[cell]:.2g} of it)"
         reasons.append(reason)

@@ -112,7 +112,8 @@ def warn_of_noise(scores: pd.DataFrame) -> None:
         score, low, high, floor = (np.asarray(rows[column], float) for column in columns)
         *group, site = key if isinstance(key, tuple) else (key,)
         where = f"{site} ({', '.join(map(str, group))}: {floor.max():.2g})"
-        if (abs(score) < floor).all():
+        # A floor as large as loss(V, U) leaves no score at all.
+        if ((abs(score) < floor) | (floor >= 1)).all():
             noisy.setdefault("the score of every window", []).append(where)
         elif (high - low < floor).all():
             noisy.setdefault("the interval of every window", []).append(where)

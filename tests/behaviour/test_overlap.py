@@ -105,7 +105,8 @@ def test_an_empty_answer_is_left_out_before_and_counts_after():
     found = compute_bleu([BEFORE, "", " \n"], [AFTER, "", "something"], "en")
     assert found.value == pytest.approx(compute_bleu([BEFORE], [AFTER], "en").value)
     assert found.n == 1
-    assert found.reason == "2 of 3 answers left out: the answer before is empty"
+    left_out = "2 of 3 answers left out: the answer before is empty"
+    assert found.reason == f"{left_out}; one item: no interval"
     assert compute_bleu([BEFORE], [""], "en").value == compute_chrf([BEFORE], [""]).value == 0
     # Ten words, of which five are kept: precision 1, penalty exp(1 - 10/5).
     half = compute_bleu([BEFORE, BEFORE], [BEFORE, ""], "en").value
@@ -131,7 +132,7 @@ def test_words_of_japanese_and_korean_need_mecab(code, best, packages, monkeypat
     # Four characters, of which the first two pairs and one triple are as before.
     found = compute_bleu(["東京です"], ["東京で。"], code)
     assert found.value == pytest.approx(100 * (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** (1 / 4))
-    assert found.reason == reason
+    assert found.reason == f"{reason}; one item: no interval"
 
 
 def test_the_table_keeps_target_and_unrelated_questions_apart():

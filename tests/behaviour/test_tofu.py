@@ -148,7 +148,8 @@ def test_what_is_missing_has_a_reason(model):
     assert table["probability"].isna().tolist() == [True, False]
     assert table["reason"].tolist() == ["no perturbed answers", ""]
     found = average_scores(table).set_index("metric")
-    assert found.loc["probability", "reason"] == "1 of 2 items have no value"
+    expected = "1 of 2 items have no value; one item: no interval"
+    assert found.loc["probability", "reason"] == expected
     assert found.loc["probability", "value"] == table["probability"][1]
 
 

@@ -165,7 +165,10 @@ def test_averages_leave_out_what_has_no_score_and_say_so():
     assert found[["unlearned", "language"]].to_numpy().tolist() == [["U", "en"], ["U", "de"]]
     assert found["uds"].tolist() == pytest.approx([(3 / 4 + 1 / 4) / 2, 1 / 4])
     assert found["num_queries"].tolist() == [2, 1]
-    assert found["reason"].tolist() == ["1 of 3 items have no value", ""]
+    assert found["reason"].tolist() == [
+        "1 of 3 items have no value",
+        "one item: no interval",
+    ]
     assert found.loc[0, ["ci_low", "ci_high"]].tolist() == pytest.approx([1 / 4, 3 / 4])
 
 

@@ -114,7 +114,7 @@ CHANGES = {
         lambda m: m.model.register_forward_hook(partial(lambda *_run: None, 1)),
         r"hook of .*\(at model\)",
     ),
-    "builtin": (lambda m: m.model.register_forward_hook(print), r"hook of 'builtin.*\(at model\)"),
+    "builtin": (lambda m: m.model.register_forward_hook(len), r"hook of 'builtin.*\(at model\)"),
     "weight norm": (
         lambda m: weight_norm(m.model.layers[0].mlp.up_proj),
         r"hook of 'torch.nn.utils.weight_norm' \(at model.layers.0.mlp.up_proj\)",
