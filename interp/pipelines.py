@@ -33,6 +33,7 @@ from interp.files import write_atomically
 from interp.models.generation import compute_text_hash
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import copy_model
+from interp.models.precision import computes_bfloat16
 from interp.statistics import compute_wilson_interval
 from interp.tables import read_csv, write_csv
 from interp.unlearning import contamination, methods
@@ -238,7 +239,7 @@ class _AccuracyEvaluator:
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:
         lowered = model
-        if model.dtype == torch.float32:
+        if model.dtype == torch.float32 and computes_bfloat16(model.device):
             # Twice as fast, and its ranking of candidates hardly differs.
             copied: Any = copy_model(model.model).to(torch.bfloat16)  # pyright: ignore
             lowered = LanguageModel(copied, model.tokenizer, name=model.name)

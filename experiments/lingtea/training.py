@@ -19,6 +19,7 @@ from experiments.lingtea.data import Material, convert_to_texts
 from interp import LanguageModel
 from interp.behaviour import measure_memorization
 from interp.data import Text
+from interp.models import computes_bfloat16
 from interp.unlearning import (
     Draws,
     Example,
@@ -151,7 +152,8 @@ class ForgettingProbe:
     def __call__(self, model: LanguageModel) -> dict[str, float]:
         """Return `forget_ma`, `seconds` of training, and `right/<language>/<id>`: right tokens."""
         self._seconds += time.monotonic() - self._mark
-        with torch.autocast(model.device.type, torch.bfloat16):
+        lower = computes_bfloat16(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=lower):
             table = measure_memorization(model, self._texts, progress=False)
         rows = table.to_dict("records")
         right, tokens = (

@@ -14,6 +14,7 @@ from interp.models.pairs import are_identical as are_identical
 from interp.models.pairs import check_pair as check_pair
 from interp.models.pairs import copy_with_shared_tensors as copy_with_shared_tensors
 from interp.models.pairs import share_identical_tensors as share_identical_tensors
+from interp.models.precision import computes_bfloat16 as computes_bfloat16
 from interp.models.precision import has_matrix_units as has_matrix_units
 from interp.models.precision import set_precision as set_precision
 from interp.models.specs import find_checkpoint as find_checkpoint

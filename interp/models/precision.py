@@ -74,6 +74,17 @@ def check_possible(dtype: Dtype | None, *models: LanguageModel) -> None:
             )
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Return True if a device has instructions for bfloat16.
+
+    A CPU without them emulates each product, a hundred times slower than in float32.
+    """
+    if device.type != "cpu":
+        return True
+    has_kernels = torch.backends.mkldnn.is_available()
+    return has_kernels and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def has_matrix_units() -> bool:
     """Return whether this CPU multiplies matrices in bfloat16.
 

@@ -49,8 +49,8 @@ class TrainingConfig:
         batch_size: examples of each set per step; by set where they differ.
         accumulation: parts that a step's examples are computed in, one after the other.
         max_grad_norm: gradients are clipped to this norm.
-        autocast: compute in bfloat16 (weights stay in their own precision), several times faster
-            where the processor has bf16 matrix units.
+        autocast: compute in bfloat16 (weights stay in their own precision) where the processor has
+            instructions for it; several times faster where it has bf16 matrix units.
         gradient_checkpointing: keep no states inside a layer; slower, with less memory.
         evaluate_every: steps between evaluations; 0 for none.
         checkpoint_every: steps between models that are kept, beside the directory of the last one;

@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from interp.models.language_model import LanguageModel
+from interp.models.precision import computes_bfloat16
 from interp.unlearning.checkpoints import load_state, read_progress, save_state
 from interp.unlearning.config import OWN_METRICS, TrainingConfig
 from interp.unlearning.examples import Draws, Example
@@ -235,7 +236,8 @@ class _TrainingLoop:
         sums: dict[str, float] = {}
         for part in range(config.accumulation):
             drawn = {name: numbers[part :: config.accumulation] for name, numbers in whole.items()}
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
+            lower = config.autocast and computes_bfloat16(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=lower):
                 tensors = self.inputs.compute(objective.needs, drawn)
             loss: Any = objective.function(**tensors, **self.settings)
             (loss / config.accumulation).backward()

@@ -30,6 +30,7 @@ from interp.recovery import (
     warn_of_noise,
 )
 from interp.results import read_manifest
+from interp.unlearning import Example, TrainingConfig, train
 from tests.helpers.tiny_models import (
     ARCHITECTURES,
     mixed_trajectories,
@@ -359,3 +360,27 @@ def test_a_sweep_warns_once():
     with pytest.warns(UserWarning, match="the noise floor exceeds the score of every") as caught:
         interp.sweep(vanilla, unlearned, items, sites=["coef", "value"], progress=False)
     assert len(caught) == 1
+
+
+# Training
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_training_is_in_bfloat16_only_where_there_are_instructions_for_it(
+    has_instructions, monkeypatch
+):
+    """Emulated, a step on the embedded model takes three minutes in place of two seconds."""
+    monkeypatch.setattr(
+        "interp.unlearning.training.computes_bfloat16", lambda _device: has_instructions
+    )
+    seen = set()
+    autocast = torch.autocast
+
+    def record(kind, dtype, *, enabled):
+        seen.add((kind, dtype, enabled))
+        return autocast(kind, dtype, enabled=enabled)
+
+    monkeypatch.setattr(torch, "autocast", record)
+    examples = {"forget": [Example(prompt="w3 w4", answer=" w5", language="en")]}
+    train(tiny(), examples, TrainingConfig(objective="ga", num_steps=1), progress=False)
+    assert seen == {("cpu", torch.bfloat16, has_instructions)}
