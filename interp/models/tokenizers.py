@@ -51,7 +51,7 @@ def read_tokenizer(
     Raises:
         ValueError: there is none, or it cannot be read.
     """
-    if directory.parent == gguf.get_cache_directory() / gguf.FORMAT:
+    if gguf.is_converted(directory):
         with _explain(f"the tokenizer in {spec!r} could not be read"):
             return gguf.read_converted_tokenizer(directory)
     if base is not None and _has_same_tokenizer(directory, base.tokenizer):
