@@ -44,11 +44,20 @@ def estimate_share(flags: Sequence[bool], *, reason: str = "") -> Estimate:
 
 
 def estimate_mean(values: Sequence[float], *, reason: str = "") -> Estimate:
-    """Estimate the mean of items by bootstrap; items that are NaN are left out."""
+    """Estimate the mean of items by bootstrap; items that are NaN are left out.
+
+    NaN with the reason where an item is infinite.
+    """
     kept = np.array([value for value in values if not math.isnan(value)], dtype=float)
     if len(kept) < len(values):
         left_out = f"{len(values) - len(kept)} of {len(values)} items have no value"
         reason = f"{reason}; {left_out}" if reason else left_out
+    if num_infinite := int(np.isinf(kept).sum()):
+        infinite = f"{num_infinite} of {len(values)} items are infinite"
+        reason = f"{reason}; {infinite}" if reason else infinite
+        return Estimate(
+            value=math.nan, ci_low=math.nan, ci_high=math.nan, n=len(kept), reason=reason
+        )
     return bootstrap(len(kept), lambda items: float(kept[items].mean()), reason=reason)
 
 

@@ -169,7 +169,12 @@ def _score_group(
     used = ~np.isnan(unlearned) & ~np.isnan(restored)
     infinite = used & (np.isinf(unlearned) | np.isinf(restored))
     if variant == "hong2024":
-        for wrong, cause in ((unlearned == 0, "is 0"), (unlearned < 0, "is negative")):
+        rounded = (unlearned > 0) & (unlearned < SMALLEST)
+        for wrong, cause in (
+            (unlearned == 0, "is 0"),
+            (unlearned < 0, "is negative"),
+            (rounded, "is 0 but for rounding"),
+        ):
             why[used & wrong] = f"loss(V, U) {cause}"
             used &= ~wrong
     finite = used & ~infinite
@@ -177,17 +182,16 @@ def _score_group(
         above = np.divide(restored, unlearned, out=np.zeros(shape), where=finite)
         below = used.astype(float)
     else:
-        # Brought to a size at which no sum overflows; by a power of 2, which rounds nothing.
-        largest = np.maximum(np.where(finite, np.abs(unlearned), 0.0).max(axis=0), SMALLEST)
-        scale = np.exp2(np.floor(np.log2(largest)))
-        above, below = (np.where(finite, loss, 0.0) / scale for loss in (restored, unlearned))
+        above, below = scale_losses(
+            np.where(finite, restored, 0.0), np.where(finite, unlearned, 0.0)
+        )
 
-    floors = _compute_noise_floors(rows)
+    floors = compute_noise_floors(rows)
     floor = np.array([floors[site] for site in cells["site"]])
     num_used = used.sum(axis=0)
     drawn = used.any(axis=1)
     counts = _draw_counts(int(drawn.sum()), num_resamples=num_resamples, seed=seed)
-    undefined = _explain_undefined(
+    undefined = explain_undefined(
         np.where(finite, unlearned, 0.0), counts @ below[drawn], infinite, num_used, floor
     )
     defined = np.array([not reason for reason in undefined])
@@ -238,7 +242,24 @@ def _draw_counts(
     return np.random.default_rng(seed).multinomial(num_questions, uniform, size=num_resamples)
 
 
-def _explain_undefined(
+def scale_losses(
+    above: Float[np.ndarray, "question cell"], below: Float[np.ndarray, "question cell"]
+) -> tuple[Float[np.ndarray, "question cell"], Float[np.ndarray, "question cell"]]:
+    """Bring losses to a size at which no sum overflows; by a power of 2, which rounds nothing.
+
+    Args:
+        above: finite losses of which the mean is divided.
+        below: finite losses by whose mean it is divided.
+
+    Returns:
+        both, each cell divided by the same number.
+    """
+    largest = np.maximum(np.abs(below).max(axis=0), SMALLEST)
+    scale = np.exp2(np.floor(np.log2(largest)))
+    return above / scale, below / scale
+
+
+def explain_undefined(
     unlearned: Float[np.ndarray, "question cell"],
     totals: Float[np.ndarray, "resample cell"],
     infinite: Bool[np.ndarray, "question cell"],
@@ -290,7 +311,7 @@ def _compute_interval(
     return low, high
 
 
-def _compute_noise_floors(rows: pd.DataFrame) -> dict[str, float]:
+def compute_noise_floors(rows: pd.DataFrame) -> dict[str, float]:
     """Divide mean loss_self by mean loss_unlearned per site, over the rows where both are known."""
     floors = {}
     for site, of_site in rows.groupby("site", sort=False):

@@ -133,6 +133,9 @@ def test_measures_by_hand():
     assert (estimate.ci_low, estimate.ci_high) == (1.0, 3.0)
     assert estimate.reason == "1 of 3 items have no value"
     assert math.isnan(estimate_mean([5.0]).ci_low)
+    estimate = estimate_mean([1.0, -math.inf, math.nan])
+    assert math.isnan(estimate.value)
+    assert estimate.reason == "1 of 3 items have no value; 1 of 3 items are infinite"
     # The bootstrap's spread is that of the mean.
     values = [float(n % 10) for n in range(400)]
     estimate = estimate_mean(values)
