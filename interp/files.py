@@ -111,16 +111,25 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a folder's lock, so that no other process changes what is read and written back.
 
     Raises:
-        ValueError: another process holds it for a minute.
+        ValueError: another process holds it for a minute, or the file system has no locks.
     """
+    lock = FileLock(folder / LOCK, timeout=LOCK_SECONDS)
     try:
-        with FileLock(folder / LOCK, timeout=LOCK_SECONDS):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise ValueError(
             f"{str(folder)!r} is locked by another process: wait until it has ended, or delete "
             f"{LOCK} in it if there is none"
         ) from error
+    except (OSError, NotImplementedError) as error:
+        raise ValueError(
+            f"{str(folder)!r} cannot be locked ({getattr(error, 'strerror', None) or error}): "
+            "choose a directory that can be written to, on a file system that has locks"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_digests(folder: Path) -> None:

@@ -74,10 +74,12 @@ class AnswerCache:
             with FileLock(f"{self.path}.lock"), self.path.open("a+b") as file:
                 _cut_broken_end(file.fileno(), str(self.path))
                 file.write(line)
-        except OSError as error:
+        # The second is raised where the file system has no locks.
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ValueError(
-                f"the cache {str(self.path)!r} cannot be written ({error.strerror or error}): give "
-                "the path of a file in a directory with room for it"
+                f"the cache {str(self.path)!r} cannot be written ({reason}): give the path of a "
+                "file in a directory with room for it"
             ) from error
         self._texts[key] = text
 

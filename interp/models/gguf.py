@@ -166,7 +166,7 @@ def _convert_once(name: str, *, final: Path, source: Callable[[Path], Path]) -> 
                 (scratch / "checkpoint").rename(final)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except (OSError, NotImplementedError, SafetensorError) as error:
         raise ValueError(
             f"the converted model {name!r} could not be written to {str(final.parent)!r} "
             f"({error}): set INTERP_CACHE to a directory with room for it"
