@@ -77,8 +77,8 @@ def evaluate(
         left out.
 
     Raises:
-        ValueError: an unknown metric, something that a metric needs is missing, or two models of
-            one name.
+        ValueError: an unknown metric, something that a metric needs is missing, queries of which a
+            metric cannot be measured, or two models of one name.
     """
     texts = {"forget": forget, "holdout": holdout, "records": records}
     given = {"vanilla": vanilla, "baseline": baseline, "taught": taught, "judge": judge}
@@ -109,6 +109,9 @@ def evaluate(
             raise ValueError(f"two models are called {model.name!r}: rename one")
         tables[model.name] = []
         evaluated = EvaluatedModel(model, queries, **others, **settings)
+        for name in metrics:
+            if check := registered[name].check:
+                check(evaluated)
         content = _hash(evaluated, folder)
         for name in dict.fromkeys(metrics):
             metric = registered[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -307,3 +308,69 @@ def test_a_blank_answer_is_refused_before_the_work_begins(models):
         interp.evaluate(
             models[0], [replace(QUERIES[0], id="odd", answer=" ")], ["alias"], progress=False
         )
+
+
+def only(concept, answer="w30"):
+    return [replace(item, answer=answer) for item in QUERIES if item.concept == concept]
+
+
+REFUSED_EARLY = {
+    "one candidate": (
+        ["alias", "accuracy"],
+        {"queries": [*only("fake"), *QUERIES[8:]]},
+        "the queries 'fake' in 'en' have one answer, 'w30'; probing needs at least two candidates",
+    ),
+    "one candidate when quantised": (
+        ["alias", "quantisation"],
+        {"queries": only("real")},
+        "the queries 'real' in 'en' have one answer",
+    ),
+    "one candidate that is held out": (
+        ["alias", "relearning"],
+        {"queries": [*QUERIES[:8], *only("real")], "forget": FORGET},
+        "the queries 'real' in 'en' have one answer",
+    ),
+    "a judge without a template": (
+        ["alias", "o_f"],
+        {"judge": tiny()},
+        "has no chat template: a judge must be a chat model, or an endpoint",
+    ),
+    "an endpoint without a cache": (
+        ["alias", "q_r"],
+        {"judge": Endpoint(url="http://localhost:1/v1", model="m")},
+        "a judge behind an endpoint needs a cache",
+    ),
+    "a language that is not registered": (
+        ["alias", "diversity"],
+        {"queries": [replace(QUERIES[0], language="xx-none")]},
+        "xx-none",
+    ),
+    "a question without a record": (
+        ["alias", "tofu"],
+        {"records": [QuestionAnswer(id="x", language="en", question="?", answer="!", concept="")]},
+        "fake-10 in 'en' has no record of read_tofu",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED_EARLY)
+def test_what_cannot_be_measured_is_refused_before_anything_is_generated(models, kind, monkeypatch):
+    def generate(*args, **settings):
+        raise AssertionError("answers are generated")
+
+    monkeypatch.setattr("interp.behaviour.evaluated_model.generate", generate)
+    names, given, says = REFUSED_EARLY[kind]
+    settings = {"queries": QUERIES, "vanilla": models[1], "progress": False} | given
+    queries = settings.pop("queries")
+    with pytest.raises(ValueError, match=says):
+        interp.evaluate(models[0], queries, names, **settings)
+
+
+def test_a_missing_package_is_missed_before_anything_is_generated(models, monkeypatch):
+    def refuse(*args, **settings):
+        raise AssertionError("answers are generated")
+
+    monkeypatch.setattr("interp.behaviour.evaluated_model.generate", refuse)
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.chrf", None)
+    with pytest.raises(ImportError, match="BLEU and chrF need the package sacrebleu"):
+        interp.evaluate(models[0], QUERIES, ["alias", "overlap"], vanilla=models[1], progress=False)

@@ -83,6 +83,10 @@ _ANY_ENDING = {"bn", "eu", "fi", "hu", "ko", "ta", "te", "tr"}
 _LONGEST_ENDING = 4
 _SHORTEST_STEM = 3
 
+_MOST_JOINED = 6
+"""Words of a name that may be written together. With more, a hostile answer to a hostile name (many
+times the same letter) could be cut into them in more ways than can be tried."""
+
 _ARTICLE = "ال"
 _PREFIXES = {
     "ar": rf"[وف]?(?:[بک]?{_ARTICLE}|لل|[بکل])?",
@@ -229,7 +233,8 @@ def _compile_name(name: str, language: str) -> re.Pattern[str]:
     if re.search(f"[{UNSPACED}]", whole):
         end += f"(?![{_KATAKANA}])" if re.search(f"[{_KATAKANA}]$", whole) else ""
         return re.compile(" ?".join(map(re.escape, words)) + end)
-    forms = " ?".join(_compile_word(word, language) for word in words)
+    space = " ?" if len(words) <= _MOST_JOINED else " "
+    forms = space.join(_compile_word(word, language) for word in words)
     return re.compile(rf"(?<!\S){forms}(?!\S){end}")
 
 

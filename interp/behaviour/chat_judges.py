@@ -7,7 +7,8 @@
 `by` is an endpoint or a chat model that is loaded here. The prompts are this project's own, one
 user message per answer. The reply must hold one verdict in the form that is asked for; any other
 reply is no verdict, and is kept: a greedy model would repeat it. What was not replied to (a
-timeout, a busy or broken server) is asked again the next time.
+timeout, a busy or broken server) is asked again the next time. Texts that are quoted cannot end
+their quotation nor open a turn of the chat (`chat_prompts`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pandas as pd
 
 from interp.behaviour.answers import Answer, generate
+from interp.behaviour.chat_prompts import (
+    break_marks,
+    holds_special_tokens,
+    list_marks,
+    write_prompt,
+)
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.judges import (
     Verdict,
@@ -29,11 +36,12 @@ from interp.behaviour.judges import (
     make_verdict,
     select_text,
 )
-from interp.behaviour.registry import BY, metric
+from interp.behaviour.registry import BY, check_languages, metric
 from interp.data.endpoints import Completion, Endpoint, complete
 from interp.data.query import Query
+from interp.data.trajectories import encode_prompt
 from interp.languages import get_language
-from interp.models.language_model import LanguageModel
+from interp.models.language_model import LanguageModel, check_language_model
 from interp.statistics import estimate_groups
 
 NUM_TOKENS = 32
@@ -114,24 +122,47 @@ class _ChatJudge:
         """Kind of judge and its model."""
         return f"{self.kind} by {self.by.model if isinstance(self.by, Endpoint) else self.by.name}"
 
+    def check(self) -> None:
+        """Refuse what cannot judge, before there is anything to judge.
+
+        Raises:
+            TypeError: `by` is neither an endpoint nor a model.
+            ValueError: an endpoint without a cache, or a model without a chat template that works.
+        """
+        if not isinstance(self.by, Endpoint):
+            check_language_model(self.by, "a judge", also="an Endpoint or ")
+            list_marks(self.by)
+        elif self.cache is None:
+            raise ValueError("a judge behind an endpoint needs a cache: give a file's path")
+
     def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
         """Judge answers; each verdict's reason is what the model wrote, or why it wrote nothing.
 
         Raises:
+            TypeError: `by` is neither an endpoint nor a model.
             ValueError: a query without an answer, an endpoint without a cache, a model without a
                 chat template, or what `complete` and `generate` refuse.
             ConnectionError: the endpoint cannot be reached.
         """
+        self.check()
         seen = [select_text(answer, whole_text=self.whole_text) for answer in answers]
-        prompts = [
-            self.prompt.format(
-                question=answer.query.prompt,
-                answer=" / ".join(dict.fromkeys((str(answer.query.answer), *answer.query.aliases))),
-                reply=text,
-                language=get_language(answer.query.language).name,
-            )
-            for answer, text in zip(answers, seen, strict=True)
+        marks = [] if isinstance(self.by, Endpoint) else list_marks(self.by)
+        quoted = [
+            _quote(answer.query, text, marks) for answer, text in zip(answers, seen, strict=True)
         ]
+        languages = [get_language(answer.query.language).name for answer in answers]
+        prompts = [
+            self.prompt.format(**texts, language=language)
+            for texts, language in zip(quoted, languages, strict=True)
+        ]
+        if isinstance(self.by, Endpoint):
+            replies = complete(prompts, self.by, cache=self.cache or "", progress=self.progress)
+        else:
+            asked = [
+                replace(answer.query, prompt=prompt)
+                for answer, prompt in zip(answers, prompts, strict=True)
+            ]
+            replies = self._generate(asked, [tuple(texts.values()) for texts in quoted], self.by)
         return [
             make_verdict(
                 answer,
@@ -140,7 +171,7 @@ class _ChatJudge:
                 reason=str(reply.reason if reply.text is None else reply.text),
                 text=text,
             )
-            for answer, text, reply in zip(answers, seen, self._ask(prompts), strict=True)
+            for answer, text, reply in zip(answers, seen, replies, strict=True)
         ]
 
     def parse_verdict(self, reply: str) -> float | None:
@@ -151,19 +182,32 @@ class _ChatJudge:
         form = re.fullmatch(rf"{self.marker}\s*(\w+)\.?", lines[0], re.IGNORECASE)
         return self.values.get(form[1].lower()) if form else None
 
-    def _ask(self, prompts: Sequence[str]) -> list[Completion]:
-        if isinstance(self.by, Endpoint):
-            if self.cache is None:
-                raise ValueError("a judge behind an endpoint needs a cache: give a file's path")
-            return complete(prompts, self.by, cache=self.cache, progress=self.progress)
-        queries = [
-            Query(id=str(number), language="en", prompt=_apply_chat_template(self.by, prompt))
-            for number, prompt in enumerate(prompts)
-        ]
+    def _generate(
+        self, asked: Sequence[Query], quoted: Sequence[Sequence[str]], model: LanguageModel
+    ) -> list[Completion]:
+        """Return the replies of a model that is loaded here; one that cannot be asked has none."""
+        completions: dict[int, Completion] = {}
+        queries: dict[int, Query] = {}
+        for number, (query, texts) in enumerate(zip(asked, quoted, strict=True)):
+            try:
+                if any(holds_special_tokens(model, text) for text in texts):
+                    raise ValueError(f"the tokenizer of {model.name} reads special tokens in it")
+                query = replace(query, prompt=write_prompt(model, query.prompt))
+                encode_prompt(model, query, NUM_TOKENS)
+            except ValueError as error:
+                completions[number] = Completion(reason=f"cannot be judged: {error}")
+            else:
+                queries[number] = query
         replies = generate(
-            self.by, queries, num_tokens=NUM_TOKENS, cache=self.cache, progress=self.progress
+            model,
+            list(queries.values()),
+            num_tokens=NUM_TOKENS,
+            cache=self.cache,
+            progress=self.progress,
         )
-        return [Completion(text=answer.text) for answer in replies]
+        for number, reply in zip(queries, replies, strict=True):
+            completions[number] = Completion(text=reply.text)
+        return [completions[number] for number in range(len(asked))]
 
 
 class OccurrenceJudge(_ChatJudge):
@@ -184,7 +228,13 @@ class QualityJudge(_ChatJudge):
     values: ClassVar = {str(score): float(score) for score in range(1, 11)}
 
 
-@metric("o_f", needs=("answer", "judge"), is_kept=False)
+def check_judge(evaluated: EvaluatedModel) -> None:
+    """Refuse a judge that cannot judge, or not in the queries' languages."""
+    check_languages(evaluated)
+    OccurrenceJudge(**_settings(evaluated, "occurrence")).check()
+
+
+@metric("o_f", needs=("answer", "judge"), is_kept=False, check=check_judge)
 def tabulate_occurrence(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Count in how many of 100 answers a chat model finds the expected one (O_F of false facts)."""
     table = evaluated.judge_answers(OccurrenceJudge(**_settings(evaluated, "occurrence")))
@@ -193,7 +243,7 @@ def tabulate_occurrence(evaluated: EvaluatedModel) -> pd.DataFrame:
     )
 
 
-@metric("q_r", needs=("answer", "judge"), is_kept=False)
+@metric("q_r", needs=("answer", "judge"), is_kept=False, check=check_judge)
 def tabulate_quality(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Average a chat model's scores of the answers, 1 to 10 (Q_R of true facts)."""
     table = evaluated.judge_answers(QualityJudge(**_settings(evaluated, "quality")))
@@ -202,23 +252,14 @@ def tabulate_quality(evaluated: EvaluatedModel) -> pd.DataFrame:
     )
 
 
+def _quote(query: Query, reply: str, marks: Sequence[str]) -> dict[str, str]:
+    """Return what a prompt quotes, by its place there."""
+    expected = " / ".join(dict.fromkeys((str(query.answer), *query.aliases)))
+    texts = {"question": query.prompt, "answer": expected, "reply": reply}
+    return {place: break_marks(text, marks) for place, text in texts.items()}
+
+
 def _settings(evaluated: EvaluatedModel, kind: str) -> dict[str, Any]:
     """Return a chat judge's arguments."""
     cache = None if evaluated.folder is None else evaluated.folder / f"{kind}.jsonl"
     return {"by": evaluated.judge, "cache": cache, "progress": evaluated.progress}
-
-
-def _apply_chat_template(model: LanguageModel, message: str) -> str:
-    """Return a user's message in the model's chat template, up to where the reply begins.
-
-    Without the token that begins every text, if the tokenizer adds that by itself.
-    """
-    tokenizer = model.tokenizer
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"{model.name} has no chat template: a judge must be a chat model, or an endpoint"
-        )
-    chat = [{"role": "user", "content": message}]
-    written = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-    begins = model.encode("")[:1] == (tokenizer.bos_token_id,)
-    return written.removeprefix(str(tokenizer.bos_token)) if begins else written

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from interp.behaviour.answers import Answer
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.overlap import choose_tokenizer, make_bleu
-from interp.behaviour.registry import metric
+from interp.behaviour.registry import check_languages, metric
 from interp.languages import get_language
 from interp.statistics import Estimate, estimate_mean, make_undefined
 
@@ -83,7 +83,13 @@ def measure_diversity(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-@metric("diversity")
+def check_diversity(evaluated: EvaluatedModel) -> None:
+    """Refuse to go on without sacrebleu, or with languages that are not registered."""
+    check_languages(evaluated)
+    make_bleu("en")
+
+
+@metric("diversity", check=check_diversity)
 def tabulate_diversity(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Compute distinct-1, -2, -3 and self-BLEU of the answers."""
     return evaluated.measure_by_concept(

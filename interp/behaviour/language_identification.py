@@ -29,7 +29,6 @@ told, of lists of five 3 % are mistaken (py3langid 0.4.0).
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from copy import copy
@@ -37,6 +36,7 @@ from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from interp.data.normalization import normalize_unicode
 from interp.data.writing_systems import LETTERS, find_script
 from interp.languages import LANGUAGES, get_language
 
@@ -47,7 +47,7 @@ LEAST_LETTERS = 12
 LEAST_MARGIN = 0.3
 LEAST_PIECE = 24
 
-_SENTENCE_END = re.compile(r"[!?。।؟۔։\n]+|\.+(?=\s|$)")
+_SENTENCE_END = re.compile(r"[!?。।؟۔։\n]+|(?<!\.)\.++(?=\s|$)")
 
 # ISO 15924 codes by the first word of Unicode's names of letters; Han characters are shared.
 _SCRIPTS = {name: code for code, names in LETTERS.items() for name in names}
@@ -129,29 +129,35 @@ def _split_sentences(text: str) -> dict[str, list[str]]:
     Characters that are no letters go with the letters before.
     """
     by_script: dict[str, dict[str, None]] = {}
-    for sentence in _SENTENCE_END.split(unicodedata.normalize("NFKC", text)):
+    for sentence in _SENTENCE_END.split(normalize_unicode("NFKC", text)):
         scripts = [_find_script(char) for char in sentence]
-        parts: dict[str, str] = {}
+        parts: dict[str, list[str]] = {}
         at = ""
         for char, script in zip(sentence, scripts, strict=True):
             # Kana make all characters of a sentence Japanese.
             at = ("Jpan" if script == "Hani" and "Jpan" in scripts else script) or at
-            parts[at] = parts.get(at, "") + char
+            parts.setdefault(at, []).append(char)
         for script, part in parts.items():
             if script:
-                by_script.setdefault(script, {})[part.strip()] = None
+                by_script.setdefault(script, {})["".join(part).strip()] = None
     return {script: list(parts) for script, parts in by_script.items()}
 
 
 def _join_pieces(sentences: Sequence[str]) -> list[str]:
     """Join sentences with those that follow, until they have `LEAST_PIECE` letters."""
     pieces: list[str] = []
-    rest = ""
+    parts: list[str] = []
+    words: set[str] = set()
+    count = 0
     for sentence in sentences:
-        rest = f"{rest} {sentence}".strip()
-        if _count_letters(rest) >= LEAST_PIECE:
-            pieces.append(rest)
-            rest = ""
+        parts.append(sentence)
+        new = _split_words(sentence) - words
+        words |= new
+        count += sum(map(_count_letters_of_word, new))
+        if count >= LEAST_PIECE:
+            pieces.append(" ".join(parts).strip())
+            parts, words, count = [], set(), 0
+    rest = " ".join(parts).strip()
     if not rest:
         return pieces
     return [*pieces[:-1], f"{pieces[-1]} {rest}"] if pieces else [rest]
@@ -191,9 +197,17 @@ def _is_encodable(char: str, codec: str) -> bool:
 
 def _count_letters(text: str) -> int:
     """Count the letters of different words; characters of Chinese and Japanese count as two."""
+    return sum(map(_count_letters_of_word, _split_words(text)))
+
+
+def _split_words(text: str) -> set[str]:
+    """Return the different words of a text, and what stands between them."""
     runs = groupby(text.casefold(), key=lambda char: find_script(char) != "")
-    letters = [_find_script(char) for word in {"".join(run) for _, run in runs} for char in word]
-    return sum(2 if script in _HAN["Jpan"] else 1 for script in letters if script)
+    return {"".join(run) for _, run in runs}
+
+
+def _count_letters_of_word(word: str) -> int:
+    return sum(2 if script in _HAN["Jpan"] else 1 for script in map(_find_script, word) if script)
 
 
 @cache

@@ -19,7 +19,7 @@ from interp.behaviour.language_identification import (
     identify_languages,
     list_identifiable,
 )
-from interp.behaviour.registry import metric
+from interp.behaviour.registry import check_languages, metric
 from interp.languages import get_language
 from interp.statistics import Estimate, estimate_share, make_undefined
 
@@ -114,7 +114,19 @@ def measure_consistency(
     return pd.DataFrame(rows, columns=list(CONSISTENCY_COLUMNS))
 
 
-@metric("consistency")
+def check_identification(evaluated: EvaluatedModel) -> None:
+    """Refuse to go on without py3langid, or with languages that are not registered."""
+    check_languages(evaluated)
+    list_identifiable()
+
+
+def check_taught(evaluated: EvaluatedModel) -> None:
+    """Refuse what `check_identification` does, and a taught language that is not registered."""
+    check_identification(evaluated)
+    get_language(evaluated.taught or "")
+
+
+@metric("consistency", check=check_identification)
 def tabulate_consistency(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Measure the share of answers in the question's language."""
     return evaluated.measure_by_concept(
@@ -124,7 +136,7 @@ def tabulate_consistency(evaluated: EvaluatedModel) -> pd.DataFrame:
     ).assign(metric="consistency")
 
 
-@metric("answer_language", needs=("taught",))
+@metric("answer_language", needs=("taught",), check=check_taught)
 def tabulate_answer_languages(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Measure the share of answers in English, the question's, the taught or another language."""
     taught = evaluated.taught

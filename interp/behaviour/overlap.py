@@ -22,7 +22,7 @@ import pandas as pd
 
 from interp.behaviour.answers import Answer
 from interp.behaviour.evaluated_model import EvaluatedModel
-from interp.behaviour.registry import BY, metric
+from interp.behaviour.registry import BY, check_languages, metric
 from interp.languages import get_language
 from interp.statistics import Estimate, bootstrap, estimate_groups, make_undefined
 
@@ -156,7 +156,13 @@ def compute_chrf(before: Sequence[str], after: Sequence[str]) -> Estimate:
     return _estimate_corpus(_make_chrf(), before, after, [])
 
 
-@metric("overlap", needs=("vanilla",))
+def check_overlap(evaluated: EvaluatedModel) -> None:
+    """Refuse to go on without sacrebleu, or with languages that are not registered."""
+    check_languages(evaluated)
+    _make_chrf()
+
+
+@metric("overlap", needs=("vanilla",), check=check_overlap)
 def tabulate_overlap(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Compute BLEU and chrF of the answers against those of the vanilla model."""
 

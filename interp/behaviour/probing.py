@@ -151,7 +151,12 @@ def compute_accuracy(
     return pd.DataFrame(rows)
 
 
-@metric("accuracy", needs=("answer",))
+def check_candidates(evaluated: EvaluatedModel) -> None:
+    """Refuse queries that would have a single candidate."""
+    collect_candidates(evaluated.queries)
+
+
+@metric("accuracy", needs=("answer",), check=check_candidates)
 def tabulate_accuracy(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Measure the share of questions whose answer ranks first among all candidates."""
 

@@ -34,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.knowledge import Measured, measure_knowledge
-from interp.behaviour.probing import name_conditions
+from interp.behaviour.probing import collect_candidates, name_conditions
 from interp.behaviour.registry import metric
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
@@ -195,7 +195,13 @@ def compare_levels(
     return pd.DataFrame(rows)
 
 
-@metric("quantisation", needs=("answer",))
+def check_quantisation(evaluated: EvaluatedModel) -> None:
+    """Refuse queries that cannot be probed, and packed weights."""
+    collect_candidates(evaluated.queries)
+    _check_unpacked(evaluated.model)
+
+
+@metric("quantisation", needs=("answer",), check=check_quantisation)
 def tabulate_quantisation(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Measure accuracy with weights rounded to 8 and to 4 bits."""
     models = {evaluated.model.name: evaluated.model}

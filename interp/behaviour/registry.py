@@ -20,6 +20,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.languages import get_language
 
 METRIC_COLUMNS = (
     "language",
@@ -38,6 +39,8 @@ BY = ("language", "concept")
 """Columns that tell the groups of queries apart."""
 
 Measurement = Callable[[EvaluatedModel], pd.DataFrame]
+
+Check = Callable[[EvaluatedModel], object]
 
 NEEDS: Mapping[str, str] = MappingProxyType(
     {
@@ -64,19 +67,22 @@ class Metric:
         needs: names out of `NEEDS`.
         is_kept: whether its table is kept in a file. Judges are asked anew: their verdicts are
             listed, and what failed before may be had now.
+        check: raises ValueError of what cannot be measured. It takes no time: of all metrics it is
+            called before any is measured.
     """
 
     measure: Measurement
     about: str
     needs: tuple[str, ...] = ()
     is_kept: bool = True
+    check: Check | None = None
 
 
 _METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    name: str, *, needs: tuple[str, ...] = (), is_kept: bool = True
+    name: str, *, needs: tuple[str, ...] = (), is_kept: bool = True, check: Check | None = None
 ) -> Callable[[Measurement], Measurement]:
     """Register a function from an `EvaluatedModel` to a table as a metric.
 
@@ -84,6 +90,7 @@ def metric(
         name: what `interp.evaluate` calls it.
         needs: names out of `NEEDS`.
         is_kept: whether its table is kept in a file.
+        check: raises ValueError of what cannot be measured, before anything is.
 
     Raises:
         ValueError: a duplicate name, or an unknown need.
@@ -97,10 +104,18 @@ def metric(
             raise ValueError(f"duplicate metric {name!r}")
         summary = (inspect.getdoc(measure) or "").partition("\n\n")[0].replace("\n", " ")
         about = summary.partition(". ")[0].removesuffix(".")
-        _METRICS[name] = Metric(measure=measure, about=about, needs=needs, is_kept=is_kept)
+        _METRICS[name] = Metric(
+            measure=measure, about=about, needs=needs, is_kept=is_kept, check=check
+        )
         return measure
 
     return register
+
+
+def check_languages(evaluated: EvaluatedModel) -> None:
+    """Refuse queries in languages that are not registered; a check of metrics that ask for them."""
+    for code in dict.fromkeys(query.language for query in evaluated.queries):
+        get_language(code)
 
 
 def load_metrics() -> Mapping[str, Metric]:

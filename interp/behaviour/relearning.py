@@ -20,7 +20,7 @@ import pandas as pd
 
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.knowledge import Measured, measure_knowledge
-from interp.behaviour.probing import name_conditions
+from interp.behaviour.probing import collect_candidates, name_conditions
 from interp.behaviour.registry import BY, metric
 from interp.data.corpus import Text
 from interp.data.counterfactuals import sort_by_hash
@@ -152,7 +152,14 @@ def count_steps_to_recover(
     return pd.DataFrame(rows)
 
 
-@metric("relearning", needs=("answer", "vanilla", "forget"))
+def check_parts(evaluated: EvaluatedModel) -> None:
+    """Refuse queries that cannot be probed, be it those about what is learned or the others."""
+    for queries in _split_queries(choose_texts(evaluated.forget), evaluated.queries).values():
+        assert not callable(queries)
+        collect_candidates(queries)
+
+
+@metric("relearning", needs=("answer", "vanilla", "forget"), check=check_parts)
 def tabulate_relearning(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Measure accuracy on facts that are not in a short fine-tune on half of the forgotten ones.
 

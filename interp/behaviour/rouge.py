@@ -13,6 +13,7 @@ import pandas as pd
 
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.registry import BY, metric
+from interp.data.normalization import normalize_unicode
 from interp.statistics import estimate_groups, estimate_mean
 
 _WITHOUT_SPACES = (
@@ -59,7 +60,7 @@ def make_rouge_scorer() -> Callable[[str, str, str], float]:
     return recall
 
 
-@metric("rouge_l", needs=("answer",))
+@metric("rouge_l", needs=("answer",), check=lambda _: make_rouge_scorer())
 def tabulate_rouge(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Average the ROUGE-L recall of the right answers."""
     recall = make_rouge_scorer()
@@ -73,7 +74,7 @@ def tabulate_rouge(evaluated: EvaluatedModel) -> pd.DataFrame:
 
 def _fold(text: str) -> str:
     """Return a text in which capitals and small letters are one: İ, I and ı, ß and SS, ς and σ."""
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    text = normalize_unicode("NFKC", normalize_unicode("NFKC", text).casefold())
     return text.replace("i\u0307", "i").replace("ı", "i")
 
 

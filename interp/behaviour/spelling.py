@@ -11,6 +11,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from interp.data.normalization import normalize_unicode
+
 _SAME_LETTERS = str.maketrans(
     {"ى": "ي", "ی": "ي", "ې": "ي", "ك": "ک", "ۃ": "ه", "ة": "ه", "ہ": "ه", "ھ": "ه", "ە": "ه"}
     | {"ٱ": "ا", "ـ": "", "ı": "i", "ł": "l", "đ": "d", "ø": "o", "æ": "ae", "œ": "oe"}
@@ -57,9 +59,9 @@ def normalise_text(text: str, language: str = "", *, joined: bool = False) -> st
         joined: leave apostrophes and hyphens within words out, instead of taking them for spaces.
     """
     text = _NUMBER.sub(lambda match: _join_number(match[0], language), text)
-    text = unicodedata.normalize("NFKC", _MINUS.sub(_NEGATIVE, text).replace("♯", "#")).casefold()
-    text = _MARKS.sub("", unicodedata.normalize("NFD", text).translate(_SAME_LETTERS))
-    text = unicodedata.normalize("NFC", text).replace("եւ", "եվ")
+    text = normalize_unicode("NFKC", _MINUS.sub(_NEGATIVE, text).replace("♯", "#")).casefold()
+    text = _MARKS.sub("", normalize_unicode("NFD", text).translate(_SAME_LETTERS))
+    text = normalize_unicode("NFC", text).replace("եւ", "եվ")
     text = _INITIALS.sub(lambda match: match[0].replace(".", "") + " ", text)
     text = _TRAILING.sub(_name_signs, text)
     if joined:
@@ -75,7 +77,7 @@ def normalise_text(text: str, language: str = "", *, joined: bool = False) -> st
 
 def normalise_signs(text: str) -> str:
     """Return a text without spaces and variation selectors, for names without letters (€, 🙂)."""
-    text = unicodedata.normalize("NFKC", text)
+    text = normalize_unicode("NFKC", text)
     return "".join(char for char in text if not char.isspace() and char not in "\ufe0e\ufe0f")
 
 
@@ -97,7 +99,7 @@ def has_sign(text: str, name: str) -> bool:
     if not is_sign(name):
         raise ValueError(f"{name!r} has nothing to look for")
     border = r"(?<!\w){}(?!\w)" if unicodedata.category(sign[0])[0] == "P" else "{}(?!\u200d)"
-    spaced = unicodedata.normalize("NFKC", text)
+    spaced = normalize_unicode("NFKC", text)
     spaced = "".join(char for char in spaced if char not in "\ufe0e\ufe0f")
     return re.search(border.format(r"\s*".join(map(re.escape, sign))), spaced) is not None
 

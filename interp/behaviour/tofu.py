@@ -23,9 +23,8 @@ after them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -36,23 +35,20 @@ from interp.behaviour.answers import Answer
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.registry import metric
 from interp.behaviour.rouge import make_rouge_scorer
+from interp.behaviour.tofu_sets import (
+    KINDS,
+    Kind,
+    check_forget_set,
+    check_records,
+    check_utility,
+    find_records,
+)
 from interp.behaviour.token_scores import score_labels
 from interp.data.datasets.records import QuestionAnswer
 from interp.data.templates import add_separator
 from interp.models.language_model import LanguageModel
 from interp.statistics import Estimate, bootstrap, estimate_groups, estimate_mean, make_undefined
 from interp.unlearning.examples import Example
-
-Kind = Literal["forget", "retain", "choices"]
-KINDS: Mapping[str, Kind] = MappingProxyType(
-    {
-        "forget": "forget",
-        "retain": "retain",
-        "real_authors": "choices",
-        "world_facts": "choices",
-    }
-)
-"""Kind of each of TOFU's sets, by what the names of its files begin with."""
 
 Variant = Literal["paper", "tofu-code"]
 
@@ -242,7 +238,7 @@ def compute_forget_quality(unlearned: pd.DataFrame, retrained: pd.DataFrame) -> 
     return estimate_groups(whole, ("language",), {"forget_quality": quality})
 
 
-@metric("tofu", needs=("answer", "records"))
+@metric("tofu", needs=("answer", "records"), check=check_records)
 def tabulate_sets(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Average probability, ROUGE-L recall and truth score of each of TOFU's sets.
 
@@ -254,7 +250,7 @@ def tabulate_sets(evaluated: EvaluatedModel) -> pd.DataFrame:
     return table.assign(metric="tofu_" + table["metric"])
 
 
-@metric("model_utility", needs=("answer", "records"))
+@metric("model_utility", needs=("answer", "records"), check=check_utility)
 def tabulate_model_utility(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Compute the harmonic mean of TOFU's scores on what should be retained.
 
@@ -263,31 +259,22 @@ def tabulate_model_utility(evaluated: EvaluatedModel) -> pd.DataFrame:
     tables = evaluated.compute_once(_score_sets)
     empty = pd.DataFrame(columns=list(COLUMNS))
     parts = [tables.get(name, empty) for name in KINDS if name != "forget"]
-    if all(part.empty for part in parts):
-        raise ValueError("the metric model_utility needs questions that are not of the forget set")
     return compute_model_utility(*parts).assign(concept="")
 
 
-@metric("forget_quality", needs=("answer", "records", "baseline"))
+@metric("forget_quality", needs=("answer", "records", "baseline"), check=check_forget_set)
 def tabulate_forget_quality(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Test whether truth ratios on TOFU's forget set are those of a model that never saw it."""
     assert evaluated.baseline is not None
     both = [each.compute_once(_score_sets) for each in (evaluated, evaluated.baseline)]
-    if "forget" not in both[0]:
-        raise ValueError("the metric forget_quality needs questions of the forget set")
     return compute_forget_quality(*(tables["forget"] for tables in both)).assign(concept="forget")
 
 
 def _score_sets(evaluated: EvaluatedModel) -> dict[str, pd.DataFrame]:
     """Score the questions of each of TOFU's sets, in order of first appearance."""
-    records = {(record.id, record.language): record for record in evaluated.records}
     groups: dict[str, list[tuple[QuestionAnswer, Answer]]] = {}
-    for answer in evaluated.answers:
-        query = answer.query
-        if (query.id, query.language) not in records:
-            raise ValueError(f"{query.id} in {query.language!r} has no record of read_tofu")
-        pair = (records[query.id, query.language], answer)
-        groups.setdefault(find_set(query.id), []).append(pair)
+    for (name, record), answer in zip(find_records(evaluated), evaluated.answers, strict=True):
+        groups.setdefault(name, []).append((record, answer))
     return {
         name: score_questions(
             evaluated.model,
@@ -298,22 +285,6 @@ def _score_sets(evaluated: EvaluatedModel) -> dict[str, pd.DataFrame]:
         )
         for name, pairs in groups.items()
     }
-
-
-def find_set(record_id: str) -> str:
-    """Return which of TOFU's sets a record of `read_tofu` is of, told from its file's name.
-
-    Raises:
-        ValueError: a file that is not named like one of TOFU's.
-    """
-    file = record_id.partition(":")[0].removeprefix("tofu-")
-    name = next((name for name in KINDS if file.startswith(name)), None)
-    if name is None:
-        raise ValueError(
-            f"{record_id!r} is of no set of TOFU; valid beginnings of file names: "
-            f"{', '.join(KINDS)}"
-        )
-    return name
 
 
 def compute_choice_probability(logprobs: Sequence[float]) -> float:

@@ -1,28 +1,19 @@
-"""One prompt to an OpenAI-compatible address: the request, its repetitions and their pace.
-
-Plain HTTP from the standard library, so that it needs nothing. Redirects are not followed: they
-would carry the API key to another server.
-"""
+"""One prompt to an OpenAI-compatible address: the request, its repetitions and their pace."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
-import re
 import threading
 import time
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.error import HTTPError, URLError
 
-LONGEST_REPLY = 16 * 2**20
-"""Bytes; what comes after them is not read, and the reply is no JSON then."""
+from interp.data.http_client import LONGEST_REPLY, ExchangeError, HttpClient, HttpReply
 
 LEAST_SECRET = 8
 """Characters; a shorter API key is a placeholder for a server that asks for any, and no secret."""
@@ -33,7 +24,10 @@ FIRST_WAIT = 1.0
 LONGEST_WAIT = 60.0
 """Seconds; the cap of every wait, also of one that the server asks for."""
 
-_THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+_LONGEST_MESSAGE = 10_000
+"""Characters of a server's message that are looked at."""
+
+_THOUGHT = ("<think>", "</think>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +94,25 @@ class Connection:
             url: the full address.
             settings: what the body says beside the prompt: model, temperature, max_tokens.
             api_key: sent as a bearer token, and blotted out wherever a server repeats it.
-            timeout: seconds.
+            timeout: seconds that a request may take in all.
             num_retries: how often a request is repeated.
             requests_per_minute: no limit if None.
+
+        Raises:
+            ValueError: the environment names a proxy that cannot be used.
         """
         self.url = url
         self.stop = threading.Event()
         self._settings = dict(settings)
         self._api_key = api_key
-        self._timeout = timeout
         self._num_retries = num_retries
         self._pace = Pace(requests_per_minute, self.stop)
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._client = HttpClient(url, timeout=timeout)
+
+    def close(self) -> None:
+        """End all requests and waits at once; further prompts are not sent."""
+        self.stop.set()
+        self._client.close()
 
     def ask(self, prompt: str) -> Reply:
         """Send a prompt, repeat it as often as needed and allowed, and return the reply."""
@@ -121,7 +122,7 @@ class Connection:
                 return reply
             self._pace.take_turn()
             reply = self._request(prompt)
-            if not reply.passing:
+            if not reply.passing or self.stop.is_set():
                 return reply
             if attempt == self._num_retries:
                 break
@@ -138,43 +139,31 @@ class Connection:
         headers = {"Content-Type": "application/json", "User-Agent": "interp"}
         if self._api_key is not None:
             headers["Authorization"] = f"Bearer {self._api_key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode("ascii"), headers)
         try:
-            with self._opener.open(request, timeout=self._timeout) as response:
-                raw = response.read(LONGEST_REPLY)
-                # Of a reply that broke off this raises the error.
-                return self._read(raw if len(raw) == LONGEST_REPLY else raw + response.read())
-        except HTTPError as error:
-            with error:
-                return self._read_error(error)
-        except URLError as error:
-            reason = self._clean(str(error.reason))
-            return Reply(reason=f"no connection ({reason})", unreachable=True, passing=True)
-        except TimeoutError:
-            reason = f"no answer within {self._timeout:g} seconds"
-            return Reply(reason=reason, passing=True)
-        except (OSError, http.client.HTTPException) as error:
-            reason = self._clean(str(error) or type(error).__name__)
-            return Reply(reason=f"the connection broke off ({reason})", passing=True)
+            return self._client.post(json.dumps(body).encode("ascii"), headers, self._read)
+        except ExchangeError as error:
+            reason = self._clean(str(error))
+            return Reply(reason=reason, unreachable=error.unreachable, passing=True)
 
-    def _read_error(self, error: HTTPError) -> Reply:
-        try:
-            message = self._read_message(error.read(LONGEST_REPLY))
-        except (OSError, http.client.HTTPException):
-            message = ""
+    def _read(self, reply: HttpReply) -> Reply:
+        if 200 <= reply.status < 300:
+            return self._read_answer(reply)
+        message = self._read_message(reply.body)
         return Reply(
-            reason=f"the endpoint answers {error.code}" + (f" ({message})" if message else ""),
-            status=error.code,
-            passing=error.code == 429 or error.code >= 500,
-            wait=_parse_retry_after(error.headers) if error.code in (429, 503) else None,
+            reason=f"the endpoint answers {reply.status}" + (f" ({message})" if message else ""),
+            status=reply.status,
+            passing=reply.status == 429 or reply.status >= 500,
+            wait=_parse_retry_after(reply.headers) if reply.status in (429, 503) else None,
         )
 
-    def _read(self, raw: bytes) -> Reply:
+    def _read_answer(self, reply: HttpReply) -> Reply:
         def failed(reason: str) -> Reply:
-            return Reply(reason=reason, status=200)
+            return Reply(reason=reason, status=reply.status)
 
+        if not reply.is_whole:
+            return failed(f"the endpoint's answer is longer than {LONGEST_REPLY // 2**20} MiB")
         try:
-            body = json.loads(raw)
+            body = json.loads(reply.body)
         except (ValueError, RecursionError):
             return failed("the endpoint's answer is not valid JSON")
         try:
@@ -182,7 +171,7 @@ class Connection:
             text = choice["message"]["content"]
             end = choice.get("finish_reason")
         except (LookupError, TypeError, AttributeError):
-            message = self._read_message(raw)
+            message = self._read_message(reply.body)
             return failed(
                 "the endpoint's answer holds no choice" + (f" ({message})" if message else "")
             )
@@ -193,7 +182,9 @@ class Connection:
             return failed("the endpoint withheld the answer (content_filter)")
         if text is not None and not isinstance(text, str):
             return failed(f"the endpoint's answer is not text but {type(text).__name__}")
-        text = _THOUGHT.sub("", text or "", count=1).strip()
+        text = remove_thoughts(text or "")
+        if text is None:
+            return failed("the answer is a thought that does not end (<think> without </think>)")
         if not text:
             return failed("the answer is empty")
         try:
@@ -203,7 +194,7 @@ class Connection:
         # An answer is kept on disk.
         if len(self._api_key or "") >= LEAST_SECRET and str(self._api_key) in text:
             return failed("the answer repeats the API key")
-        return Reply(text=text, status=200)
+        return Reply(text=text, status=reply.status)
 
     def _read_message(self, raw: bytes) -> str:
         """Return the server's message about an error, from JSON in one of the usual shapes."""
@@ -219,14 +210,33 @@ class Connection:
     def _clean(self, message: str) -> str:
         if self._api_key is not None:
             message = message.replace(self._api_key, "[API key]")
+        message = message[:_LONGEST_MESSAGE]
         message = " ".join("".join(char if char.isprintable() else " " for char in message).split())
         return message if len(message) <= 200 else message[:200] + "…"
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_args: Any, **_keywords: Any) -> None:
-        """No request: the redirect is an error like others."""
-        return
+def remove_thoughts(text: str) -> str | None:
+    """Remove what a model thought before its answer, in `<think>` blocks at the very beginning.
+
+    A block further on is part of the answer.
+
+    Returns:
+        The answer without spaces around it; None if a thought does not end, so that there is none.
+    """
+    opening, closing = _THOUGHT
+    start = _skip_spaces(text, 0)
+    while text.startswith(opening, start):
+        end = text.find(closing, start + len(opening))
+        if end < 0:
+            return None
+        start = _skip_spaces(text, end + len(closing))
+    return text[start:].rstrip()
+
+
+def _skip_spaces(text: str, start: int) -> int:
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return start
 
 
 def _parse_retry_after(headers: Message) -> float | None:
@@ -237,7 +247,7 @@ def _parse_retry_after(headers: Message) -> float | None:
     except ValueError:
         try:
             until = parsedate_to_datetime(written)
-        except ValueError:
+        except (ValueError, OverflowError, LookupError, TypeError):
             return None
         # A date with the zone -0000 comes without one, and means UTC.
         until = until if until.tzinfo else until.replace(tzinfo=UTC)
@@ -253,4 +263,4 @@ def _get_time() -> float:
 
 def _sleep(seconds: float, stop: threading.Event) -> None:
     if seconds > 0:
-        stop.wait(seconds)
+        stop.wait(min(seconds, threading.TIMEOUT_MAX))

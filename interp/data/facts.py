@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from interp.data.localized_names import add_own_names
+from interp.data.normalization import normalize_unicode
 from interp.languages import LANGUAGES
 
 RELATIONS: tuple[str, ...] = ("capital", "currency", "official language", "continent")
@@ -137,7 +138,7 @@ def is_leaky(subject: str, answer: str, language: str) -> bool:
 
 @cache
 def _split_words(name: str, language: str) -> list[str]:
-    decomposed = unicodedata.normalize("NFKD", name.casefold())
+    decomposed = normalize_unicode("NFKD", name.casefold())
     letters = (char for char in decomposed if not unicodedata.category(char).startswith("M"))
     words = "".join(char if char.isalnum() else " " for char in letters).split()
     if language == "ar":

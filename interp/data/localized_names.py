@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from interp.data.normalization import normalize_unicode
+
 OTHER_SECTIONS = ("aliases", "form")
 """Sections of a table of names that hold no names by kind."""
 
@@ -92,4 +94,4 @@ def add_own_names(
 def normalize_name(name: str | None) -> str:
     """Return a name in NFC, without invisible format characters; "" for no name."""
     visible = "".join(char for char in name or "" if unicodedata.category(char) != "Cf")
-    return unicodedata.normalize("NFC", visible).strip()
+    return normalize_unicode("NFC", visible).strip()

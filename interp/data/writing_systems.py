@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from itertools import groupby
 
+from interp.data.normalization import normalize_unicode
 from interp.languages import get_language
 
 MIN_SHARE = 0.6
@@ -92,7 +93,7 @@ def check_script(text: str, code: str) -> str | None:
 def _find_word_scripts(text: str) -> list[str]:
     """Find the script of every word, or of every character where words are not spaced."""
     scripts: list[str] = []
-    letters = (find_script(char) for char in unicodedata.normalize("NFKC", text))
+    letters = (find_script(char) for char in normalize_unicode("NFKC", text))
     for script, run in groupby(letter for letter in letters if letter is not None):
         if script:
             scripts += [script] * (len(list(run)) if script in _WITHOUT_SPACES else 1)
