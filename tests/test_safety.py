@@ -56,12 +56,16 @@ def test_nothing_in_the_library_reads_pickles_or_runs_what_it_reads():
         r"|torch\.(load|hub\.\w+)|(np|numpy)\.load|yaml\.(load|full_load|unsafe_load)"
         r"|subprocess\.\w+)"
     )
+    # Patterns of module names, which can take for ever, are tried in a process that can be ended.
+    program = (HOME / "models/adapter_limits.py", {"subprocess.Popen"}, {"subprocess"})
+    assert '[sys.executable, "-I", "-S", "-c", TRY_PATTERNS]' in program[0].read_text()
     for path in HOME.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        allowed_calls, allowed_imports = program[1:] if path == program[0] else (set(), set())
         calls = {name for name in called(tree) if runs.fullmatch(name)}
-        assert not calls, path
+        assert calls <= allowed_calls, path
         unsafe = {"pickle", "dill", "shelve", "marshal", "joblib", "yaml", "subprocess"}
-        assert not imported(tree) & unsafe, path
+        assert imported(tree) & unsafe <= allowed_imports, path
         for keyword in (node for node in ast.walk(tree) if isinstance(node, ast.keyword)):
             if keyword.arg in ("allow_pickle", "trust_remote_code"):
                 assert ast.unparse(keyword.value) != "True", path

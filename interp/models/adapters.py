@@ -12,6 +12,7 @@ an adapter on one of two tied embeddings changes one of them alone: they are unt
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from interp.models.adapter_limits import check_settings, check_shapes
 from interp.models.configuration import read_settings
 from interp.models.low_rank import LowRankSum
 from interp.models.pairs import copy_model, have_same_bits
@@ -35,6 +37,28 @@ if TYPE_CHECKING:
 
 LEAST_PEFT = "0.20"
 """Version of PEFT from which an adapter cannot name a module to import."""
+
+MAX_NAME = 4096
+"""Characters of a path, as long as systems allow."""
+
+NOT_MERGED = {
+    "ADAPTION_PROMPT": "adds attention over trained tokens instead of changing weights",
+    "LILY": "shares matrices by what a layer is given instead of changing weights",
+    "POLY": "mixes its matrices by the task of each text instead of changing weights",
+    "SHADOW": "adds a second model instead of changing weights",
+    "XLORA": "mixes other adapters by what each text is instead of changing weights",
+}
+"""Kinds that compute what no change of weights does."""
+
+SHARED = re.compile(r"^base_model\.model\..*\.vblora_vector_bank\.")
+"""Weights that an adapter holds once and peft names in every module."""
+
+NOT_STATIC = {
+    "alora_invocation_tokens": "acts on a part of each text alone",
+    "arrow_config": "chooses among other adapters for each token",
+    "sample_at_inference": "draws its weights anew for each text",
+}
+"""Settings by which an adapter of any kind does so."""
 
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Starts of LoRA that leave the base's weights as they are."""
@@ -66,17 +90,34 @@ def read_adapter_config(directory: Path) -> PeftConfig:
         raise ValueError(
             f"the adapter_config.json in {str(directory)!r} cannot be read: {error}"
         ) from error
+    kind = get_kind(config)
+    reason = next((NOT_STATIC[field] for field in NOT_STATIC if getattr(config, field, None)), None)
     if config.is_prompt_learning:
+        reason = "adds tokens instead of changing weights"
+    reason = NOT_MERGED.get(kind, reason)
+    if reason:
         raise ValueError(
-            f"{str(directory)!r} is a {config.peft_type} adapter, which adds tokens instead of "
-            "changing weights and cannot be merged: a LoRA adapter can"
+            f"{str(directory)!r} is an adapter of the kind {kind} that {reason} and cannot be "
+            "merged: a plain LoRA adapter can"
         )
     return config
+
+
+def get_kind(config: PeftConfig) -> str:
+    """Return the name of an adapter's kind, such as "LORA"."""
+    return str(getattr(config.peft_type, "value", config.peft_type))
 
 
 def _check_config_file(file: Path) -> None:
     """Refuse what a configuration must not say, before peft reads it."""
     written = read_settings(file)
+    for field in ("base_model_name_or_path", "revision"):
+        value = written.get(field)
+        if value is not None and not (isinstance(value, str) and len(value) <= MAX_NAME):
+            raise ValueError(
+                f"{str(file)!r} has {str(value)[:40]!r} for {field!r}, which must be the "
+                "path or Hub id, or the revision, of the model that the adapter was trained on"
+            )
     # What peft writes into every file.
     harmless = (None, "megatron.core")
     for field in ("megatron_core", "megatron_config"):
@@ -95,9 +136,7 @@ def _check_config_file(file: Path) -> None:
 def is_plain_lora(config: PeftConfig) -> bool:
     """Return True if an adapter's start leaves the base's weights as they are."""
     start = getattr(config, "init_lora_weights", None)
-    return str(getattr(config.peft_type, "value", config.peft_type)) == "LORA" and (
-        start in PLAIN_STARTS
-    )
+    return get_kind(config) == "LORA" and start in PLAIN_STARTS
 
 
 def list_written_parameters(directory: Path, model: PreTrainedModel) -> set[str] | None:
@@ -108,19 +147,27 @@ def list_written_parameters(directory: Path, model: PreTrainedModel) -> set[str]
     Raises:
         ValueError: the file is damaged.
     """
+    shapes = _read_shapes(directory)
+    if shapes is None:
+        return None
+    names = {key.removeprefix("base_model.model.").replace(".base_layer.", ".") for key in shapes}
+    # Tied parameters have several names, of which one is listed.
+    every = model.named_parameters(remove_duplicate=False)
+    written = {id(parameter) for name, parameter in every if name in names}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in written}
+
+
+def _read_shapes(directory: Path) -> dict[str, tuple[int, ...]] | None:
+    """Read the shapes of an adapter's weights by their names; None where it is a pickle."""
     file = directory / "adapter_model.safetensors"
     if not file.exists():
         return None
     try:
         with safe_open(file, framework="pt") as opened:
-            keys = opened.keys()
+            names = opened.keys()
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{str(file)!r} cannot be read: {error}") from error
-    names = {key.removeprefix("base_model.model.").replace(".base_layer.", ".") for key in keys}
-    # Tied parameters have several names, of which one is listed.
-    every = model.named_parameters(remove_duplicate=False)
-    written = {id(parameter) for name, parameter in every if name in names}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in written}
 
 
 def add_adapter(
@@ -145,6 +192,7 @@ def add_adapter(
     Raises:
         ValueError: the adapter was made for another model, or its start cannot be made again.
     """
+    _resize_embeddings(directory, model)
     if is_plain_lora(config):
         return _merge_adapter(
             directory, config, model=model, base_name=base_name, shares_memory=shares_memory
@@ -182,26 +230,71 @@ def _merge_adapter(
     # Each takes away what it has read from its configuration.
     config = copy.deepcopy(config)
     try:
+        shapes = _read_shapes(directory)
+        check_settings(config, model, shapes)
+        check_shapes(config, model, shapes)
         with warnings.catch_warnings(), torch.random.fork_rng():
             torch.manual_seed(seed)
             # Between the two libraries: nothing that a reader of it could do.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             adapted = PeftModel(model, config)
         report = adapted.load_adapter(str(directory), "default", torch_device=str(model.device))
-        strangers = [*report.missing_keys, *report.unexpected_keys]
+        strangers = [
+            name
+            for name in (*report.missing_keys, *report.unexpected_keys)
+            if not SHARED.search(name)
+        ]
         if strangers:
             raise ValueError(f"{len(strangers)} weights have no counterpart, first {strangers[0]}")
         _untie_adapted_embeddings(model)
         if shares_memory:
             _keep_low_rank(model)
-        # Checked and written into a copy of each weight, never into the base's own memory.
-        return adapted.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
     except (*UNREADABLE, SafetensorError) as error:
-        lines = (str(error).strip() or type(error).__name__).splitlines()
         raise ValueError(
             f"the adapter {str(directory)!r} does not fit {base_name!r}, was it trained on another "
-            f"model, or is it damaged? ({lines[-1].strip()[:300]})"
+            f"model, or is it damaged? ({_get_last_line(error)})"
         ) from error
+    try:
+        # Checked and written into a copy of each weight, never into the base's own memory.
+        merged: Any = adapted.merge_and_unload(safe_merge=True)  # pyright: ignore
+    except UNREADABLE as error:
+        raise ValueError(
+            f"the adapter {str(directory)!r} ({get_kind(config)}) cannot be merged into the "
+            f"weights of {base_name!r}: {_get_last_line(error)}"
+        ) from error
+    # It is no longer the base, on which another adapter would do something else.
+    merged.config.name_or_path = merged.name_or_path = str(directory)
+    return merged
+
+
+def _get_last_line(error: BaseException) -> str:
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return lines[-1].strip()[:300]
+
+
+def _resize_embeddings(directory: Path, model: PreTrainedModel) -> None:
+    """Give the base as many rows as the whole embeddings in an adapter's file have.
+
+    Whoever adds tokens before training saves the embedding and the unembedding with the adapter.
+    Where a row would be left to chance, nothing is done, and the shapes do not fit.
+    """
+    shapes = _read_shapes(directory) or {}
+    parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if None in parts or getattr(parts[1], "bias", None) is not None:
+        return
+    modules: list[tuple[str, Any]] = list(model.named_modules())
+    whole = {
+        id(module.weight): shapes[key]
+        for path, module in modules
+        if module in parts
+        for key in (f"base_model.model.{path}{kind}.weight" for kind in ("", ".base_layer"))
+        if shapes.get(key, ())[1:] == tuple(module.weight.shape[1:])
+    }
+    rows = {shape[0] for shape in whole.values()}
+    is_whole = whole.keys() == {id(part.weight) for part in parts}
+    if is_whole and len(rows) == 1 and rows != {len(parts[0].weight)}:
+        with torch.random.fork_rng():
+            model.resize_token_embeddings(rows.pop(), mean_resizing=False)
 
 
 def _untie_adapted_embeddings(model: PreTrainedModel) -> None:

@@ -11,6 +11,7 @@ import re
 import warnings
 from pathlib import Path
 
+from interp.files import list_files
 from interp.models.tokenizers import UNREADABLE, VOCABULARY_FILES
 
 WHOLE = "model.safetensors"
@@ -135,7 +136,7 @@ def _check_form(spec: str, directory: Path, names: tuple[str, ...], *, allow_pic
 
 def _explain_absence(directory: Path, wanted: str) -> str:
     """Say what stands where the weights should be, and what makes weights of it."""
-    for entry in sorted(directory.iterdir()):
+    for entry in list_files(directory, "*"):
         name = entry.name
         if re.fullmatch(r"global_step\d+", name) and entry.is_dir():
             return (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers import __version__ as transformers_version
 
+from interp.files import list_files
 from interp.models.gguf import summarize_error
 from interp.models.multimodal import suggest_text_model
 from interp.models.stored_weights import FLOATS, StoredTensor
@@ -80,6 +82,8 @@ def read_config(spec: str, directory: Path, *, trust_remote_code: bool) -> PreTr
             f"that transformers {transformers_version} cannot read: {summarize_error(error)}"
         ) from error
     _check_kind(spec, config)
+    # Old ones may say that tuples are returned, which changes no number.
+    config.return_dict = True
     return config
 
 
@@ -103,7 +107,9 @@ def check_announced(
             f"hold {len(stored)} tensors"
         )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            # It is thrown away; what there is to say is said when it is made.
+            warnings.simplefilter("ignore")
             # Settings of attention and precision are written into what is handed over.
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     except (*UNREADABLE, StrictDataclassError) as error:
@@ -155,7 +161,7 @@ def match_name(key: str, held: Mapping[str, object], prefix: str) -> str | None:
 def _suggest_model(directory: Path) -> str:
     loadable = sorted(
         entry
-        for entry in directory.iterdir()
+        for entry in list_files(directory, "*")
         if entry.suffix == ".gguf"
         or (entry / "config.json").exists()
         or (entry / "adapter_config.json").exists()

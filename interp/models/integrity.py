@@ -43,23 +43,28 @@ def check_runnable(model: LanguageModel, *, adapters: bool = True) -> None:
 
     Args:
         model: the model; inside `interp.hooks` or `interp.restore` it is what they make of it.
-        adapters: allow LoRA modules inside, which are no matter where weights are not looked at.
+        adapters: allow LoRA modules inside and `torch.autocast` around, which are no matter where
+            weights are not looked at and numbers not compared.
 
     Raises:
         ValueError: it is in training mode, hooked, compiled, parametrized or offloaded, has a
-            forward of its own, adapters or weights in several precisions, or is not the
-            architecture known under its name.
+            forward of its own, adapters or weights in several precisions or that are no plain
+            tensors, or is not the architecture known under its name; or torch is set to compute
+            in another precision.
     """
     name, plain = model.name, model.model
     check_offload(name, plain)
+    _check_torch(model, autocast=adapters)
     _check_modules(name, plain)
     is_adapted = _find_adapter(plain) is not None
     if is_adapted and not adapters:
         _refuse_adapters(name, plain)
     _check_evaluation_mode(name, plain)
+    _check_settings(name, plain)
     if is_adapted or _find_own_hook(plain) is not None:
         return
     if not model.has_packed_weights:
+        _check_weights(name, plain)
         _check_precision(name, plain)
     modules = tuple((id(module), type(module)) for module in plain.modules())
     if model.proven != modules:
@@ -69,11 +74,16 @@ def check_runnable(model: LanguageModel, *, adapters: bool = True) -> None:
             check_anatomy(plain, model.anatomy)
         except torch.OutOfMemoryError:
             raise
-        except (TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        except (TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
             raise ValueError(
                 f"{name!r} computes no logits, is its configuration damaged? "
                 f"({summarize_error(error)})"
             ) from error
+        if model.num_layers != model.anatomy.num_layers:
+            raise ValueError(
+                f"{name!r} has {model.anatomy.num_layers} layers, and its configuration says "
+                f"{model.num_layers}: set model.config.num_hidden_layers to what it has"
+            )
         model.proven = modules
 
 
@@ -189,6 +199,78 @@ def _check_modules(name: str, model: nn.Module) -> None:
                 f"a hook of {_find_origin(hook)!r} is on all modules of this process "
                 f"(torch.nn.modules.module), {named} too: remove it, or use interp.hooks"
             )
+
+
+def _check_torch(model: LanguageModel, *, autocast: bool) -> None:
+    """Refuse settings of torch in which numbers are others than the weights give."""
+    default = torch.get_default_dtype()
+    if default != torch.float32:
+        raise ValueError(
+            f"torch makes new tensors in {_format(default)} (torch.set_default_dtype), and scores "
+            "would be rounded to it: set it back to torch.float32, and give models their "
+            "precision with dtype="
+        )
+    kind = model.device.type
+    if not autocast and torch.is_autocast_enabled(kind):
+        raise ValueError(
+            f"{model.name!r} would compute in {_format(torch.get_autocast_dtype(kind))}, as "
+            "torch.autocast is on: leave the block, and load models with dtype= where another "
+            "precision is wanted"
+        )
+
+
+def _check_settings(name: str, model: PreTrainedModel) -> None:
+    """Refuse settings by which a model returns something else, or changes as it computes."""
+    if getattr(model.config, "return_dict", True) is False:
+        raise ValueError(
+            f"{name!r} returns tuples (return_dict is False): set model.config.return_dict = True"
+        )
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+            raise ValueError(
+                f"{name!r} changes its embedding whenever it runs (max_norm of {path}): set "
+                "max_norm to None"
+            )
+
+
+def _check_weights(name: str, model: nn.Module) -> None:
+    """Refuse weights that are no parameters with memory of their own."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding) and "weight" not in module._parameters:
+            raise ValueError(
+                f"{name!r} has a weight that is no parameter (at {path}): make it one with "
+                "torch.nn.Parameter"
+            )
+    for path, value in model.named_parameters():
+        kind = _find_overriding_class(value)
+        if kind is not None:
+            raise ValueError(
+                f"{name!r} has a weight of the class {kind.__module__}.{kind.__name__} ({path}), "
+                "which computes what no plain tensor does: make it one with torch.nn.Parameter"
+            )
+        if (
+            value.layout != torch.strided
+            or value.is_neg()
+            or value.is_complex()
+            or any(
+                not step and size > 1
+                for step, size in zip(value.stride(), value.shape, strict=True)
+            )
+        ):
+            raise ValueError(
+                f"{name!r} has a weight that is sparse, complex or a view that repeats its memory "
+                f"({path}): give it memory of its own, as weight.to_dense() or weight.clone() does"
+            )
+
+
+def _find_overriding_class(tensor: torch.Tensor) -> type | None:
+    """Return the class that says what operations on a tensor do, unless it is a library's here."""
+    for kind in type(tensor).__mro__:
+        if {"__torch_function__", "__torch_dispatch__"} & vars(kind).keys():
+            top = kind.__module__.partition(".")[0]
+            known = ("torch", "interp", "transformers", "accelerate", *QUANTISERS)
+            return None if top in known else kind
+    return None
 
 
 def _check_precision(name: str, model: PreTrainedModel) -> None:

@@ -8,15 +8,16 @@ used for Hub ids only.
 from __future__ import annotations
 
 import os
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.files import check_digests
 from interp.models import gguf
+from interp.models.adapter_base import check_chain, get_recorded_base, warn_of_other_base
 from interp.models.adapters import (
     add_adapter,
     is_plain_lora,
@@ -29,6 +30,7 @@ from interp.models.checkpoint_files import (
     find_tokenizer,
     is_adapter,
 )
+from interp.models.checksums import check_unchanged
 from interp.models.full_model import read_full_model
 from interp.models.integrity import check_finite, check_offload, check_runnable
 from interp.models.language_model import LanguageModel, check_language_model
@@ -81,20 +83,27 @@ def load(
     Raises:
         ValueError: nothing loadable is there, or more than one model; it is not a known
             decoder-only language model; its weights are incomplete, not finite, or have no place
-            in it; or it does not match `like`. One sentence says which.
+            in it; or it does not match `like`, or has changed it. One sentence says which.
         ImportError: an extra is missing; the sentence names it.
     """
     if like is not None and not isinstance(like, LanguageModel):
         raise ValueError(f"like= takes a loaded model, load({like!r}), not {type(like).__name__}")
     if not isinstance(spec, str | os.PathLike):
         check_language_model(spec, "spec", also="a specification or ")
-    if isinstance(spec, LanguageModel):
-        loaded = spec
-        check_offload(loaded.name, loaded.model)
-        check_finite(loaded.name, loaded.model)
-    else:
-        place = like.device if like and device is None else _choose_device(device)
-        spread = getattr(like.model, "hf_device_map", {}) if like and device is None else {}
+    with _leave_autocast():
+        if like is not None:
+            check_runnable(like, adapters=False)
+        if isinstance(spec, LanguageModel):
+            check_offload(spec.name, spec.model)
+            check_finite(spec.name, spec.model)
+            check_runnable(spec, adapters=False)
+            if like is not None:
+                check_pair(like, spec)
+            # A model that a person holds stays untouched.
+            return spec
+    place = like.device if like and device is None else _choose_device(device)
+    spread = getattr(like.model, "hf_device_map", {}) if like and device is None else {}
+    with _leave_autocast(), check_unchanged(like, f"loading {os.fspath(spec)!r}"):
         loaded = _read_model(
             os.fspath(spec),
             like=like,
@@ -104,13 +113,10 @@ def load(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
-    check_runnable(loaded, adapters=False)
-    if like is not None:
-        if loaded is not spec:
+        check_runnable(loaded, adapters=False)
+        if like is not None:
             loaded = match_vocabulary(like, loaded)
-        check_pair(like, loaded)
-        # A model that a person holds stays untouched.
-        if loaded is not spec:
+            check_pair(like, loaded)
             share_identical_tensors(like, loaded)
     return loaded
 
@@ -124,6 +130,7 @@ def _read_model(
     dtype: torch.dtype | None,
     trust_remote_code: bool,
     allow_pickle: bool,
+    above: tuple[str, ...] = (),
 ) -> LanguageModel:
     settings: dict[str, Any] = {
         "device": device,
@@ -140,8 +147,9 @@ def _read_model(
     base = like
     if is_adapter(spec, directory):
         check_adapter_weights(spec, directory, allow_pickle=allow_pickle)
+        above = (*above, check_chain(spec, directory, above))
         config = read_adapter_config(directory)
-        base = _find_base(spec, config, like=like, settings=settings)
+        base = _find_base(spec, config, like=like, settings=settings, above=above)
         model = base.model
         written = None
         # An adapter that begins with a change of the base's weights has a base of its own.
@@ -192,29 +200,36 @@ def _can_share_memory(
 
 
 def _find_base(
-    spec: str, config: PeftConfig, *, like: LanguageModel | None, settings: dict[str, Any]
+    spec: str,
+    config: PeftConfig,
+    *,
+    like: LanguageModel | None,
+    settings: dict[str, Any],
+    above: tuple[str, ...],
 ) -> LanguageModel:
-    recorded = str(config.base_model_name_or_path or "")
     if like is not None:
-        known = {Path(name).name for name in (like.name, str(like.model.config.name_or_path))}
-        if recorded and Path(recorded).name not in known:
-            warnings.warn(
-                f"the adapter {spec!r} was trained on {recorded!r} and is merged into "
-                f"{like.name!r}",
-                stacklevel=4,
-            )
+        warn_of_other_base(spec, config, like)
         return like
+    recorded = get_recorded_base(config)
     if not recorded:
         raise ValueError(f"{spec!r} does not name the model it was trained on: pass it as like=")
-    if config.revision and not Path(recorded).exists():
-        recorded = f"{recorded}@{config.revision}"
     try:
-        return _read_model(recorded, like=None, **settings)
+        return _read_model(recorded, like=None, **settings, above=above)
     except ValueError as error:
+        # Of those that stand on one another, the one that was asked for.
+        if len(above) > 1:
+            raise
         raise ValueError(
             f"the model that the adapter {spec!r} was trained on could not be loaded, pass it as "
             f"like=: {error}"
         ) from error
+
+
+@contextmanager
+def _leave_autocast() -> Iterator[None]:
+    """Compute in the weights' own precision inside the block, as what is loaded is proven in it."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def _choose_device(device: str | torch.device | None) -> torch.device:
@@ -224,9 +239,11 @@ def _choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+        # What follows torch's first sentence is for its developers.
+        reason = gguf.summarize_error(error).partition(". ")[0]
         raise ValueError(
-            f"device {str(device)!r} cannot be used here ({gguf.summarize_error(error)}): "
+            f"device {str(device)!r} cannot be used here ({reason}): "
             "use 'cpu', or 'cuda' where there is a GPU"
         ) from error
     if place.type == "meta":

@@ -91,6 +91,17 @@ def test_hostile_sizes_take_no_memory(model, changes, says):
         {"query_pre_attn_scalar": float("inf")},
         {"rms_norm_eps": {"__float__": "NaN"}},
         {"query_pre_attn_scalar": -1},
+        *(
+            {field: value}
+            for field in ("num_attention_heads", "num_key_value_heads", "head_dim")
+            for value in (10**9, 10**18, -1, 0, 1.5, "4", [4], True, {"a": 4})
+        ),
+        {"num_attention_heads": None},
+        {"vocab_size": -1},
+        {"vocab_size": "50"},
+        {"intermediate_size": 24.0},
+        {"sliding_window": "4"},
+        {"max_position_embeddings": "64"},
         {"rope_parameters": {"full_attention": {"rope_theta": float("nan")}}},
         {"transformers_weights": "other.safetensors"},
     ],

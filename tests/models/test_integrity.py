@@ -447,3 +447,137 @@ def test_what_is_meant_all_the_same():
     assert found.losses.equals(expected)
     alone = interp.sweep(vanilla, unlearned, answers[0], sites="coef", progress=False).losses
     assert set(alone["query_id"]) == {answers[0].query.id}
+
+
+# What computes in another precision, or changes as it computes
+
+
+def sweep_losses(vanilla, unlearned):
+    return interp.sweep(
+        vanilla, unlearned, mixed_trajectories(2), sites=["coef"], window=1, progress=False
+    ).losses
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_autocast_is_refused_where_numbers_are_compared(precision, tmp_path):
+    vanilla, unlearned = tiny(num_layers=2), tiny(num_layers=2, seed=1)
+    places = save(vanilla, tmp_path / "V"), save(unlearned, tmp_path / "U")
+    expected = sweep_losses(vanilla, unlearned)
+    says = f"would compute in {str(precision).removeprefix('torch.')}, as torch.autocast is on"
+    with torch.autocast("cpu", precision):
+        for door in (
+            lambda: sweep_losses(vanilla, unlearned),
+            lambda: interp.run_with_cache(vanilla, "w5", ["coef"]),
+            lambda: interp.restore(vanilla, unlearned, ["coef"], layers=[0]).__enter__(),
+            lambda: TrainableModel(vanilla, "all"),
+        ):
+            with pytest.raises(ValueError, match=says):
+                door()
+        # What is loaded is proven in its own precision.
+        loaded = load(places[0])
+        other = load(places[1], like=loaded)
+        assert load(other, like=loaded) is other
+        check_runnable(vanilla)
+    assert sweep_losses(loaded, other)["loss_restored"].equals(expected["loss_restored"])
+    with torch.autocast("cpu", enabled=False):
+        assert sweep_losses(vanilla, unlearned).equals(expected)
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_another_default_precision_is_refused(precision):
+    vanilla, unlearned = tiny(num_layers=2), tiny(num_layers=2, seed=1)
+    torch.set_default_dtype(precision)
+    try:
+        with pytest.raises(ValueError, match=r"\(torch\.set_default_dtype\), and scores would be"):
+            sweep_losses(vanilla, unlearned)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class Doubled(torch.Tensor):
+    """Weight with which a linear map gives twice what it says."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return result * 2 if func is nn.functional.linear else result
+
+
+class Named(torch.Tensor):
+    """Weight that computes as any other."""
+
+
+def put_weight(model: nn.Module, make) -> None:
+    linear = model.model.layers[0].mlp.up_proj
+    linear.weight = nn.Parameter(make(linear.weight.data), requires_grad=False)
+
+
+def put_class(kind: type):
+    def change(model: nn.Module) -> None:
+        model.model.layers[0].mlp.up_proj.weight.__class__ = kind
+
+    return change
+
+
+def put_buffer(model: nn.Module) -> None:
+    linear = model.model.layers[0].mlp.up_proj
+    weight = linear.weight.data
+    del linear.weight
+    linear.register_buffer("weight", weight)
+
+
+def delete_weight(model: nn.Module) -> None:
+    del model.model.layers[0].mlp.up_proj.weight
+
+
+WEIGHTS = {
+    "a class that doubles": (put_class(Doubled), "a weight of the class .*Doubled"),
+    "sparse": (partial(put_weight, make=lambda w: w.to_sparse()), "sparse, complex or a view"),
+    "complex": (partial(put_weight, make=lambda w: w + 0j), "sparse, complex or a view"),
+    "negated": (partial(put_weight, make=torch._neg_view), "sparse, complex or a view"),
+    "expanded": (
+        partial(put_weight, make=lambda w: w[:1].expand(w.shape)),
+        "a view that repeats its memory",
+    ),
+    "a buffer": (put_buffer, r"no parameter \(at model\.layers\.0\.mlp\.up_proj\)"),
+    "none": (delete_weight, r"no parameter \(at model\.layers\.0\.mlp\.up_proj\)"),
+    "an embedding that renews itself": (
+        lambda model: setattr(model.model.embed_tokens, "max_norm", 0.1),
+        "changes its embedding whenever it runs",
+    ),
+    "tuples": (
+        lambda model: setattr(model.config, "return_dict", False),
+        "set model.config.return_dict = True",
+    ),
+    "more layers in the configuration": (
+        lambda model: setattr(model.config, "num_hidden_layers", 9),
+        "has 2 layers, and its configuration says 9",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WEIGHTS)
+def test_weights_that_are_no_plain_tensors(what):
+    change, says = WEIGHTS[what]
+    models = [tiny_model(num_layers=2, seed=seed) for seed in (0, 1)]
+    for model in models:
+        change(model)
+    with pytest.raises(ValueError, match=says) as caught:
+        sweep_losses(wrap(models[0]), wrap(models[1]))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_name_or_order_are_plain():
+    vanilla, unlearned = tiny(num_layers=2), tiny(num_layers=2, seed=1)
+    expected = sweep_losses(vanilla, unlearned)
+    put_class(Named)(unlearned.model)
+    put_weight(vanilla.model, lambda weight: weight.t().contiguous().t())
+    assert sweep_losses(vanilla, unlearned).equals(expected)
+
+
+def test_tuples_in_a_configuration_change_nothing(tmp_path):
+    model = tiny(num_layers=2)
+    model.model.config.return_dict = False
+    loaded = load(save(model, tmp_path))
+    assert loaded.model.config.return_dict
+    assert loaded.content_hash() == model.content_hash()
