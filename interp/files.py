@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ ABANDONED = 24 * 3600.0
 LOCK_SECONDS = 60.0
 """Seconds to wait for a lock that is held for milliseconds."""
 
+_LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")
+"""Names, in small letters, of files that Windows leaves in folders that are looked at."""
+
 
 def compute_digest(value: object) -> str:
     """Return the SHA-256 of a JSON value: what is read must have that of what was written."""
@@ -33,7 +37,14 @@ def compute_digest(value: object) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name in the same folder, then move it into place."""
+    """Write a file under a temporary name in the same folder, then move it into place.
+
+    A link is replaced, and the file that it leads to stays.
+
+    Raises:
+        ValueError: something that is no file has the name, or no folder can be made for it.
+    """
+    check_file(path)
     make_folder(path.parent)
     scratch = _choose_scratch_path(path)
     try:
@@ -47,7 +58,11 @@ def write_folder_atomically(target: Path, write: Callable[[Path], object]) -> No
     """Fill a folder under a temporary name beside it, then move it into place of what was there.
 
     A target that is a link stays one: the folder that it leads to is replaced.
+
+    Raises:
+        ValueError: something that is no folder has the name.
     """
+    check_folder(target)
     target = Path(os.path.realpath(target))
     make_folder(target.parent)
     scratch = _choose_scratch_path(target)
@@ -86,7 +101,8 @@ def check_folder(path: Path) -> None:
     """Check that a path is a folder, or can be made one.
 
     Raises:
-        ValueError: a file, or a link that leads nowhere, has its name or that of one above it.
+        ValueError: something that is no folder, such as a file or a link that leads nowhere, has
+            its name or that of one above it.
     """
     for folder in (path, *path.parents):
         if folder.is_dir():
@@ -99,11 +115,41 @@ def check_folder(path: Path) -> None:
                 f"{str(folder)!r} is a link to {os.readlink(folder)!r}, which does not exist: make "
                 "that folder, or choose another output directory"
             )
+        if _is_special(folder):
+            raise ValueError(f"{str(folder)!r} is a pipe or a device, and a folder is needed")
+
+
+def check_file(path: Path) -> None:
+    """Check that a path is a file, or can be made one.
+
+    Raises:
+        ValueError: something that is no file has its name, or something that is no folder that of
+            one above it.
+    """
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder, and a file is needed")
+    if _is_special(path):
+        raise ValueError(f"{str(path)!r} is a pipe or a device, and a file is needed")
+    check_folder(path.parent)
+
+
+def _is_special(path: Path) -> bool:
+    """Return whether a path is there and neither a file nor a folder."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def list_files(folder: Path, pattern: str) -> list[Path]:
-    """List a folder's files in order, without the hidden ones that systems and editors leave."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith((".", "~")))
+    """List a folder's files in order, without those that systems and editors leave."""
+    return sorted(path for path in folder.glob(pattern) if not is_foreign(path.name))
+
+
+def is_foreign(name: str) -> bool:
+    """Return whether a file's name is one that systems and editors give, not this library."""
+    return name.startswith((".", "~")) or name.lower() in _LEFT_BY_SYSTEMS
 
 
 @contextlib.contextmanager
@@ -136,7 +182,7 @@ def write_digests(folder: Path) -> None:
     """Write the digests of all files in a folder, as its last file."""
     digests = {
         path.relative_to(folder).as_posix(): _hash_file(path)
-        for path in sorted(folder.rglob("*"))
+        for path in list_files(folder, "**/*")
         if path.is_file()
     }
     whole = {"files": digests, "digest": compute_digest(digests)}

@@ -7,7 +7,6 @@ while it is unlearned (Lu & Koehn 2024, Figs. 3–6).
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +26,7 @@ from interp.figures import (
     build_text_heatmap,
     check_table,
     choose_num_columns,
+    escape,
     fit_legend_height,
     format_accuracy_hover,
     label_language,
@@ -158,7 +158,7 @@ def plot_array(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     figure.update_yaxes(
         range=[len(lines) - 0.5, -0.5],
         tickvals=list(range(len(lines))),
-        ticktext=labels,
+        ticktext=[escape(label) for label in labels],
         showgrid=False,
         zeroline=False,
     )
@@ -228,7 +228,7 @@ def plot_curves(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
                     format_accuracy_hover(each, f"step {each['step']:g}") for each in points
                 ],
                 hoverinfo="text",
-                name=label_language(code),
+                name=escape(label_language(code)),
                 legendgroup=code,
                 showlegend=code not in shown,
             )
@@ -257,15 +257,15 @@ def _break_label(code: str) -> str:
 def _describe_cell(record: dict[str, Any]) -> str:
     score, low, high = (record[name] for name in ("krs", "ci_low", "ci_high"))
     lines = [
-        f"<b>{html.escape(label_language(record['language']))}</b>",
-        html.escape(f"false facts in {label_language(record['source'])}"),
-        html.escape(f"unlearned in: {record['unlearning']}"),
-        f"{html.escape(record['site'])}, window around layer {record['layer']}",
+        f"<b>{escape(label_language(record['language']))}</b>",
+        escape(f"false facts in {label_language(record['source'])}"),
+        escape(f"unlearned in: {record['unlearning']}"),
+        f"{escape(record['site'])}, window around layer {record['layer']}",
         "KRS " + ("undefined" if math.isnan(score) else f"{score:.3f}"),
     ]
     if not math.isnan(low):
         lines.append(f"interval {low:.3f} to {high:.3f}")
     lines.append(f"{record['num_queries']:.0f} questions")
     if record["reason"]:
-        lines.append(html.escape(record["reason"]))
+        lines.append(escape(record["reason"]))
     return "<br>".join(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from experiments.study import Drawing, select_rows
 from interp import figures
 from interp.behaviour import DRIFT_COLUMNS
 from interp.data import REAL_LANGUAGE
-from interp.figures import COLOURS, check_table, choose_num_columns, label_language, lay_out
+from interp.figures import COLOURS, check_table, choose_num_columns, escape, label_language, lay_out
 from interp.figures import plot_drift as plot_library_drift
 from interp.report import Table
 
@@ -165,7 +164,7 @@ def _trace_method(rows: pd.DataFrame, method: str, number: int, *, is_first: boo
         },
         hovertext=hover,
         hoverinfo="text",
-        name=html.escape(method),
+        name=escape(method),
         legendgroup=method,
         showlegend=is_first,
         cliponaxis=False,
@@ -185,7 +184,7 @@ def _make_error_bars(points: pd.DataFrame, side: str) -> dict[str, object]:
 
 
 def _describe_point(row: dict, method: str) -> str:
-    lines = [f"<b>{html.escape(method)}</b>, strength {row['strength']:g}"]
+    lines = [f"<b>{escape(method)}</b>, strength {row['strength']:g}"]
     for name, side in (("target", "y"), ("unrelated", "x")):
         lines.append(
             f"{name}: BLEU {row[f'bleu_{side}']:.1f}, interval {row[f'ci_low_{side}']:.1f} to "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,7 @@ from experiments.transfer.tables import (
     select_reductions,
 )
 from interp import figures
-from interp.figures import COLOURS, check_table, label_language, lay_out
+from interp.figures import COLOURS, check_table, escape, label_language, lay_out
 from interp.report import Table
 
 TITLES: Mapping[str, tuple[str, str]] = {
@@ -118,7 +117,7 @@ def plot_rates(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
                     "size": 8,
                     "line": {"width": 1.5, "color": f"rgb({_COLOURS[number % 3]})"},
                 },
-                name=html.escape(_name_model(model)),
+                name=escape(_name_model(model)),
                 legendgroup=model,
                 showlegend=name == drawn[0],
                 hovertext=[_describe_rate(each, scale) for each in rows],
@@ -137,7 +136,7 @@ def plot_rates(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     figure.update_yaxes(
         range=[len(languages) - 0.5, -0.5],
         tickvals=list(range(len(languages))),
-        ticktext=labels,
+        ticktext=[escape(label) for label in labels],
         gridcolor="#f0f0f0",
         zeroline=False,
     )
@@ -176,11 +175,11 @@ def _describe_rate(row: Mapping[str, Any], scale: int) -> str:
     unit = " %" if scale == 100 else ""
     value, low, high = (scale * row[name] for name in ("value", "ci_low", "ci_high"))
     lines = [
-        f"<b>{html.escape(label_language(row['language']))}</b>",
-        html.escape(_name_model(row["model"])),
+        f"<b>{escape(label_language(row['language']))}</b>",
+        escape(_name_model(row["model"])),
         f"{TITLES[row['measure']][0]} {value:.3g}{unit}"
         + ("" if math.isnan(low) else f", interval {low:.3g} to {high:.3g}"),
         f"n = {row['n']:.0f}",
-        *([html.escape(row["reason"])] if row["reason"] else []),
+        *([escape(row["reason"])] if row["reason"] else []),
     ]
     return "<br>".join(lines)

@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 from interp.cli.commands import OptionSet, has_options
 from interp.cli.options import FigureOptions, Format, ModelOptions, QueryOptions
+from interp.files import check_folder
 from interp.launch.options import AnswerOptions
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def evaluate(
     from interp.evaluation import check_metrics
     from interp.pipelines import read_corpus
 
+    check_folder(out)
     stated: Sequence[Text] = ()
     if queries is None:
         corpus = read_corpus(models[0], mix="same")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from tyro.conf import arg
+
+from interp.files import check_file
 
 if TYPE_CHECKING:
     from interp.unlearning.config import Stop
@@ -86,21 +87,18 @@ def replace_settings(config: T, changes: Mapping[str, object]) -> T:
     return replace(config, **given)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-@contextmanager
-def report_errors_and_exit(tool: str) -> Iterator[None]:
-    """Report a person's mistake inside the block in one sentence, and exit with code 2.
+def check_output_file(path: Path) -> None:
+    """Check, before any work, that a command can write the file that a person names.
 
-    An interruption is exit code 130.
+    Raises:
+        ValueError: something else has its name; or it is a link, which would be replaced while the
+            file that it leads to stays as it was.
     """
-    try:
-        yield
-    except (ValueError, LookupError, ImportError, OSError) as error:
-        message = " ".join((str(error) or type(error).__name__).split())
-        print(f"{tool}: {message}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{tool}: stopped; the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
+    if path.is_symlink():
+        raise ValueError(
+            f"{str(path)!r} is a link to {os.readlink(path)!r}: name the file itself, or another"
+        )
+    check_file(path)
 
 
 def parse_stop(text: str) -> Stop:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from interp.cli.commands import OptionSet, has_options
-from interp.cli.options import QueryOptions
+from interp.cli.options import QueryOptions, check_output_file
 
 
 @has_options(lambda _args: OptionSet(configs=(QueryOptions,)))
@@ -36,6 +36,7 @@ def queries(
     from interp.data.queries import queries as read
     from interp.data.query import write_queries
 
+    check_output_file(out)
     rows = read(name, form=form, wording=wording, **options)
     write_queries(rows, out)
     counts = Counter(query.language for query in rows)

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from interp.cli.commands import OptionSet, has_options
-from interp.cli.options import FigureOptions, ModelOptions, QueryOptions
+from interp.cli.options import FigureOptions, ModelOptions, QueryOptions, check_output_file
+from interp.files import check_folder
 from interp.launch.options import AnswerOptions, LaunchConfig
 from interp.launch.signature import select_options
 
@@ -35,6 +36,7 @@ def demo(
     """
     from interp.demo import run_demo
 
+    check_folder(out)
     run_demo(out=out, languages=languages, **options)
 
 
@@ -70,6 +72,7 @@ def sweep(
     from interp.models.precision import WEIGHTS
     from interp.recovery.sweep import SweepConfig
 
+    check_folder(out)
     select_options(LaunchConfig(), options)
     # Names of other libraries are read with the model, in `sweep`.
     own = tuple(site for site in options["sites"] if "." not in site)
@@ -105,6 +108,8 @@ def krs(
     from interp.launch.recovery import Recovery
     from interp.tables import write_csv
 
+    if csv is not None:
+        check_output_file(csv)
     table = Recovery.read(directory).krs(variant=variant, by=by)
     if csv is not None:
         write_csv(csv, table)
@@ -138,11 +143,12 @@ def figures(
     from interp.launch.recovery import Recovery
     from interp.results import RunDirectory, read_manifest
 
+    target = directory / "figures" if out is None else out
+    check_folder(target)
     recovery = Recovery.read(directory)
     store = RunDirectory(directory, read_manifest(directory)["config"])
     languages = recovery.losses["language"].unique()
     trajectories = [item for code in languages for item in store.read_trajectories(code) or []]
-    target = directory / "figures" if out is None else out
     drawn = {target / "heatmap": recovery.heatmap(), target / "lines": recovery.lines()}
     explorer = recovery.explore(trajectories=trajectories)
     for path in (explorer.write(target / "explore.html"), *export(drawn, **options)):

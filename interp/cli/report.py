@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from interp.cli.options import check_output_file
+
 
 def report(
     directory: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR [DIR ...]")],
@@ -31,4 +33,6 @@ def report(
         if len(folders) > 1:
             raise ValueError("one page of several directories needs --out, its file")
         out = folders[0] / "report.html"
+    else:
+        check_output_file(out)
     print(write_report(folders, out=out))

@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from interp.cli.commands import OptionSet, has_options
 from interp.cli.options import FigureOptions, Format, TrainedModelOptions, replace_settings
+from interp.files import check_folder, is_foreign
 from interp.languages import LANGUAGES
 from interp.launch.signature import select_options
 
@@ -68,6 +69,7 @@ def contaminate(
     from interp.data.corpus_builder import CorpusConfig, build_corpus
     from interp.unlearning import contamination
 
+    _check_model_folder(options["out"])
     corpus_config = select_options(CorpusConfig(), options)
     corpus = build_corpus(corpus_config)
     config = contamination.DEFAULTS
@@ -148,6 +150,7 @@ def unlearn(
     from interp.pipelines import read_corpus
     from interp.unlearning.methods import find_method
 
+    _check_model_folder(options["out"])
     chosen = find_method(method)
     config = _configure(chosen.config, options)
     mix = languages[0] if len(languages) == 1 and languages[0] in MIXES else languages
@@ -181,6 +184,24 @@ def unlearn(
     names = {LANGUAGES[text.language].name for text in sets[0] if text.language in LANGUAGES}
     where = f" in {', '.join(sorted(names))}" if names else ""
     _report(run, out, f"{method}: unlearned{where}", options["formats"])
+
+
+def _check_model_folder(out: Path) -> None:
+    """Check, before any training, that a model can be put there.
+
+    Raises:
+        ValueError: it is no folder, or holds files of others, which the model would replace.
+    """
+    from interp.unlearning.checkpoints import CARD
+
+    check_folder(out)
+    if not out.is_dir() or (out / CARD).is_file():
+        return
+    if others := sorted(path.name for path in out.iterdir() if not is_foreign(path.name)):
+        raise ValueError(
+            f"{str(out)!r} holds other files, such as {others[0]!r}, which the model would "
+            "replace: choose another output directory"
+        )
 
 
 def _configure(

@@ -13,6 +13,7 @@ from interp.figures.layout import DASHES as DASHES
 from interp.figures.layout import build_text_heatmap as build_text_heatmap
 from interp.figures.layout import check_table as check_table
 from interp.figures.layout import choose_num_columns as choose_num_columns
+from interp.figures.layout import escape as escape
 from interp.figures.layout import fit_legend_height as fit_legend_height
 from interp.figures.layout import format_accuracy_hover as format_accuracy_hover
 from interp.figures.layout import label_language as label_language

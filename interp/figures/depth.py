@@ -4,7 +4,6 @@
 `interp.behaviour.logit_lens.average_by_layer`.
 """
 
-import html
 import math
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from interp.figures.layout import (
     COLOURS,
     check_table,
     choose_num_columns,
+    escape,
     label_language,
     lay_out,
     set_language_layer_axes,
@@ -223,14 +223,14 @@ def _draw_line(
         hovertext=[_format_drift_hover(row, name) for row in rows],
         hoverinfo="text",
         cliponaxis=False,
-        name=name,
+        name=escape(name),
         legendgroup=group,
     )
 
 
 def _format_drift_hover(row: dict[str, Any], name: str) -> str:
     lines = [
-        f"<b>{html.escape(name)}</b>",
+        f"<b>{escape(name)}</b>",
         *([f"layer {row['layer']}"] if row["group"] not in _PLACES else []),
         f"1 − cosine {row['distance']:.2e}",
         f"relative change {row['relative_change']:.2e}",
@@ -243,8 +243,8 @@ def _format_drift_hover(row: dict[str, Any], name: str) -> str:
 def _format_lens_hover(row: dict[str, Any], facet: str) -> str:
     layer = "embeddings" if row["layer"] == _EMBEDDINGS else f"after layer {row['layer']}"
     lines = [
-        f"<b>{html.escape(label_language(row['language']))}</b>",
-        html.escape(facet),
+        f"<b>{escape(label_language(row['language']))}</b>",
+        escape(facet),
         layer,
         f"log-probability {row['logprob']:.2f}, "
         f"interval {row['ci_low']:.2f} to {row['ci_high']:.2f}",

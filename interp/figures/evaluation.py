@@ -4,7 +4,6 @@
 a model keeps of what it should forget against what it keeps of the rest (Hong et al. 2024, Fig. 2).
 """
 
-import html
 import math
 from typing import Any
 
@@ -19,6 +18,7 @@ from interp.figures.layout import (
     build_text_heatmap,
     check_table,
     choose_num_columns,
+    escape,
     fit_legend_height,
     label_language,
     lay_out,
@@ -119,12 +119,15 @@ def plot_spread(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
             hover[cell] = _format_hover(entry, scale)
         figure.add_trace(build_text_heatmap(values, texts, hover), row=row, col=col)
     figure.update_xaxes(
-        tickvals=list(range(len(languages))), ticktext=languages, showgrid=False, zeroline=False
+        tickvals=list(range(len(languages))),
+        ticktext=[*map(escape, languages)],
+        showgrid=False,
+        zeroline=False,
     )
     figure.update_yaxes(
         range=[len(models) - 0.5, -0.5],
         tickvals=list(range(len(models))),
-        ticktext=labels,
+        ticktext=[*map(escape, labels)],
         showgrid=False,
         zeroline=False,
     )
@@ -210,7 +213,7 @@ def plot_target_unrelated(
                     "size": 9,
                     "opacity": 0.85,
                 },
-                name=html.escape(shorten(model, 36)),
+                name=escape(shorten(model, 36)),
                 legendgroup=model,
                 showlegend=not shown,
                 hovertext=_format_hover(y, scale) + "<br>" + _format_hover(x, scale),
@@ -267,13 +270,13 @@ def _format_hover(row: dict[str, Any], scale: int) -> str:
     unit = " %" if scale == 100 else ""
     value, low, high = (scale * row[name] for name in ("value", "ci_low", "ci_high"))
     lines = [
-        f"<b>{html.escape(row['model'])}</b>",
-        html.escape(f"{label_language(row['language'])}, {row['concept']} questions"),
-        f"{html.escape(row['metric'])} "
+        f"<b>{escape(row['model'])}</b>",
+        escape(f"{label_language(row['language'])}, {row['concept']} questions"),
+        f"{escape(row['metric'])} "
         + ("undefined" if math.isnan(value) else f"{value:.3g}{unit}")
         + ("" if math.isnan(low) else f", interval {low:.3g} to {high:.3g}"),
         f"n = {row['n']:.0f}",
     ]
     if row["reason"]:
-        lines.append(html.escape(row["reason"]))
+        lines.append(escape(row["reason"]))
     return "<br>".join(lines)

@@ -9,6 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from interp.files import check_file, make_folder
+
 FORMATS = ("html", "png", "svg", "pdf")
 
 
@@ -24,7 +26,7 @@ def export(figures: Mapping[Any, go.Figure], *, formats: Sequence[str] = FORMATS
         formats: any of `html`, `png`, `svg`, `pdf`.
 
     Raises:
-        ValueError: a format is unknown.
+        ValueError: a format is unknown, or something that is no folder, or no file, has a name.
     """
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"unknown format {unknown[0]!r}; valid: {', '.join(FORMATS)}")
@@ -33,7 +35,8 @@ def export(figures: Mapping[Any, go.Figure], *, formats: Sequence[str] = FORMATS
         for stem, figure in figures.items():
             for name in (each for each in FORMATS if each in {"html", *formats}):
                 path = Path(f"{stem}.{name}")
-                path.parent.mkdir(parents=True, exist_ok=True)
+                check_file(path)
+                make_folder(path.parent)
                 partial[path] = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
                 if name == "html":
                     page = figure.to_html(include_mathjax=False, config={"displaylogo": False})

@@ -37,8 +37,8 @@ def format_accuracy_hover(row: Mapping[str, Any], heading: str = "") -> str:
     """Format the hover of an accuracy with its interval: a row of `probing.accuracy`."""
     questions = f"{row['num_queries']:.0f} question" + ("" if row["num_queries"] == 1 else "s")
     lines = [
-        f"<b>{html.escape(label_language(row['language']))}</b>",
-        *([html.escape(heading)] if heading else []),
+        f"<b>{escape(label_language(row['language']))}</b>",
+        *([escape(heading)] if heading else []),
         f"{row['accuracy']:.1%} right, interval {row['ci_low']:.1%} to {row['ci_high']:.1%}",
         f"chance {row['chance']:.1%}, {questions}",
     ]
@@ -62,7 +62,8 @@ def set_language_layer_axes(
 ) -> int:
     """Set the axes of heatmaps of languages by layers; return the step between ticks in layers.
 
-    Facets are `width` pixels wide; the first language stands at the top.
+    Facets are `width` pixels wide; the first language stands at the top. Categories, which plotly
+    matches and does not show, are the codes as they are; the tick labels are escaped.
     """
     step = next(s for s in (1, 2, 5, 10, 20, 50) if s * width / len(layers) >= 26 or s == 50)
     figure.update_xaxes(
@@ -77,7 +78,7 @@ def set_language_layer_axes(
         categoryarray=languages,
         range=[len(languages) - 0.5, -0.5],
         tickvals=languages,
-        ticktext=[label_language(code) for code in languages],
+        ticktext=[escape(label_language(code)) for code in languages],
         showgrid=False,
     )
     return step
@@ -96,6 +97,7 @@ def lay_out(
 ) -> tuple[go.Figure, list[tuple[int, int]]]:
     """Lay facets of `size` pixels out in rows; return each facet's row and column too.
 
+    All texts are plain: they are escaped here.
     `left` and `right` are margins in pixels, `headers` lines above the rows, one per row.
     """
     num_rows = math.ceil(len(titles) / num_columns)
@@ -112,7 +114,7 @@ def lay_out(
         rows=num_rows,
         cols=num_columns,
         specs=specs,
-        subplot_titles=[html.escape(each) for each in titles],
+        subplot_titles=[escape(each) for each in titles],
         horizontal_spacing=_GAP / plot_width,
         vertical_spacing=gap_height / plot_height,
     )
@@ -128,7 +130,7 @@ def lay_out(
             figure.update_xaxes(title_text=x_title, row=row, col=col)
     for row, text in enumerate(headers):
         figure.add_annotation(
-            text=f"<b>{html.escape(shorten(text, plot_width // 9))}</b>",
+            text=f"<b>{escape(shorten(text, plot_width // 9))}</b>",
             x=0,
             xref="paper",
             xanchor="left",
@@ -149,7 +151,7 @@ def lay_out(
         height=height,
         margin={"l": left, "r": right, "t": top, "b": bottom},
         title={
-            "text": "<br>".join(map(html.escape, title_lines)),
+            "text": "<br>".join(map(escape, title_lines)),
             "x": 0,
             "xref": "paper",
             "xanchor": "left",
@@ -163,8 +165,8 @@ def lay_out(
 
 
 def wrap_title(title: str, pixels: int) -> str:
-    """Wrap an axis' title in lines that are no longer than the axis."""
-    return "<br>".join(map(html.escape, textwrap.wrap(title, max(12, pixels // 8))))
+    """Wrap an axis' title, a plain text, in lines that are no longer than the axis."""
+    return "<br>".join(map(escape, textwrap.wrap(title, max(12, pixels // 8))))
 
 
 def build_text_heatmap(
@@ -174,7 +176,10 @@ def build_text_heatmap(
     *,
     name: str | None = None,
 ) -> go.Heatmap:
-    """Build a heatmap with texts in its cells: values, texts and hovers [row, column]."""
+    """Build a heatmap with texts in its cells: values, texts and hovers [row, column].
+
+    Texts and hovers are shown as Plotly reads them: see `escape`.
+    """
     num_rows, num_columns = values.shape
     return go.Heatmap(
         x=list(range(num_columns)),
@@ -205,10 +210,19 @@ def choose_num_columns(num_facets: int, width: int) -> int:
 
 
 def shorten(text: str, length: int) -> str:
-    """Cut the beginning off, since the end of a path is what tells it from others."""
+    """Cut the beginning off a plain text: the end of a path is what tells it from others."""
     return text if len(text) <= length else "…" + text[len(text) - length + 1 :]
 
 
 def label_language(code: str) -> str:
-    """Return a language's English name and code."""
+    """Return a language's English name and code, as plain text."""
     return f"{LANGUAGES[code].name} ({code})" if code in LANGUAGES else code
+
+
+def escape(text: object) -> str:
+    """Return what Plotly shows as this very text, where it would read tags, entities or TeX.
+
+    Texts are cut to length and measured before they are escaped. Quotes stay as they are, since
+    Plotly knows no entity for them; two dollars would be TeX where a page has MathJax.
+    """
+    return html.escape(str(text), quote=False).replace("$", "&#36;")

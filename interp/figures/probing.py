@@ -12,6 +12,7 @@ from interp.figures.layout import (
     COLOURS,
     check_table,
     choose_num_columns,
+    escape,
     format_accuracy_hover,
     label_language,
     lay_out,
@@ -74,7 +75,7 @@ def plot_accuracy(table: pd.DataFrame, *, title: str | None = None) -> go.Figure
     figure.update_yaxes(
         range=[len(languages) - 0.4, -0.6],
         tickvals=list(range(len(languages))),
-        ticktext=labels,
+        ticktext=[*map(escape, labels)],
         showgrid=False,
         zeroline=False,
     )
@@ -124,7 +125,7 @@ def _draw_dots(
         marker={"color": f"rgb({colour})", "size": 8},
         hovertext=[format_accuracy_hover(row, row["series"]) for row in rows],
         hoverinfo="text",
-        name=name or "accuracy",
+        name=escape(name or "accuracy"),
         legendgroup=name,
         showlegend=showlegend,
     )

@@ -5,7 +5,6 @@ layers with their intervals (Hong et al. 2024, Fig. 1). The tables are
 those of `interp.recovery.krs.compute_krs`, of either direction.
 """
 
-import html
 import math
 import textwrap
 from typing import Any
@@ -20,6 +19,7 @@ from interp.figures.layout import (
     DASHES,
     check_table,
     choose_num_columns,
+    escape,
     label_language,
     lay_out,
     set_language_layer_axes,
@@ -184,7 +184,7 @@ def plot_lines(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
                     marker_size=5,
                     hovertext=[_format_hover(record, name) for record in records],
                     hoverinfo="text",
-                    name=_format_site(site),
+                    name=escape(_format_site(site)),
                     legendgroup=site,
                     showlegend=site not in shown,
                 )
@@ -258,8 +258,8 @@ def _format_hover(record: dict, name: str) -> str:
         window = f"layers {record['first_layer']}–{record['last_layer']}"
     score, low, high = record[name], record["ci_low"], record["ci_high"]
     text = [
-        f"<b>{html.escape(label_language(record['language']))}</b>",
-        html.escape(_format_site(record["site"])),
+        f"<b>{escape(label_language(record['language']))}</b>",
+        escape(_format_site(record["site"])),
         window,
         f"{_SCORE_TITLES[name]} " + ("undefined" if math.isnan(score) else f"{score:.3f}"),
     ]
@@ -270,7 +270,7 @@ def _format_hover(record: dict, name: str) -> str:
     if not math.isnan(record["noise_floor"]):
         text.append(f"noise floor {record['noise_floor']:.1e}")
     if record["reason"]:
-        text += map(html.escape, textwrap.wrap(record["reason"], 60))
+        text += map(escape, textwrap.wrap(record["reason"], 60))
     return "<br>".join(text)
 
 

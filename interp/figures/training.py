@@ -10,6 +10,7 @@ from interp.figures.layout import (
     COLOURS,
     DASHES,
     FONT,
+    escape,
     format_accuracy_hover,
     label_language,
     lay_out,
@@ -98,7 +99,7 @@ def _draw_line(rows: pd.DataFrame, code: str, number: int, *, showlegend: bool) 
             "dash": DASHES[number // len(COLOURS) % len(DASHES)],
         },
         marker={"size": 6},
-        name=label_language(code),
+        name=escape(label_language(code)),
         legendgroup=code,
         showlegend=showlegend,
         hovertext=[

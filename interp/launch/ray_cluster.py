@@ -33,6 +33,11 @@ from interp.recovery.sweep import SweepConfig
 MAX_DEATHS = 3
 """Workers that may die one after the other at the same item, or at their start."""
 
+TOKEN_ADVICE = (
+    "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints where the "
+    "cluster was started"
+)
+
 
 @dataclass(kw_only=True, eq=False)
 class RayWorkerHandle:
@@ -84,9 +89,10 @@ class RayWorkers:
 
         Raises:
             ChildProcessError: `MAX_DEATHS` workers died one after the other at the same item.
+            AuthenticationError: the cluster wants a token.
         """
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
         while work or any(handle.item for handle in self._busy.values()):
             while work and self._idle:
@@ -100,6 +106,9 @@ class RayWorkers:
                 result, messages = ray.get(done)
             except RayTaskError as error:
                 raise error.cause from error
+            except AuthenticationError:
+                # No worker died: another would be kept out just so.
+                raise
             except RayError:
                 if item is not None:
                     work.appendleft(item)
@@ -165,7 +174,8 @@ def import_ray() -> ModuleType:
     Raises:
         ImportError: it is not installed, or too old.
     """
-    check_installed("ray", "2.40", extra="ray")
+    # The first that can ask for a token.
+    check_installed("ray", "2.52", extra="ray")
     # Its own way to silence a line, on standard output, for each worker that dies.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
     import ray
@@ -196,6 +206,8 @@ def start_ray_workers(
     Raises:
         ValueError: a model was not loaded from anywhere, there is no cluster, or no machine of it
             has what a worker needs.
+        PermissionError: the cluster wants a token.
+        ConnectionError: the cluster cannot be joined.
         ImportError: Ray is not installed, or too old.
     """
     ray = import_ray()
@@ -212,40 +224,72 @@ def start_ray_workers(
     own = not ray.is_initialized()
     if own:
         _check_reachable(address)
+    with _explain_refusal():
+        workers = None
+        try:
+            if own:
+                _join(ray, address)
+            room = _count_room(ray.nodes(), needs, num_workers)
+            workers = RayWorkers(
+                ray.remote(
+                    num_cpus=needs["CPU"],
+                    num_gpus=gpus_per_worker,
+                    max_restarts=0,
+                    max_task_retries=0,
+                )(RayWorker),
+                {
+                    "vanilla": vanilla.name,
+                    "config": config,
+                    "content_hash": vanilla.content_hash(),
+                    "dtype": vanilla.dtype,
+                    "device": "cuda" if gpus_per_worker else "cpu",
+                    "num_threads": num_threads,
+                    "directory": Path.cwd(),
+                },
+                models,
+                num_workers or room,
+            )
+            yield workers
+        finally:
+            if workers is not None:
+                workers.stop()
+            if own:
+                ray.shutdown()
+
+
+def _join(ray: ModuleType, address: str | None) -> None:
+    """Join a cluster, or start one.
+
+    Raises:
+        ConnectionError: it cannot be joined; of a wrong token, Ray says no more than that.
+    """
+    try:
         ray.init(
             address=address,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    workers = None
+    except ConnectionError as error:
+        place = address or os.environ.get("RAY_ADDRESS")
+        where = f"at {place!r}" if place else "on this machine"
+        raise ConnectionError(
+            f"the Ray cluster {where} cannot be joined: if it wants a token, {TOKEN_ADVICE}; else "
+            "see that it still runs, with this version of Ray"
+        ) from error
+
+
+@contextmanager
+def _explain_refusal() -> Iterator[None]:
+    """Raise PermissionError, with what to do, where a cluster refuses who has not its token."""
+    from ray.exceptions import AuthenticationError
+
     try:
-        room = _count_room(ray.nodes(), needs, num_workers)
-        workers = RayWorkers(
-            ray.remote(
-                num_cpus=needs["CPU"],
-                num_gpus=gpus_per_worker,
-                max_restarts=0,
-                max_task_retries=0,
-            )(RayWorker),
-            {
-                "vanilla": vanilla.name,
-                "config": config,
-                "content_hash": vanilla.content_hash(),
-                "dtype": vanilla.dtype,
-                "device": "cuda" if gpus_per_worker else "cpu",
-                "num_threads": num_threads,
-                "directory": Path.cwd(),
-            },
-            models,
-            num_workers or room,
-        )
-        yield workers
-    finally:
-        if workers is not None:
-            workers.stop()
-        if own:
-            ray.shutdown()
+        yield
+    except AuthenticationError as error:
+        raise PermissionError(
+            f"the Ray cluster lets nobody in without its token: {TOKEN_ADVICE}"
+        ) from error
 
 
 def _check_reachable(address: str | None) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -93,13 +94,15 @@ class SweepConfig:
     dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
-        if not self.sites:
+        sites = _list_sites(self.sites)
+        if not sites:
             raise ValueError("no sites: give at least one, such as coef")
-        names = [str(SiteName.parse(site)) for site in self.sites]
+        names = [str(SiteName.parse(site)) for site in sites]
         if len(set(names)) != len(names):
-            raise ValueError(f"duplicate site in {', '.join(self.sites)}")
+            raise ValueError(f"duplicate site in {', '.join(sites)}")
         object.__setattr__(self, "sites", tuple(names))
-        if self.engine not in ENGINES:
+        object.__setattr__(self, "window", _read_window(self.window))
+        if not isinstance(self.engine, str) or self.engine not in ENGINES:
             raise ValueError(f"unknown engine {self.engine!r}; valid: {', '.join(ENGINES)}")
         if self.variant not in get_args(Variant):
             raise ValueError(
@@ -199,7 +202,20 @@ def measure(
     Returns:
         One row per question, site and layer, with `COLUMNS`. Losses are NaN, with the reason,
         where a question scores nothing and where states overflow.
+
+    Raises:
+        TypeError: what is given is no pair, or no question with an answer.
     """
+    if not isinstance(pair, Pair):
+        raise TypeError(
+            "pair must be a Pair of two loaded models, Pair(vanilla=…, unlearned=…), not "
+            f"{type(pair).__name__}"
+        )
+    if others := [item for item in trajectories if not isinstance(item, Trajectory)]:
+        raise TypeError(
+            "trajectories must be questions with answers, as interp.trajectories makes them, not "
+            f"{type(others[0]).__name__}"
+        )
     if config.variant == "hong2024":
         trajectories = score_as_hong2024(trajectories, pair.vanilla)
     restorations = config.restorations(pair.vanilla.num_layers)
@@ -246,6 +262,37 @@ def measure(
                 }
             )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _list_sites(given: Any) -> tuple[str, ...]:
+    """Return sites as names, of one name too.
+
+    Raises:
+        TypeError: they are none.
+    """
+    if isinstance(given, str):
+        return (given,)
+    is_several = isinstance(given, Iterable) and not isinstance(given, bytes)
+    sites: tuple[Any, ...] = tuple(given) if is_several else (given,)
+    if others := [site for site in sites if not isinstance(site, str)]:
+        raise TypeError(
+            f"sites must be names, such as ['coef', 'attn'], not {type(others[0]).__name__}"
+        )
+    return sites
+
+
+def _read_window(given: Any) -> int:
+    """Return a number of layers as Python's own int, also one of numpy's.
+
+    Raises:
+        TypeError: it is no whole number.
+    """
+    try:
+        if not isinstance(given, bool):
+            return operator.index(given)
+    except TypeError:
+        pass
+    raise TypeError(f"window must be a whole number, such as 5, not {given!r}")
 
 
 def _measure_cell(

@@ -5,6 +5,7 @@ Every column with more than one value that tells models apart becomes a selector
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -137,5 +138,10 @@ def _get_style(table: pd.DataFrame, score: str) -> Mapping[str, Any]:
     drawn = plot_lines(sites).to_plotly_json()["data"]
     return {
         "scale": scale.to_plotly_json(),
-        "sites": {each["legendgroup"]: each["name"] for each in drawn if each["showlegend"]},
+        "sites": {
+            # What plotly shows is escaped, and the page escapes what it shows itself.
+            each["legendgroup"]: html.unescape(each["name"])
+            for each in drawn
+            if each["showlegend"]
+        },
     }

@@ -233,6 +233,79 @@ def test_settings_that_are_refused(pair, tmp_path, options, says):
     assert not (tmp_path / "run").exists()
 
 
+def test_objects_that_are_no_models_or_questions(pair, tmp_path):
+    """One sentence each, before anything is made; "give what" is said where it can be known."""
+    vanilla, unlearned = pair
+    linear = torch.nn.Linear(2, 2)
+    cases = [
+        ((str(tmp_path), unlearned, ANSWERS), "vanilla must be a LanguageModel, not str: load it"),
+        ((tmp_path, unlearned, ANSWERS), "vanilla must be a LanguageModel, not PosixPath: load it"),
+        ((linear, unlearned, ANSWERS), "vanilla must be a LanguageModel, not Linear: make one"),
+        ((pair, unlearned, ANSWERS), "vanilla must be a LanguageModel, not tuple"),
+        ((vanilla, None, ANSWERS), "a specification or a LanguageModel, not NoneType"),
+        ((vanilla, [linear], ANSWERS), "a specification or a LanguageModel, not Linear: make one"),
+        ((vanilla, linear.state_dict(), ANSWERS), "not a dict: give its values"),
+        ((vanilla, unlearned, None), "answers must be a list of Trajectory or Query, not NoneType"),
+        ((vanilla, unlearned, tmp_path), "answers must be a list of Trajectory or Query, not Pos"),
+        ((vanilla, unlearned, [{"id": "1"}]), "Trajectory or Query, and item 0 is a dict"),
+    ]
+    for given, says in cases:
+        with pytest.raises(TypeError) as caught:
+            interp.sweep(*given, out=tmp_path / "run", progress=False)
+        message = str(caught.value)
+        assert says in message
+        assert "\n" not in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("given", ["3", 3.0, None, True, [3]])
+def test_a_window_that_is_no_number(pair, given):
+    with pytest.raises(TypeError) as caught:
+        swept(pair, window=given)
+    assert str(caught.value) == f"window must be a whole number, such as 5, not {given!r}"
+
+
+def test_a_window_of_numpys(pair, tmp_path):
+    """It is Python's own in the run's settings, which are JSON."""
+    assert type(SweepConfig(window=np.int64(3)).window) is int
+    given = swept(pair, window=np.int64(3), out=tmp_path)
+    pd.testing.assert_frame_equal(given, swept(pair, window=3, out=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"), [(None, "NoneType"), (3, "int"), (b"coef", "bytes"), (["coef", 1], "int")]
+)
+def test_sites_that_are_no_names(given, kind):
+    with pytest.raises(TypeError) as caught:
+        SweepConfig(sites=given)
+    assert str(caught.value) == f"sites must be names, such as ['coef', 'attn'], not {kind}"
+
+
+def test_one_site_is_a_name_and_no_list_of_letters():
+    assert SweepConfig(sites="coef").sites == ("coef",)
+    assert SweepConfig(sites=iter(["coef", "attn"])).sites == ("coef", "attn")
+    with pytest.raises(ValueError, match=r"unknown engine \['full'\]"):
+        SweepConfig(engine=["full"])
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("given", ["runs/U", None, "both", {"vanilla": "V"}])
+def test_what_is_no_pair(pair, given):
+    given = pair if given == "both" else given
+    with pytest.raises(TypeError, match=r"pair must be a Pair of two loaded models, .* not \w+$"):
+        measure(given, ANSWERS, SweepConfig())
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("item", [question(0), {"id": "1"}, "w5"])
+def test_questions_without_answers_are_not_measured(pair, item):
+    vanilla, unlearned = pair
+    both = Pair(vanilla=vanilla, unlearned=unlearned)
+    with pytest.raises(TypeError, match=r"questions with answers, as interp\.trajectories makes"):
+        measure(both, [*ANSWERS, item], SweepConfig())
+
+
 def test_no_questions(pair):
     assert "no queries" in refusal(lambda: swept(pair, []))
 
