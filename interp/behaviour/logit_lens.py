@@ -250,6 +250,4 @@ def _compute_logits(
     unembed = anatomy.unembed
     bias = None if unembed.bias is None else unembed.bias[tokens]
     logits = linear(states.to(unembed.weight.dtype), unembed.weight[tokens], bias).float()
-    if anatomy.logit_cap is not None:
-        logits = torch.tanh(logits / anatomy.logit_cap) * anatomy.logit_cap
-    return logits
+    return anatomy.finish_logits(logits)

@@ -15,18 +15,14 @@ attention and MLP once, the first lets distances be computed without logits.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from interp.models.anatomy import Anatomy, LayerParts
-
-Call = tuple[tuple, dict[str, Any], Any]
-"""Arguments of a module and what it returned."""
+from interp.models.anatomy_paths import run_on_nothing
+from interp.models.anatomy_trace import Call, Trace
 
 
 def check_anatomy(model: PreTrainedModel, anatomy: Anatomy, *, tolerance: float = 1e-4) -> None:
@@ -40,110 +36,80 @@ def check_anatomy(model: PreTrainedModel, anatomy: Anatomy, *, tolerance: float 
     """
     name = type(model).__name__
     with torch.inference_mode():
-        calls, logits = _record_calls(model, anatomy)
-        if logits.dtype != torch.float32:
-            tolerance = max(tolerance, 8 * torch.finfo(logits.dtype).eps)
-        final = anatomy.readout_state(_get_first(calls[anatomy.layers[-1].layer][2]))
+        trace = Trace(model)
+        calls = _get_calls(trace, anatomy)
+        if trace.logits.dtype != torch.float32:
+            tolerance = max(tolerance, 8 * torch.finfo(trace.logits.dtype).eps)
+        final = anatomy.readout_state(_get(calls[anatomy.layers[-1].layer].output))
         packed = getattr(model.config, "quantization_config", None) is not None
         rebuilt = anatomy.unembed(final) if packed else _apply_weights(anatomy.unembed, final)
         _check_close(
-            logits,
-            anatomy.cap(rebuilt),
+            trace.logits,
+            anatomy.finish_logits(rebuilt),
             f"{name}: unembed(final norm(residual)) is not the logits",
             tolerance,
         )
+        message = f"{name}: final norm(residual) is not what the body returns"
+        _check_close(_get(trace.get_body_output()), final, message, tolerance)
         below = None
         for index, parts in enumerate(anatomy.layers):
             where = f"{name}, layer {index}"
-            hidden, result = _get_hidden(calls[parts.layer]), calls[parts.layer][2]
+            call = calls[parts.layer]
+            hidden, output = _get(call.hidden), _get(call.output)
             if below is not None:
                 message = f"{where}: it does not read what the layer below returns"
                 _check_close(below, hidden, message, tolerance)
-            below = _get_first(result)
-            attn = _subtract_residual(calls[parts.attn], anatomy)
+            below = output
+            projected = _get(calls[parts.attn_out].output)
+            attn = _subtract_residual(calls[parts.attn], parts.paths.attn_adds_residual, projected)
             message = f"{where}: the attention block does not return its output projection's output"
-            _check_close(attn, _get_first(calls[parts.attn_out][2]), message, tolerance)
-            coef = calls[parts.values][0][0]
+            _check_close(attn, projected, message, tolerance)
+            coef = _get(calls[parts.values].hidden)
             value_sum = parts.values(coef) if packed else _apply_weights(parts.values, coef)
-            mlp = _subtract_residual(calls[_get_mlp(parts)], anatomy)
+            mlp = _subtract_residual(
+                calls[_get_mlp(parts)], parts.paths.mlp_adds_residual, value_sum
+            )
             message = f"{where}: the coefficients times the value vectors are not the MLP's output"
             _check_close(mlp, value_sum, message, tolerance)
             if anatomy.additive:
-                added = _run_on_nothing(parts, calls, anatomy)
+                added = run_on_nothing(trace, parts.layer, parts.paths)
                 message = f"{where}: it does not add its blocks to the residual stream"
-                _check_close(below, hidden + added.to(hidden.device), message, tolerance)
+                _check_close(output, hidden + added.to(hidden.device), message, tolerance)
 
 
-def _record_calls(model: PreTrainedModel, anatomy: Anatomy) -> tuple[dict[nn.Module, Call], Tensor]:
-    """Run four tokens, and keep what the modules of the table were given and returned."""
-    calls: dict[nn.Module, Call] = {}
-
-    def keep(module: nn.Module, args: tuple, kwargs: dict, result: object) -> None:
-        calls[module] = args, kwargs, result
-
-    wanted = [
-        module
-        for parts in anatomy.layers
-        for module in (parts.layer, parts.attn, parts.attn_out, _get_mlp(parts), parts.values)
-    ]
-    vocab_size = anatomy.unembed.weight.shape[0]
-    device = next(model.parameters()).device
-    input_ids = (torch.arange(4, device=device) * 7 + 11)[None] % vocab_size
-    with ExitStack() as stack:
-        for module in dict.fromkeys(wanted):
-            handle = module.register_forward_hook(keep, with_kwargs=True)
-            stack.callback(handle.remove)
-        logits = model(input_ids=input_ids, use_cache=False).logits
-    for module in wanted:
-        if module not in calls:
-            path = next(path for path, other in model.named_modules() if other is module)
-            raise ValueError(
-                f"{type(model).__name__}: {path} does not run in a forward; this checkpoint's code "
-                "differs from the architecture known under this name"
-            )
-    return calls, logits
-
-
-def _run_on_nothing(parts: LayerParts, calls: dict[nn.Module, Call], anatomy: Anatomy) -> Tensor:
-    """Run a layer on a residual stream of zeros, its attention block and MLP as they were."""
-    args, kwargs, _ = calls[parts.layer]
-
-    def put(module: nn.Module, now: tuple, output: Any) -> Any:
-        state = _subtract_residual(calls[module], anatomy)
-        if anatomy.family.adds_residual:
-            state = state + now[1]
-        state = state.view_as(_get_first(output))
-        return (state, *output[1:]) if isinstance(output, tuple) else state
-
-    with ExitStack() as stack:
-        for module in (parts.attn, _get_mlp(parts)):
-            stack.callback(module.register_forward_hook(put).remove)
-        if args:
-            result = parts.layer(torch.zeros_like(args[0]), *args[1:], **kwargs)
-        else:
-            nothing = torch.zeros_like(kwargs["hidden_states"])
-            result = parts.layer(**kwargs | {"hidden_states": nothing})
-    return _get_first(result)
+def _get_calls(trace: Trace, anatomy: Anatomy) -> dict[nn.Module, Call]:
+    """Return the calls of the modules that have a role."""
+    calls = {}
+    for parts in anatomy.layers:
+        for module in (parts.layer, parts.attn, parts.attn_out, _get_mlp(parts), parts.values):
+            call = trace.get_only_call(module)
+            if call is None:
+                raise ValueError(
+                    f"{type(trace.model).__name__}: {trace.names.get(module)} does not run once in "
+                    "a forward; this checkpoint's code differs from the architecture known under "
+                    "this name"
+                )
+            calls[module] = call
+    return calls
 
 
 def _get_mlp(parts: LayerParts) -> nn.Module:
     return parts.values if parts.mlp is None else parts.mlp
 
 
-def _get_hidden(call: Call) -> Tensor:
-    args, kwargs, _ = call
-    return args[0] if args else kwargs["hidden_states"]
+def _get(state: Tensor | None) -> Tensor:
+    assert state is not None
+    return state
 
 
-def _get_first(result: Any) -> Tensor:
-    return result[0] if isinstance(result, tuple) else result
-
-
-def _subtract_residual(call: Call, anatomy: Anatomy) -> Tensor:
+def _subtract_residual(call: Call, adds_residual: bool, computed: Tensor) -> Tensor:
     """Return what a block computed, without the residual stream that it may have added."""
-    args, _, result = call
-    output = _get_first(result)
-    return output - args[1].to(output.device) if anatomy.family.adds_residual else output
+    output = _get(call.output)
+    if not adds_residual:
+        return output
+    # The one of its arguments that leaves what the block's last matrix gave.
+    rests = [output - given.to(output.device) for given in call.list_states(output.shape)]
+    return min(rests, key=lambda rest: (rest - computed.view_as(rest)).abs().max())
 
 
 def _apply_weights(module: nn.Module, state: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class LanguageModel:
     @property
     def num_layers(self) -> int:
         """Number of decoder layers, L."""
-        return self.model.config.num_hidden_layers
+        return self.model.config.get_text_config().num_hidden_layers
 
     @property
     def device(self) -> torch.device:

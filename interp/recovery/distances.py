@@ -124,6 +124,7 @@ class DistanceScorer:
         self._logits_budget = logits_budget
         half = vanilla.unembed.weight.dtype != torch.float32
         is_affine = vanilla.logit_cap is None and self._runs.logit_cap is None
+        is_affine &= vanilla.logit_scale == self._runs.logit_scale
         self._exact = distance == "logit_mse" and is_affine and not (own_precision and half)
         self._own_precision = own_precision
         self._grams: dict[Readout, tuple[Tensor, Tensor | None, Tensor | None]] = {}
@@ -172,7 +173,8 @@ class DistanceScorer:
         if cross is not None and constant is not None:
             total = total + 2 * (delta * (h @ cross.T)).sum(-1)
             total = total + ((h @ constant) * h).sum(-1)
-        return total / self._anatomy["vanilla"].unembed.weight.shape[0]
+        vanilla = self._anatomy["vanilla"]
+        return total * (vanilla.logit_scale**2 / vanilla.unembed.weight.shape[0])
 
     def _compute_by_logits(
         self, target: Tensor, states: Tensor, next_ids: Tensor, readout: Readout
@@ -188,7 +190,7 @@ class DistanceScorer:
             here = slice(start, start + step)
             target_logits = vanilla.logits(target[here]).to(device)
             for row in range(states.shape[0]):
-                logits = self._runs.cap(reader.unembed(states[row, here]))
+                logits = self._runs.finish_logits(reader.unembed(states[row, here]))
                 if not self._own_precision:
                     target_logits, logits = target_logits.float(), logits.float()
                 losses[row, here] = _compute_distance(

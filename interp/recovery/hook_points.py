@@ -29,7 +29,7 @@ def heads(model: LanguageModel) -> list[str]:
 
 def get_decoder(model: LanguageModel) -> nn.Module:
     """Return the module that holds the layers: every forward goes through it, past OPT's body."""
-    return model.model.get_submodule(model.anatomy.family.layers.rpartition(".")[0])
+    return model.model.get_submodule(model.anatomy.path.rpartition(".")[0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+from interp.models.anatomy import LayerParts
+from interp.models.anatomy_paths import LayerPaths
+from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 
 HOOK_POINTS: dict[str, tuple[str, ...]] = {
@@ -38,6 +41,9 @@ def translate_site_name(name: str, model: LanguageModel) -> str:
     Raises:
         ValueError: a hook point or module path that is no site of this model.
     """
+    if "." not in name:
+        return name
+    check_runnable(model, adapters=False)
     known = _list_names(model)
     parts = []
     for part in name.split("+"):
@@ -57,47 +63,43 @@ def _list_names(model: LanguageModel) -> dict[str, str]:
     """List every name of every layer."""
     unembed = _find_unembed(model)
     known = dict.fromkeys((unembed, f"{unembed}.weight", "unembed.W_U"), "unembed")
-    for layer in range(model.num_layers):
-        for pattern, site in _list_patterns(model).items():
-            known[pattern.replace(".L", f".{layer}", 1)] = f"{site}@{layer}"
+    for layer, parts in enumerate(model.anatomy.layers):
+        names = _list_names_in_block(parts)
+        known |= {f"blocks.{layer}.{name}": f"{site}@{layer}" for name, site in names.items()}
+        path = f"{model.anatomy.path}.{layer}"
+        names = _list_names_in_layer(parts.paths)
+        known |= {f"{path}{name}": f"{site}@{layer}" for name, site in names.items()}
         if layer:
-            known |= dict.fromkeys(
-                (
-                    f"blocks.{layer}.hook_in",
-                    f"blocks.{layer}.hook_resid_pre",
-                    f"{model.anatomy.family.layers}.{layer}.input",
-                ),
-                f"resid@{layer - 1}",
-            )
+            inputs = (f"blocks.{layer}.hook_in", f"blocks.{layer}.hook_resid_pre", f"{path}.input")
+            known |= dict.fromkeys(inputs, f"resid@{layer - 1}")
     root = f"{model.model.base_model_prefix}."
     return known | {path.removeprefix(root): site for path, site in known.items()}
 
 
-def _list_patterns(model: LanguageModel) -> dict[str, str]:
-    """List the names of a layer's sites, the layer being L."""
-    family, layer = model.anatomy.family, model.anatomy.layers[0].layer
+def _list_names_in_block(parts: LayerParts) -> dict[str, str]:
+    """List TransformerLens' names of a layer's sites, without the block."""
     elsewhere: tuple[str, ...] = ()
-    if family.adds_residual:
+    if parts.paths.attn_adds_residual or parts.paths.mlp_adds_residual:
         elsewhere = AFTER_RESIDUAL
-    elif hasattr(layer, "post_feedforward_layernorm"):
+    elif hasattr(parts.layer, "post_feedforward_layernorm"):
         elsewhere = AFTER_NORM
-    patterns = {
-        f"blocks.L.{hook}": site
-        for site, hooks in HOOK_POINTS.items()
-        for hook in hooks
-        if hook not in elsewhere
-    } | {"blocks.L.mlp.W_out": "value"}
-    outputs = {"": "resid", f".{family.attn_out}": "attn", f".{family.values}": "mlp_out"}
-    if not family.adds_residual:
-        outputs |= {f".{family.attn}": "attn"}
-        outputs |= {} if family.mlp is None else {f".{family.mlp}": "mlp_out"}
-    path = f"{family.layers}.L"
-    for module, site in outputs.items():
-        patterns |= {f"{path}{module}": site, f"{path}{module}.output": site}
-    return patterns | {
-        f"{path}.{family.values}.input": "coef",
-        f"{path}.{family.values}.weight": "value",
-        f"{path}.{family.attn_out}.input": "head",
+    names = {hook: site for site, hooks in HOOK_POINTS.items() for hook in hooks}
+    return {hook: site for hook, site in names.items() if hook not in elsewhere} | {
+        "mlp.W_out": "value"
+    }
+
+
+def _list_names_in_layer(paths: LayerPaths) -> dict[str, str]:
+    """List the modules of a layer's sites, as paths from the layer."""
+    outputs = {"": "resid", f".{paths.attn_out}": "attn", f".{paths.values}": "mlp_out"}
+    if not paths.attn_adds_residual:
+        outputs |= {f".{paths.attn}": "attn"}
+    if paths.mlp is not None and not paths.mlp_adds_residual:
+        outputs |= {f".{paths.mlp}": "mlp_out"}
+    return {name + end: site for name, site in outputs.items() for end in ("", ".output")} | {
+        f".{paths.values}.input": "coef",
+        f".{paths.values}.weight": "value",
+        f".{paths.attn_out}.input": "head",
     }
 
 

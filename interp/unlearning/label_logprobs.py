@@ -66,7 +66,7 @@ def compute_label_kl(
         reference_states: what θ₀'s unembedding reads at the same places.
     """
     reference_states = reference_states.detach()
-    if _has_closed_form_gradient(anatomy) and reference.logit_cap is None:
+    if _has_closed_form_gradient(anatomy) and _is_affine(reference):
         return _compute_kl(anatomy.unembed, states, reference.unembed, reference_states)
 
     def kl_of(anatomy: Anatomy, states: Tensor, reference_states: Tensor) -> Tensor:
@@ -80,7 +80,12 @@ def compute_label_kl(
 
 def _has_closed_form_gradient(anatomy: Anatomy) -> bool:
     trained = any(parameter.requires_grad for parameter in anatomy.unembed.parameters())
-    return anatomy.logit_cap is None and not trained
+    return _is_affine(anatomy) and not trained
+
+
+def _is_affine(anatomy: Anatomy) -> bool:
+    """Return whether the logits are the unembedding's outputs themselves."""
+    return anatomy.logit_cap is None and anatomy.logit_scale == 1
 
 
 def _compute_logprobs_by_autograd(anatomy: Anatomy, states: Tensor, targets: Tensor) -> Tensor:

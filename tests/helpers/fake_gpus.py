@@ -46,9 +46,10 @@ RESTORATIONS = [
 def spread(model: nn.Module, num_first: int) -> LanguageModel:
     """Dispatch a model: embeddings and some layers to gpu:0, the others to gpu:1."""
     wrapped = wrap(model)
-    family = wrapped.anatomy.family
+    with unset_fake_temporarily():
+        anatomy = wrapped.anatomy
     places = {
-        f"{family.layers}.{layer}": f"gpu:{int(layer >= num_first)}"
+        f"{anatomy.path}.{layer}": f"gpu:{int(layer >= num_first)}"
         for layer in range(wrapped.num_layers)
     }
     for name, module in model.named_modules():

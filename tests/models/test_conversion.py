@@ -153,7 +153,7 @@ def test_to_nnsight_and_back(architecture):
     own = model.model(ids, output_hidden_states=True)
     before = fingerprint(model)
     traced = interp.to_nnsight(model)
-    path = model.anatomy.family.layers
+    path = model.anatomy.path
     with traced.trace("w14 w15 w9"):
         layer = traced.get(path)[2].output.save()
         logits_saved = traced.lm_head.output.save()

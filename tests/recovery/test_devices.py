@@ -79,7 +79,7 @@ def dispatched(architecture: str, seed: int):
     names = {name: "cpu" for name, child in model.named_children() if child is not model.base_model}
     prefix = model.base_model_prefix
     names |= {f"{prefix}.{name}": "cpu" for name, _ in model.base_model.named_children()}
-    layers = wrap(model).anatomy.family.layers
+    layers = wrap(model).anatomy.path
     del names[layers]
     names |= {f"{layers}.{layer}": "cpu" for layer in range(5)}
     return wrap(dispatch_model(model, names, force_hooks=True), name=f"M{seed}")

@@ -143,7 +143,7 @@ def test_module_paths_are_the_very_tensors_of_the_sites(architecture):
         model.model(**BATCH.inputs(model.anatomy.body))
     tensors = outputs | {f"{name}.output": value for name, value in outputs.items()}
     tensors |= {f"{name}.input": value for name, value in inputs.items()}
-    layers = model.anatomy.family.layers
+    layers = model.anatomy.path
     sites = accepted(model, [name for name in tensors if name.startswith(f"{layers}.")])
     for name, site in sites.items():
         assert difference(tensors[name], expected[site]) < 1e-6, (name, site)

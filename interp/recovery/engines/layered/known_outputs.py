@@ -37,21 +37,25 @@ def compute_only_at(module: nn.Module, positions: Tensor, num_tokens: int) -> It
 
 
 @contextmanager
-def replace_attention(parts: LayerParts, attn: Tensor, *, adds_residual: bool) -> Iterator[None]:
+def replace_attention(parts: LayerParts, attn: Tensor) -> Iterator[None]:
     """Replace the attention block by a known state, without running it."""
+    adds_residual = parts.paths.attn_adds_residual
 
-    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    def forward(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
         hidden = args[0] if args else kwargs["hidden_states"]
         output = attn.to(hidden.device).repeat(hidden.shape[0] // attn.shape[0], 1, 1)
-        return (output + args[1] if adds_residual else output), None
+        output = output + args[1] if adds_residual else output
+        others = parts.paths.attn_num_outputs - 1
+        return output if others < 0 else (output, *[None] * others)
 
     with replace_forward(parts.attn, forward):
         yield
 
 
 @contextmanager
-def replace_mlp(parts: LayerParts, mlp_out: Tensor, *, adds_residual: bool) -> Iterator[None]:
+def replace_mlp(parts: LayerParts, mlp_out: Tensor) -> Iterator[None]:
     """Replace the MLP by a known output, without running it."""
+    adds_residual = parts.paths.mlp_adds_residual
 
     def give(hidden: Tensor, *residual: Tensor) -> Tensor:
         repeats = hidden.numel() // hidden.shape[-1] // (mlp_out.shape[0] * mlp_out.shape[1])

@@ -244,9 +244,9 @@ class UpwardPass:
             channels = self._get_channels(treatment)
             put(restore_sites(parts, donor_parts, donor_states, sites, where, channels))
             if attn is not None:
-                put(replace_attention(parts, attn, adds_residual=self.base.family.adds_residual))
+                put(replace_attention(parts, attn))
             if mlp_out is not None:
-                put(replace_mlp(parts, mlp_out, adds_residual=self.base.family.adds_residual))
+                put(replace_mlp(parts, mlp_out))
             if attn is not None and mlp_out is not None and self.base.additive:
                 added = self._call_layer(layer, segment, torch.zeros_like(rows[0]), cache)
                 return [row + added for row in rows]

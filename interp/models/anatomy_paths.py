@@ -1,0 +1,354 @@
+"""Derivation of a model's anatomy from a forward of four tokens: which module has which role.
+
+Nothing is known beforehand of the architecture. Of what every module was given and returned follows
+
+    the list of layers      modules one after the other, each reading what the one before returned
+    the attention block     the block of a layer in which a token changes what a later one gets
+    the MLP                 the other one
+    their last matrices     the linear maps whose outputs the blocks return
+    the MLP's first ones    the linear maps that read what the MLP reads
+    the final norm          what leads from the last layer's output to what the unembedding reads
+
+What is found is proven afterwards, on all layers, by `anatomy_proof.check_anatomy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from interp.models.anatomy_trace import NUM_TOKENS, Call, Trace, evaluating, get_first, is_same
+
+# A token's output when an earlier one changes: to the bit, but for the order of sums.
+_UNCHANGED = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPaths:
+    """Module paths of one decoder layer, from the layer.
+
+    Attributes:
+        attn: the attention block, or what mixes tokens in its place (linear attention, Mamba).
+        attn_out: its output projection; its output is the site `attn`.
+        mlp: the MLP block, or None where the layer holds its matrices directly.
+        keys: the MLP's first matrices (gate and up, both in one, or the one).
+        values: the down projection; its input is the site `coef`, its weight the site `value`.
+        attn_adds_residual: the attention block takes the residual stream as an argument of its own
+            and adds it itself.
+        mlp_adds_residual: the MLP does.
+        attn_num_outputs: length of the tuple that the attention block returns; 0 for a tensor.
+    """
+
+    attn: str
+    attn_out: str
+    mlp: str | None
+    keys: tuple[str, ...]
+    values: str
+    attn_adds_residual: bool = False
+    mlp_adds_residual: bool = False
+    attn_num_outputs: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """Module paths of a model's parts.
+
+    Attributes:
+        layers: the list of decoder layers.
+        parts: of every layer.
+        final: the modules between the last layer's residual stream and the unembedding, in order.
+        logit_scale: by what the unembedding's outputs are multiplied.
+        logit_cap: c in z := c·tanh(z / c) of these; None where logits are not capped.
+        additive: a layer only adds to the residual stream.
+    """
+
+    layers: str
+    parts: tuple[LayerPaths, ...]
+    final: tuple[str, ...]
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+    additive: bool = True
+
+
+def derive_paths(model: PreTrainedModel) -> Paths:
+    """Derive the module paths of a model's parts.
+
+    Raises:
+        ValueError: a part cannot be told; the sentence says which.
+    """
+    with torch.inference_mode(), evaluating(model):
+        trace = Trace(model, probe=True)
+        layers = _find_layers(trace)
+        # Layers of the same modules have the same parts.
+        kinds = [
+            tuple((name, type(module)) for name, module in layer.named_modules())
+            for layer in layers
+        ]
+        known: dict[tuple, LayerPaths] = {}
+        additive = True
+        for kind in dict.fromkeys(kinds):
+            first = kinds.index(kind)
+            known[kind] = _find_parts(trace, layers[first], f"layer {first}")
+            additive &= _only_adds(trace, layers[first], known[kind])
+        parts = [known[kind] for kind in kinds]
+        final, scale, cap = _find_readout(trace, layers)
+    return Paths(
+        layers=trace.names[layers],
+        parts=tuple(parts),
+        final=final,
+        logit_scale=scale,
+        logit_cap=cap,
+        additive=additive,
+    )
+
+
+def run_on_nothing(trace: Trace, layer: nn.Module, paths: LayerPaths) -> Tensor:
+    """Run a layer on a residual stream of zeros, with what its attention block and MLP computed."""
+    call = trace.get_only_call(layer)
+    assert call is not None
+    assert call.hidden is not None
+    nothing = torch.zeros_like(call.hidden)
+    matrices = (paths.attn, paths.attn_out, paths.attn_adds_residual)
+    blocks = [matrices, (paths.mlp or paths.values, paths.values, paths.mlp_adds_residual)]
+    with ExitStack() as stack:
+        for block, matrix, adds_residual in blocks:
+            computed = trace.calls[layer.get_submodule(matrix)][0].output
+            put = _make_replacement(computed, adds_residual)
+            handle = layer.get_submodule(block).register_forward_hook(put, with_kwargs=True)
+            stack.callback(handle.remove)
+        if call.args:
+            result = layer(nothing, *call.args[1:], **call.kwargs)
+        else:
+            result = layer(**call.kwargs | {"hidden_states": nothing})
+    output = get_first(result)
+    assert output is not None
+    return output
+
+
+def _make_replacement(computed: Tensor | None, adds_residual: bool) -> Callable[..., Any]:
+    assert computed is not None
+
+    def put(_module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        first = get_first(output)
+        assert first is not None
+        # A block that adds the residual stream was given it: here zeros, or of their norm.
+        residuals = Call(args, kwargs, None, None).list_states(first.shape) if adds_residual else ()
+        state = computed.view_as(first)
+        for residual in residuals[:1]:
+            state = state + residual.to(state.device)
+        # Nothing else that a block returns may be needed: it is not there where it does not run.
+        return (state, *[None] * (len(output) - 1)) if isinstance(output, tuple) else state
+
+    return put
+
+
+def _only_adds(trace: Trace, layer: nn.Module, paths: LayerPaths) -> bool:
+    """Return whether layer(0; attention and MLP known) + residual = layer(residual)."""
+    call = trace.get_only_call(layer)
+    assert call is not None
+    assert call.hidden is not None
+    try:
+        added = run_on_nothing(trace, layer, paths)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError("a layer needs more of its attention block than one state") from error
+    return is_same(call.output, call.hidden + added.to(call.hidden.device))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is a linear map, perhaps with an adapter around it."""
+    return isinstance(getattr(module, "base_layer", module), nn.Linear | Conv1D)
+
+
+def _find_layers(trace: Trace) -> nn.ModuleList:
+    """Find the list of decoder layers: the one with the most weights that reads as one."""
+    found, size = None, 0
+    for module in trace.names:
+        if not isinstance(module, nn.ModuleList) or not len(module):
+            continue
+        calls = [trace.get_only_call(layer) for layer in module]
+        if not all(call is not None and _is_stream(call) for call in calls):
+            continue
+        num_weights = sum(parameter.numel() for parameter in module.parameters())
+        if num_weights > size:
+            found, size = module, num_weights
+    if found is None:
+        raise ValueError("no list of layers is found in it that read one another's outputs")
+    return found
+
+
+def _is_stream(call: Call) -> bool:
+    """Return whether a module was given and returned a residual stream."""
+    hidden, output = call.hidden, call.output
+    if hidden is None or output is None or hidden.shape != output.shape:
+        return False
+    return hidden.ndim == 3 and hidden.shape[1] == NUM_TOKENS
+
+
+def _find_parts(trace: Trace, layer: nn.Module, where: str) -> LayerPaths:
+    mixers, points, matrices = [], [], []
+    for name, block in layer.named_children():
+        call = trace.get_only_call(block)
+        if is_linear(block):
+            matrices += [block] if call is not None else []
+        elif call is not None and _is_block(block, call):
+            # One whose matrices are zero mixes nothing.
+            mixes = "Attention" in type(block).__name__ or _mixes_tokens(block, call)
+            (mixers if mixes else points).append((name, block))
+    if len(mixers) != 1:
+        named = ", ".join(name for name, _ in mixers) or "none"
+        raise ValueError(f"{where}: one block that mixes tokens is wanted, and there are: {named}")
+    attn_name, attn = mixers[0]
+    kind = type(attn).__name__
+    if "Attention" not in kind or "Linear" in kind:
+        raise ValueError(f"{where}: tokens are mixed by a {kind}, which is no attention")
+    attn_out, attn_adds = _find_last_matrix(trace, attn, f"{where}: the attention block")
+    mlp_name, mlp_adds = None, False
+    if len(points) == 1:
+        mlp_name, mlp = points[0]
+        values, mlp_adds = _find_last_matrix(trace, mlp, f"{where}: the MLP")
+        keys = _find_first_matrices(trace, mlp, values)
+    elif not points and len(matrices) > 1:
+        order = [module for module in trace.calls if module in matrices]
+        *keys, values = order
+    else:
+        named = ", ".join(name for name, _ in points) or "none"
+        raise ValueError(f"{where}: one MLP is wanted, and there are: {named}")
+    if not keys:
+        raise ValueError(f"{where}: no matrix of the MLP reads what the MLP reads")
+    start = len(trace.names[layer]) + 1
+    return LayerPaths(
+        attn=attn_name,
+        attn_out=trace.names[attn_out][start:],
+        mlp=mlp_name,
+        keys=tuple(trace.names[key][start:] for key in keys),
+        values=trace.names[values][start:],
+        attn_adds_residual=attn_adds,
+        mlp_adds_residual=mlp_adds,
+        attn_num_outputs=trace.calls[attn][0].num_outputs,
+    )
+
+
+def _is_block(block: nn.Module, call: Call) -> bool:
+    """Return whether a module computes a state of every token with matrices of its own."""
+    if call.hidden is None or call.output is None or call.hidden.numel() != call.output.numel():
+        return False
+    return any(parameter.ndim > 1 for parameter in block.parameters())
+
+
+def _mixes_tokens(block: nn.Module, call: Call) -> bool:
+    """Return whether the last token's output changes with the tokens before."""
+    assert call.hidden is not None
+    hidden = call.hidden.clone()
+    # Some layers merge the axes of questions and tokens.
+    before = hidden.view(NUM_TOKENS, -1)[:-1]
+    before.copy_(before.flip(-1) * 2 + before.abs().mean())
+    if call.args:
+        result = block(hidden, *call.args[1:], **call.kwargs)
+    else:
+        result = block(**call.kwargs | {"hidden_states": hidden})
+    output = get_first(result)
+    assert output is not None
+    assert call.output is not None
+    last, other = call.output.view(NUM_TOKENS, -1)[-1], output.view(NUM_TOKENS, -1)[-1]
+    return bool((last - other).abs().max() > _UNCHANGED * last.abs().max())
+
+
+def _find_last_matrix(trace: Trace, block: nn.Module, where: str) -> tuple[nn.Module, bool]:
+    """Find the matrix whose output a block returns, and whether it adds the residual stream."""
+    call = trace.get_only_call(block)
+    assert call is not None
+    inside = set(block.modules())
+    assert call.output is not None
+    for module in reversed([module for module in trace.calls if module in inside]):
+        run = trace.get_only_call(module)
+        if run is None or not is_linear(module):
+            continue
+        if is_same(call.output, run.output):
+            return module, False
+        for residual in call.list_states(call.output.shape):
+            if is_same(call.output - residual.to(call.output.device), run.output):
+                return module, True
+    raise ValueError(f"{where} does not return the output of one of its matrices")
+
+
+def _find_first_matrices(trace: Trace, mlp: nn.Module, values: nn.Module) -> list[nn.Module]:
+    """Find the matrices that read what the MLP reads."""
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set(values.modules())
+    for module in mlp.modules():
+        # Those of an adapter lie inside the one that it changes.
+        if module in inside or not is_linear(module) or not _reads_the_same(trace, module, mlp):
+            continue
+        found.append(module)
+        inside |= set(module.modules())
+    return found
+
+
+def _reads_the_same(trace: Trace, module: nn.Module, block: nn.Module) -> bool:
+    call, whole = trace.get_only_call(module), trace.get_only_call(block)
+    return call is not None and whole is not None and is_same(call.hidden, whole.hidden)
+
+
+def _find_readout(
+    trace: Trace, layers: nn.ModuleList
+) -> tuple[tuple[str, ...], float, float | None]:
+    """Find what leads from the last layer to the logits: modules, a scale and a cap."""
+    unembed = trace.model.get_output_embeddings()
+    call = None if unembed is None else trace.get_only_call(unembed)
+    last = trace.get_only_call(layers[-1])
+    if call is None or last is None or call.hidden is None or call.output is None:
+        raise ValueError("it has no unembedding that runs once")
+    inside = {module for layer in layers for module in layer.modules()}
+    after = list(trace.calls)
+    after = after[after.index(layers[-1]) + 1 :]
+    state, final = last.output, []
+    for module in after:
+        run = trace.get_only_call(module)
+        if run is None or module in inside or module is unembed or list(module.children()):
+            continue
+        if (
+            is_same(run.hidden, state)
+            and run.output is not None
+            and not is_same(state, call.hidden)
+        ):
+            state = run.output
+            final.append(trace.names[module])
+    if not is_same(state, call.hidden):
+        raise ValueError("its unembedding does not read the last layer's output after a norm")
+    if not is_same(trace.get_body_output(), call.hidden):
+        raise ValueError("its unembedding does not read what its body returns")
+    config = trace.model.config.get_text_config().to_dict()
+    numbers = [v for v in config.values() if type(v) in (int, float) and v > 0]
+    return tuple(final), *_find_scale_and_cap(call.output, trace.logits, numbers)
+
+
+def _find_scale_and_cap(
+    probe: Tensor, logits: Tensor, numbers: list[float]
+) -> tuple[float, float | None]:
+    """Find s and c of logits that are c·tanh(s·z / c), or s·z, of what was put in, z.
+
+    Both are numbers of the configuration, or their inverses, where one is close to what is found.
+    """
+    known = [1.0, *numbers, *(1 / number for number in numbers)]
+
+    def refine(found: float) -> float:
+        """Return the number of the configuration that is meant: here it is seen rounded."""
+        best = min(known, key=lambda number: abs(number - found))
+        return float(best if is_same(logits.new_tensor(found), logits.new_tensor(best)) else found)
+
+    logits = logits.to(probe.device)
+    place = probe[0, 0].abs().argmin()
+    scale = refine(float(logits[0, 0, place].double() / probe[0, 0, place].double()))
+    if is_same(logits, probe.double() * scale):
+        return scale, None
+    cap = refine(float(logits.abs().max()))
+    if is_same(logits, cap * torch.tanh(probe.double() * scale / cap)):
+        return scale, cap
+    raise ValueError("its logits are not the unembedding's outputs, scaled or capped")

@@ -1,0 +1,139 @@
+"""A tiny random model of every causal language model that transformers can make and run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+# What configurations call their sizes, and how small they are made.
+_SIZES = {
+    32: ("hidden_size", "d_model", "n_embd", "dim", "word_embed_proj_dim", "embedding_size"),
+    24: (
+        "intermediate_size",
+        "ffn_dim",
+        "n_inner",
+        "d_ff",
+        "ffn_hidden_size",
+        "ffn_hidden",
+        "encoder_ffn_dim",
+        "decoder_ffn_dim",
+    ),
+    12: ("moe_intermediate_size", "shared_expert_intermediate_size", "qk_head_dim"),
+    4: (
+        "num_hidden_layers",
+        "n_layer",
+        "num_layers",
+        "n_layers",
+        "decoder_layers",
+        "num_decoder_layers",
+        "num_attention_heads",
+        "n_head",
+        "n_heads",
+        "num_heads",
+        "attention_heads",
+        "decoder_attention_heads",
+        "encoder_attention_heads",
+        "num_experts",
+        "num_local_experts",
+        "n_routed_experts",
+        "moe_num_experts",
+        "sliding_window",
+        "rotary_dim",
+        "linear_num_value_heads",
+        "qk_rope_head_dim",
+        "mamba_n_heads",
+        "mamba_num_heads",
+        "mamba_dt_rank",
+        "time_step_rank",
+    ),
+    2: (
+        "encoder_layers",
+        "num_encoder_layers",
+        "num_key_value_heads",
+        "num_experts_per_tok",
+        "num_experts_per_token",
+        "moe_top_k",
+        "moe_topk",
+        "moe_k",
+        "linear_num_key_heads",
+        "mamba_expand",
+        "expand",
+    ),
+    1: ("n_shared_experts", "n_group", "topk_group", "first_k_dense_replace", "n_groups"),
+    8: (
+        "head_dim",
+        "qk_nope_head_dim",
+        "v_head_dim",
+        "linear_key_head_dim",
+        "linear_value_head_dim",
+        "mamba_d_state",
+        "state_size",
+        "ssm_state_size",
+        "mamba_chunk_size",
+        "chunk_size",
+        "patch_size",
+    ),
+    16: ("q_lora_rank", "kv_lora_rank", "mamba_d_head", "mamba_head_dim", "image_size"),
+    64: (
+        "max_position_embeddings",
+        "n_positions",
+        "n_ctx",
+        "max_seq_len",
+        "max_seq_length",
+        "mamba_d_ssm",
+    ),
+    50: ("vocab_size",),
+}
+_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 3}
+# Absent means that they follow from others, or that there is none.
+_OPTIONAL = ("head_dim", "sliding_window", "n_inner")
+
+
+def list_architectures() -> dict[str, str]:
+    """List the types of configurations by the classes that are made of them."""
+    found: dict[str, str] = {}
+    for model_type, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        name = names if isinstance(names, str) else names[0]
+        found.setdefault(name, model_type)
+    return found
+
+
+def make_tiny(name: str, *, seed: int = 0, **changes: object) -> PreTrainedModel:
+    """Make a random model of a class, and run it once; the same seed gives the same weights.
+
+    Raises:
+        Exception: this class cannot be made tiny, or does not run here; the library's own.
+    """
+    config_class = CONFIG_MAPPING[list_architectures()[name]]
+    config = config_class(**(_shrink(config_class) | changes))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        model = getattr(transformers, name)(config).eval().float()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        model(input_ids=torch.tensor([[11, 18, 25, 32, 39, 5]]), use_cache=False)
+    return model
+
+
+def _shrink(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    usual = config_class()
+    values = usual.to_dict()
+    known = {*values, *config_class.attribute_map}
+    changes: dict[str, Any] = {
+        key: value
+        for key, value in (
+            *_SPECIAL.items(),
+            *((key, size) for size, keys in _SIZES.items() for key in keys),
+        )
+        if key in known and not (key in _OPTIONAL and values.get(key) is None)
+    }
+    for key in config_class.sub_configs:
+        inner = getattr(usual, key, None)
+        if isinstance(inner, PreTrainedConfig):
+            changes[key] = _shrink(type(inner))
+    return changes

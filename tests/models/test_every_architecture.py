@@ -1,0 +1,256 @@
+"""Every causal language model of transformers: opened and proven, or refused in one sentence.
+
+A model that is opened has the same losses from the engine `layered` as from `full`; that `full`
+puts back what is meant is shown with hooks at paths that were written down by hand.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import interp
+from interp.models.anatomy import find_anatomy
+from interp.models.anatomy_proof import check_anatomy
+from tests.helpers.every_architecture import list_architectures, make_tiny
+from tests.helpers.tiny_models import question, wrap
+
+ALL = tuple(sorted(list_architectures()))
+
+# The layers, the MLP's last matrix and the attention block's, read off the library's source.
+BY_HAND = {
+    "ApertusForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "BioGptForCausalLM": ("biogpt.layers", "fc2", "self_attn.out_proj"),
+    "CodeGenForCausalLM": ("transformer.h", "mlp.fc_out", "attn.out_proj"),
+    "Cohere2ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "Exaone4ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "FalconForCausalLM": ("transformer.h", "mlp.dense_4h_to_h", "self_attention.dense"),
+    "GPTJForCausalLM": ("transformer.h", "mlp.fc_out", "attn.out_proj"),
+    "GPT2LMHeadModel": ("transformer.h", "mlp.c_proj", "attn.c_proj"),
+    "Gemma3ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "Glm4ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "GraniteForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "MptForCausalLM": ("transformer.blocks", "ffn.down_proj", "attn.out_proj"),
+    "NemotronForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "Olmo3ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "Phi3ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "SmolLM3ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "StableLmForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "Starcoder2ForCausalLM": ("model.layers", "mlp.c_proj", "self_attn.o_proj"),
+    "VaultGemmaForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "XGLMForCausalLM": ("model.layers", "fc2", "self_attn.out_proj"),
+}
+# Multipliers that are 1 in the library's default configuration.
+CHANGES = {
+    "GraniteForCausalLM": {
+        "logits_scaling": 8.0,
+        "residual_multiplier": 0.22,
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.015,
+    },
+}
+SITES = ("coef", "attn", "coef+attn", "value", "key", "attn_weights", "norms", "resid", "unembed")
+SAMPLE = ("Cohere2ForCausalLM", "FalconForCausalLM", "GraniteForCausalLM", "MptForCausalLM")
+
+
+def make_pair(name):
+    changes = CHANGES.get(name, {})
+    return [wrap(make_tiny(name, seed=seed, **changes), name=f"M{seed}") for seed in (0, 1)]
+
+
+def mark(names, sample):
+    """Mark all but a sample as slow."""
+    return [pytest.param(name, marks=[] if name in sample else pytest.mark.slow) for name in names]
+
+
+def sweep(models, engine, sites=SITES):
+    questions = [question(number, words=3 + number) for number in range(3)]
+    answers = interp.trajectories(models[0], questions, num_tokens=4, progress=False)
+    recovery = interp.sweep(
+        *models, answers, sites=list(sites), window=3, engine=engine, progress=False
+    )
+    losses = recovery.losses.set_index(["site", "layer", "query_id"]).sort_index()
+    return losses, answers
+
+
+@pytest.mark.parametrize("name", mark(ALL, SAMPLE))
+def test_layered_has_the_losses_of_full(name):
+    try:
+        models = make_pair(name)
+    except Exception as error:  # noqa: BLE001
+        pytest.skip(f"cannot be made tiny: {type(error).__name__}")
+    try:
+        anatomies = [model.anatomy for model in models]
+    except ValueError as error:
+        pytest.skip(f"refused: {error}")
+    check_anatomy(models[0].model, anatomies[0])
+    (full, _), (layered, _) = (sweep(models, engine) for engine in ("full", "layered"))
+    found, right = layered["loss_restored"], full["loss_restored"]
+    assert len(found) == len(right)
+    error = ((found - right).abs() / full["loss_unlearned"]).max()
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize("name", mark(BY_HAND, SAMPLE))
+def test_full_puts_back_what_is_meant(name):
+    """A window of three layers, by hooks on modules that are named by hand."""
+    models = make_pair(name)
+    losses, answers = sweep(models, "full", sites=("coef", "attn", "value"))
+    path, values, attn = BY_HAND[name]
+    vanilla, unlearned = (model.model for model in models)
+    num_layers = len(vanilla.get_submodule(path))
+    for item in answers:
+        if not item.answer_ids:
+            continue
+        ids = torch.tensor([[*item.prompt_ids, *item.answer_ids]])
+        scored = slice(len(item.prompt_ids) - 1, ids.shape[1] - 1)
+        with torch.no_grad():
+            wanted = vanilla(input_ids=ids, use_cache=False).logits[0, scored]
+        for site, relative in (("coef", values), ("attn", attn), ("value", values)):
+            for layer in range(num_layers):
+                window = [n for n in range(layer - 1, layer + 2) if 0 <= n < num_layers]
+                names = [f"{path}.{n}.{relative}" for n in window]
+                logits = run_restored(vanilla, unlearned, ids, names, site)[0, scored]
+                loss = ((wanted - logits) ** 2).mean().item()
+                found = losses.loc[(site, layer, item.query.id), "loss_restored"]
+                assert found == pytest.approx(loss, rel=1e-4, abs=1e-9)
+
+
+def run_restored(vanilla, unlearned, ids, names, site):
+    """Run U with V's inputs of some modules (`coef`), their outputs (`attn`), or weights."""
+    states, handles = {}, []
+    for name in names:
+        mine, theirs = unlearned.get_submodule(name), vanilla.get_submodule(name)
+        if site == "value":
+            kept = {key: value.data for key, value in mine.named_parameters()}
+            states[name] = kept
+            for key, value in theirs.named_parameters():
+                mine.get_parameter(key).data = value.data
+            continue
+        index = 0 if site == "coef" else 2
+        handle = theirs.register_forward_hook(
+            lambda _m, args, out, name=name, index=index: states.update(
+                {name: (args[0] if index == 0 else out).clone()}
+            )
+        )
+        handles.append(handle)
+        if site == "coef":
+            hook = mine.register_forward_pre_hook(lambda _m, _args, name=name: (states[name],))
+        else:
+            hook = mine.register_forward_hook(lambda *_run, name=name: states[name])
+        handles.append(hook)
+    with torch.no_grad():
+        vanilla(input_ids=ids, use_cache=False)
+        logits = unlearned(input_ids=ids, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    if site == "value":
+        for name, kept in states.items():
+            for key, value in kept.items():
+                unlearned.get_submodule(name).get_parameter(key).data = value
+    return logits
+
+
+@pytest.mark.parametrize("name", mark(BY_HAND, SAMPLE))
+def test_paths_are_those_read_off_the_source(name):
+    anatomy = find_anatomy(make_tiny(name))
+    path, values, attn = BY_HAND[name]
+    assert anatomy.path == path
+    for parts in anatomy.layers:
+        assert (parts.paths.values, parts.paths.attn_out) == (values, attn)
+
+
+def test_how_logits_are_scaled_and_capped():
+    granite = make_tiny("GraniteForCausalLM", **CHANGES["GraniteForCausalLM"])
+    assert find_anatomy(granite).logit_scale == 0.125
+    assert find_anatomy(make_tiny("Cohere2ForCausalLM")).logit_scale == 0.0625
+    gemma = find_anatomy(make_tiny("Gemma2ForCausalLM", final_logit_softcapping=7.0))
+    assert (gemma.logit_scale, gemma.logit_cap) == (1.0, 7.0)
+    # A scale that no number of the configuration is, and a cap far above the logits.
+    cohere = make_tiny("Cohere2ForCausalLM", logit_scale=1 / 3)
+    assert find_anatomy(cohere).logit_scale == 1 / 3
+    gemma = make_tiny("Gemma2ForCausalLM", final_logit_softcapping=5000.0)
+    assert find_anatomy(gemma).logit_cap == 5000.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["Cohere2ForCausalLM", "Gemma2ForCausalLM", "FalconForCausalLM"])
+def test_half_precision_has_the_same_anatomy(name, dtype):
+    model = make_tiny(name)
+    right = find_anatomy(model)
+    half = make_tiny(name).to(dtype)
+    found = find_anatomy(half)
+    check_anatomy(half, found)
+    assert found.path == right.path
+    assert [parts.paths for parts in found.layers] == [parts.paths for parts in right.layers]
+    assert (found.logit_scale, found.logit_cap) == (right.logit_scale, right.logit_cap)
+    assert found.additive == right.additive
+
+
+def test_a_model_in_training_mode_is_opened_as_in_evaluation():
+    model = make_tiny("GPT2LMHeadModel", resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5).train()
+    assert find_anatomy(model).layers[0].paths.values == "mlp.c_proj"
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_scaled_logits_in_every_distance():
+    """The Gram form, and logits that are formed, against the model's own."""
+    models = make_pair("Cohere2ForCausalLM")
+    questions = [question(0)]
+    answers = interp.trajectories(models[0], questions, num_tokens=4, progress=False)
+    for distance in ("logit_mse", "kl"):
+        found = [
+            interp.sweep(
+                *models,
+                answers,
+                sites=["coef"],
+                window=3,
+                engine=engine,
+                distance=distance,
+                progress=False,
+            ).losses["loss_restored"]
+            for engine in ("full", "layered")
+        ]
+        np.testing.assert_allclose(
+            found[1], found[0], rtol=1e-5 if distance == "logit_mse" else 1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("MambaForCausalLM", "layer 0: tokens are mixed by a MambaMixer, which is no attention"),
+        (
+            "XLMWithLMHeadModel",
+            "layer 0: one block that mixes tokens is wanted, and there are: none",
+        ),
+        ("RobertaForCausalLM", "layer 0: the attention block does not return"),
+        ("RecurrentGemmaForCausalLM", "tokens are mixed by a RecurrentGemmaRecurrentBlock"),
+        ("MixtralForCausalLM", "is a mixture of experts"),
+    ],
+)
+def test_what_cannot_be_told_is_named(name, says):
+    with pytest.raises(ValueError, match=says):
+        find_anatomy(make_tiny(name))
+
+
+def test_logits_that_are_something_else():
+    model = make_tiny("LlamaForCausalLM")
+    forward = model.lm_head.forward
+
+    class Squared(nn.Linear):
+        def forward(self, x):
+            return forward(x)
+
+    model.lm_head.__class__ = Squared
+    model.forward = lambda **inputs: _squared(type(model).forward(model, **inputs))
+    with pytest.raises(ValueError, match="logits are not the unembedding's outputs"):
+        find_anatomy(model)
+
+
+def _squared(output):
+    output.logits = output.logits**2
+    return output
