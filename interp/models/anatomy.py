@@ -124,20 +124,23 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
             f"{name} is a mixture of experts: its coefficients depend on the router, so that "
             "restoring them is not defined; dense architectures are supported"
         )
+    hint = suggest_text_model(name, model.config)
+    if not hint and model.config.get_text_config() is not model.config:
+        hint = "its text model is inside it; give that one alone"
+    if hint:
+        raise ValueError(f"{name} cannot be opened: {hint}")
     unembed = model.get_output_embeddings()
     if not isinstance(unembed, nn.Linear):
-        hint = suggest_text_model(name, model.config)
         raise ValueError(
-            f"the unembedding of this {name} is a {type(unembed).__name__}, not a Linear: "
-            + (hint or "put back the module that its class has there")
+            f"the unembedding of this {name} is a {type(unembed).__name__}, not a Linear: put back "
+            "the module that its class has there"
         )
     paths = _PATHS.get(model)
     if paths is None:
         try:
             paths = _PATHS[model] = derive_paths(model)
         except ValueError as error:
-            hint = suggest_text_model(name, model.config)
-            raise ValueError(f"{name} cannot be opened: {hint or error}") from error
+            raise ValueError(f"{name} cannot be opened: {error}") from error
     try:
         layers = model.get_submodule(paths.layers)
         assert isinstance(layers, nn.ModuleList)

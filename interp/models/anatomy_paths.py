@@ -94,9 +94,11 @@ def derive_paths(model: PreTrainedModel) -> Paths:
         known: dict[tuple, LayerPaths] = {}
         additive = True
         for kind in dict.fromkeys(kinds):
-            first = kinds.index(kind)
-            known[kind] = _find_parts(trace, layers[first], f"layer {first}")
-            additive &= _only_adds(trace, layers[first], known[kind])
+            alike = [index for index, other in enumerate(kinds) if other == kind]
+            known[kind] = _find_parts(trace, layers[alike[0]], f"layer {alike[0]}")
+            # The last layer of some models ends otherwise.
+            for index in {alike[0], alike[-1]}:
+                additive &= _only_adds(trace, layers[index], known[kind])
         parts = [known[kind] for kind in kinds]
         final, scale, cap = _find_readout(trace, layers)
     return Paths(
@@ -109,12 +111,15 @@ def derive_paths(model: PreTrainedModel) -> Paths:
     )
 
 
-def run_on_nothing(trace: Trace, layer: nn.Module, paths: LayerPaths) -> Tensor:
-    """Run a layer on a residual stream of zeros, with what its attention block and MLP computed."""
+def run_with_known_blocks(
+    trace: Trace, layer: nn.Module, paths: LayerPaths, hidden: Tensor
+) -> Tensor:
+    """Run a layer on a residual stream, with what its attention block and MLP once computed.
+
+    Nothing but their states is given: what else the blocks return is None.
+    """
     call = trace.get_only_call(layer)
     assert call is not None
-    assert call.hidden is not None
-    nothing = torch.zeros_like(call.hidden)
     matrices = (paths.attn, paths.attn_out, paths.attn_adds_residual)
     blocks = [matrices, (paths.mlp or paths.values, paths.values, paths.mlp_adds_residual)]
     with ExitStack() as stack:
@@ -124,9 +129,9 @@ def run_on_nothing(trace: Trace, layer: nn.Module, paths: LayerPaths) -> Tensor:
             handle = layer.get_submodule(block).register_forward_hook(put, with_kwargs=True)
             stack.callback(handle.remove)
         if call.args:
-            result = layer(nothing, *call.args[1:], **call.kwargs)
+            result = layer(hidden, *call.args[1:], **call.kwargs)
         else:
-            result = layer(**call.kwargs | {"hidden_states": nothing})
+            result = layer(**call.kwargs | {"hidden_states": hidden})
     output = get_first(result)
     assert output is not None
     return output
@@ -150,15 +155,24 @@ def _make_replacement(computed: Tensor | None, adds_residual: bool) -> Callable[
 
 
 def _only_adds(trace: Trace, layer: nn.Module, paths: LayerPaths) -> bool:
-    """Return whether layer(0; attention and MLP known) + residual = layer(residual)."""
+    """Return whether layer(0; attention and MLP known) + residual = layer(residual).
+
+    Raises:
+        ValueError: nor is layer(residual; attention and MLP known).
+    """
     call = trace.get_only_call(layer)
     assert call is not None
-    assert call.hidden is not None
+    hidden = call.hidden
+    assert hidden is not None
     try:
-        added = run_on_nothing(trace, layer, paths)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError("a layer needs more of its attention block than one state") from error
-    return is_same(call.output, call.hidden + added.to(call.hidden.device))
+        added = run_with_known_blocks(trace, layer, paths, torch.zeros_like(hidden))
+        if is_same(call.output, hidden + added.to(hidden.device)):
+            return True
+        if is_same(call.output, run_with_known_blocks(trace, layer, paths, hidden)):
+            return False
+    except (TypeError, AttributeError):
+        pass
+    raise ValueError(f"{trace.names[layer]} needs more of its blocks than one state of each")
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ at the places that the table names:
     the output projection's output = the attention block's
     coefficients · value vectors (+ bias) = the MLP's output
     layer(0; attention and MLP known) + residual = layer(residual)     where layers only add
+    layer(residual; attention and MLP known) = layer(residual)         elsewhere
 
 That is what the engines rely on: the last lets `layered` run restorations that share a layer's
 attention and MLP once, the first lets distances be computed without logits.
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from interp.models.anatomy import Anatomy, LayerParts
-from interp.models.anatomy_paths import run_on_nothing
+from interp.models.anatomy_paths import run_with_known_blocks
 from interp.models.anatomy_trace import Call, Trace
 
 
@@ -71,10 +72,14 @@ def check_anatomy(model: PreTrainedModel, anatomy: Anatomy, *, tolerance: float 
             )
             message = f"{where}: the coefficients times the value vectors are not the MLP's output"
             _check_close(mlp, value_sum, message, tolerance)
+            given = torch.zeros_like(hidden) if anatomy.additive else hidden
+            known = run_with_known_blocks(trace, parts.layer, parts.paths, given)
             if anatomy.additive:
-                added = run_on_nothing(trace, parts.layer, parts.paths)
+                known = hidden + known.to(hidden.device)
                 message = f"{where}: it does not add its blocks to the residual stream"
-                _check_close(output, hidden + added.to(hidden.device), message, tolerance)
+            else:
+                message = f"{where}: it needs more of its blocks than one state of each"
+            _check_close(output, known, message, tolerance)
 
 
 def _get_calls(trace: Trace, anatomy: Anatomy) -> dict[nn.Module, Call]:

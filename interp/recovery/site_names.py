@@ -8,12 +8,17 @@ site `attn` in Llama, and in Gemma-2, whose attention is followed by a norm, it 
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 
 from interp.models.anatomy import LayerParts
 from interp.models.anatomy_paths import LayerPaths
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
+from interp.recovery.sites import ACTIVATION_SITES, PARAMETER_SITES
+
+# The library's own names, which need no model.
+SITE = re.compile(rf"({'|'.join((*ACTIVATION_SITES, *PARAMETER_SITES))})(@\d+)?(\[[\d,]*\])?$")
 
 HOOK_POINTS: dict[str, tuple[str, ...]] = {
     "coef": ("mlp.out.hook_in", "mlp.hook_post"),
@@ -41,7 +46,7 @@ def translate_site_name(name: str, model: LanguageModel) -> str:
     Raises:
         ValueError: a hook point or module path that is no site of this model.
     """
-    if "." not in name:
+    if all(SITE.match(part) for part in name.split("+")):
         return name
     check_runnable(model, adapters=False)
     known = _list_names(model)

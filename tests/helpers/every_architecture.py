@@ -109,7 +109,8 @@ def make_tiny(name: str, *, seed: int = 0, **changes: object) -> PreTrainedModel
         Exception: this class cannot be made tiny, or does not run here; the library's own.
     """
     config_class = CONFIG_MAPPING[list_architectures()[name]]
-    config = config_class(**(_shrink(config_class) | changes))
+    settings: dict[str, Any] = _shrink(config_class) | changes
+    config = config_class(**settings)
     torch.manual_seed(seed)
     with torch.no_grad():
         model = getattr(transformers, name)(config).eval().float()
@@ -132,7 +133,8 @@ def _shrink(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
         )
         if key in known and not (key in _OPTIONAL and values.get(key) is None)
     }
-    for key in config_class.sub_configs:
+    sub_configs: Any = config_class.sub_configs
+    for key in sub_configs:
         inner = getattr(usual, key, None)
         if isinstance(inner, PreTrainedConfig):
             changes[key] = _shrink(type(inner))

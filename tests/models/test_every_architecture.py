@@ -6,6 +6,8 @@ puts back what is meant is shown with hooks at paths that were written down by h
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,17 @@ from torch import nn
 import interp
 from interp.models.anatomy import find_anatomy
 from interp.models.anatomy_proof import check_anatomy
+from tests.helpers.architecture_table import CHANGES, make_pair, prove, sweep
 from tests.helpers.every_architecture import list_architectures, make_tiny
-from tests.helpers.tiny_models import question, wrap
+from tests.helpers.tiny_models import question
 
 ALL = tuple(sorted(list_architectures()))
+
+OPENED = (
+    (Path(__file__).parents[2] / "docs" / "architectures.md")
+    .read_text(encoding="utf-8")
+    .partition("## Refused")[0]
+)
 
 # The layers, the MLP's last matrix and the attention block's, read off the library's source.
 BY_HAND = {
@@ -42,22 +51,7 @@ BY_HAND = {
     "VaultGemmaForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
     "XGLMForCausalLM": ("model.layers", "fc2", "self_attn.out_proj"),
 }
-# Multipliers that are 1 in the library's default configuration.
-CHANGES = {
-    "GraniteForCausalLM": {
-        "logits_scaling": 8.0,
-        "residual_multiplier": 0.22,
-        "embedding_multiplier": 12.0,
-        "attention_multiplier": 0.015,
-    },
-}
-SITES = ("coef", "attn", "coef+attn", "value", "key", "attn_weights", "norms", "resid", "unembed")
 SAMPLE = ("Cohere2ForCausalLM", "FalconForCausalLM", "GraniteForCausalLM", "MptForCausalLM")
-
-
-def make_pair(name):
-    changes = CHANGES.get(name, {})
-    return [wrap(make_tiny(name, seed=seed, **changes), name=f"M{seed}") for seed in (0, 1)]
 
 
 def mark(names, sample):
@@ -65,32 +59,18 @@ def mark(names, sample):
     return [pytest.param(name, marks=[] if name in sample else pytest.mark.slow) for name in names]
 
 
-def sweep(models, engine, sites=SITES):
-    questions = [question(number, words=3 + number) for number in range(3)]
-    answers = interp.trajectories(models[0], questions, num_tokens=4, progress=False)
-    recovery = interp.sweep(
-        *models, answers, sites=list(sites), window=3, engine=engine, progress=False
-    )
-    losses = recovery.losses.set_index(["site", "layer", "query_id"]).sort_index()
-    return losses, answers
-
-
 @pytest.mark.parametrize("name", mark(ALL, SAMPLE))
 def test_layered_has_the_losses_of_full(name):
-    try:
-        models = make_pair(name)
-    except Exception as error:  # noqa: BLE001
-        pytest.skip(f"cannot be made tiny: {type(error).__name__}")
-    try:
-        anatomies = [model.anatomy for model in models]
-    except ValueError as error:
-        pytest.skip(f"refused: {error}")
-    check_anatomy(models[0].model, anatomies[0])
-    (full, _), (layered, _) = (sweep(models, engine) for engine in ("full", "layered"))
-    found, right = layered["loss_restored"], full["loss_restored"]
-    assert len(found) == len(right)
-    error = ((found - right).abs() / full["loss_unlearned"]).max()
-    assert error < 1e-5
+    verdict = prove(name)
+    row = f"| {name} |"
+    is_listed = row in OPENED
+    assert is_listed == (verdict.outcome == "opened"), verdict
+    assert "\n" not in verdict.detail
+    assert verdict.error < 1e-5
+    if verdict.outcome != "opened":
+        assert name not in BY_HAND
+        pytest.skip(f"{verdict.outcome}: {verdict.detail}")
+    assert f"{row} `{verdict.parts[0]}` | `{verdict.parts[1]}` |" in OPENED
 
 
 @pytest.mark.parametrize("name", mark(BY_HAND, SAMPLE))
