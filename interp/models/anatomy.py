@@ -58,7 +58,8 @@ class Anatomy:
     `final`), without the unembedding. `num_heads` is the number of attention heads. The
     unembedding's outputs are multiplied by `logit_scale`; `logit_cap` is then c in
     z := c·tanh(z / c), None where logits are not capped. `additive` says that a layer only adds to
-    the residual stream, never normalises it (OPT-350M does).
+    the residual stream, never normalises it (OPT-350M does). `shared_arguments` of layers are the
+    same for any number of questions.
     """
 
     path: str
@@ -70,6 +71,7 @@ class Anatomy:
     logit_scale: float
     logit_cap: float | None
     additive: bool
+    shared_arguments: frozenset[str | int] = frozenset()
 
     @property
     def num_layers(self) -> int:
@@ -163,6 +165,7 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         logit_scale=paths.logit_scale,
         logit_cap=paths.logit_cap,
         additive=paths.additive,
+        shared_arguments=paths.shared_arguments,
     )
 
 

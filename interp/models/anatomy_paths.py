@@ -24,7 +24,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from interp.models.anatomy_trace import NUM_TOKENS, Call, Trace, evaluating, get_first, is_same
+from interp.models.anatomy_trace import (
+    NUM_TOKENS,
+    Call,
+    Trace,
+    evaluating,
+    find_scale_and_cap,
+    get_first,
+    is_same,
+    make_tokens,
+)
 
 # A token's output when an earlier one changes: to the bit, but for the order of sums.
 _UNCHANGED = 1e-5
@@ -67,6 +76,8 @@ class Paths:
         logit_scale: by what the unembedding's outputs are multiplied.
         logit_cap: c in z := c·tanh(z / c) of these; None where logits are not capped.
         additive: a layer only adds to the residual stream.
+        shared_arguments: of the layers, by name or place: tensors that are the same for any number
+            of questions, though their first axis is longer than one (MPT's biases, one per head).
     """
 
     layers: str
@@ -75,6 +86,7 @@ class Paths:
     logit_scale: float = 1.0
     logit_cap: float | None = None
     additive: bool = True
+    shared_arguments: frozenset[str | int] = frozenset()
 
 
 def derive_paths(model: PreTrainedModel) -> Paths:
@@ -108,6 +120,31 @@ def derive_paths(model: PreTrainedModel) -> Paths:
         logit_scale=scale,
         logit_cap=cap,
         additive=additive,
+        shared_arguments=_find_shared_arguments(trace, layers[0]),
+    )
+
+
+def _find_shared_arguments(trace: Trace, layer: nn.Module) -> frozenset[str | int]:
+    """Find the arguments of a layer that do not grow with the number of questions."""
+    seen: list[dict[str | int, Any]] = []
+
+    def keep(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append(dict(enumerate(args)) | kwargs)
+
+    with ExitStack() as stack:
+        handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
+        stack.callback(handle.remove)
+        trace.model(input_ids=make_tokens(trace.model).repeat(2, 1), use_cache=False)
+    call = trace.calls[layer][0]
+    alone, (twice,) = dict(enumerate(call.args)) | call.kwargs, seen
+    return frozenset(
+        key
+        for key, value in alone.items()
+        if isinstance(value, Tensor)
+        and value.ndim > 1
+        and value.shape[0] > 1
+        and isinstance(twice.get(key), Tensor)
+        and twice[key].shape[0] == value.shape[0]
     )
 
 
@@ -340,29 +377,4 @@ def _find_readout(
         raise ValueError("its unembedding does not read what its body returns")
     config = trace.model.config.get_text_config().to_dict()
     numbers = [v for v in config.values() if type(v) in (int, float) and v > 0]
-    return tuple(final), *_find_scale_and_cap(call.output, trace.logits, numbers)
-
-
-def _find_scale_and_cap(
-    probe: Tensor, logits: Tensor, numbers: list[float]
-) -> tuple[float, float | None]:
-    """Find s and c of logits that are c·tanh(s·z / c), or s·z, of what was put in, z.
-
-    Both are numbers of the configuration, or their inverses, where one is close to what is found.
-    """
-    known = [1.0, *numbers, *(1 / number for number in numbers)]
-
-    def refine(found: float) -> float:
-        """Return the number of the configuration that is meant: here it is seen rounded."""
-        best = min(known, key=lambda number: abs(number - found))
-        return float(best if is_same(logits.new_tensor(found), logits.new_tensor(best)) else found)
-
-    logits = logits.to(probe.device)
-    place = probe[0, 0].abs().argmin()
-    scale = refine(float(logits[0, 0, place].double() / probe[0, 0, place].double()))
-    if is_same(logits, probe.double() * scale):
-        return scale, None
-    cap = refine(float(logits.abs().max()))
-    if is_same(logits, cap * torch.tanh(probe.double() * scale / cap)):
-        return scale, cap
-    raise ValueError("its logits are not the unembedding's outputs, scaled or capped")
+    return tuple(final), *find_scale_and_cap(call.output, trace.logits, numbers)

@@ -152,3 +152,28 @@ def make_probe(outputs: Tensor) -> Tensor:
     sizes = torch.logspace(-2, largest, size, device=outputs.device)
     signs = 1 - 2 * (torch.arange(size, device=outputs.device) % 2)
     return (sizes * signs).to(outputs.dtype).expand_as(outputs).clone()
+
+
+def find_scale_and_cap(
+    probe: Tensor, logits: Tensor, numbers: list[float]
+) -> tuple[float, float | None]:
+    """Find s and c of logits that are c·tanh(s·z / c), or s·z, of what was put in, z.
+
+    Both are numbers of the configuration, or their inverses, where one is close to what is found.
+    """
+    known = [1.0, *numbers, *(1 / number for number in numbers)]
+
+    def refine(found: float) -> float:
+        """Return the number of the configuration that is meant: here it is seen rounded."""
+        best = min(known, key=lambda number: abs(number - found))
+        return float(best if is_same(logits.new_tensor(found), logits.new_tensor(best)) else found)
+
+    logits = logits.to(probe.device)
+    place = probe[0, 0].abs().argmin()
+    scale = refine(float(logits[0, 0, place].double() / probe[0, 0, place].double()))
+    if is_same(logits, probe.double() * scale):
+        return scale, None
+    cap = refine(float(logits.abs().max()))
+    if is_same(logits, cap * torch.tanh(probe.double() * scale / cap)):
+        return scale, cap
+    raise ValueError("its logits are not the unembedding's outputs, scaled or capped")

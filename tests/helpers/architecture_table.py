@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from pkgutil import resolve_name
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -41,7 +45,8 @@ Made by `python -m tests.helpers.architecture_table docs/architectures.md`, with
 {version}: a tiny random model of every causal language model. `pytest -m slow \
 tests/models/test_every_architecture.py` asserts the same. An architecture is opened where its \
 [anatomy](own-model.md#which-architectures) is derived and proven on all layers; then the engine \
-`layered` has the losses of `full` to {error:.0e} of loss(V, U), at the sites {sites}.
+`layered` has the losses of `full` to {error:.0e} of loss(V, U), at the sites {sites}, \
+also where questions share their first tokens.
 
 """
 
@@ -70,10 +75,18 @@ def make_pair(name: str) -> list[interp.LanguageModel]:
 
 
 def sweep(
-    models: list[interp.LanguageModel], engine: str, sites: tuple[str, ...] = SITES
+    models: list[interp.LanguageModel],
+    engine: str,
+    sites: tuple[str, ...] = SITES,
+    *,
+    shared: str = "",
 ) -> tuple[pd.DataFrame, list[interp.Trajectory]]:
-    """Sweep windows of three layers over three questions, with an engine."""
-    questions = [question(number, words=3 + number) for number in range(3)]
+    """Sweep windows of three layers over some questions, with an engine.
+
+    Questions that begin alike, with `shared`, are as many as the models have heads.
+    """
+    questions = [question(number, words=3 + number) for number in range(4 if shared else 3)]
+    questions = [replace(each, prompt=f"{shared} {each.prompt}".strip()) for each in questions]
     answers = interp.trajectories(models[0], questions, num_tokens=4, progress=False)
     recovery = interp.sweep(
         *models, answers, sites=list(sites), window=3, engine=engine, progress=False
@@ -96,15 +109,31 @@ def prove(name: str) -> Verdict:
     except ValueError as error:
         return Verdict("refused", str(error))
     check_anatomy(models[0].model, anatomies[0])
-    (full, _), (layered, _) = (sweep(models, engine) for engine in ("full", "layered"))
-    assert full.index.equals(layered.index)
-    difference = (full["loss_restored"] - layered["loss_restored"]).abs()
+    errors = []
+    for shared in ("", "w7 w9 w30 w12 w5 w8"):
+        with share_prefixes(required=bool(shared)):
+            full, layered = (
+                sweep(models, engine, shared=shared)[0] for engine in ("full", "layered")
+            )
+        assert full.index.equals(layered.index)
+        difference = (full["loss_restored"] - layered["loss_restored"]).abs()
+        errors.append(np.nanmax((difference / full["loss_unlearned"]).to_numpy()))
     paths = anatomies[0].layers[0].paths
-    return Verdict(
-        "opened",
-        parts=(paths.attn_out, paths.values),
-        error=float(np.nanmax((difference / full["loss_unlearned"]).to_numpy())),
-    )
+    return Verdict("opened", parts=(paths.attn_out, paths.values), error=float(max(errors)))
+
+
+@contextmanager
+def share_prefixes(*, required: bool) -> Iterator[None]:
+    """Let the engine `layered` run what questions begin with once, however short it is."""
+    layered = "interp.recovery.engines.layered"
+    make = resolve_name(f"{layered}.upward_pass:make_prefix_batch")
+    with (
+        patch(f"{layered}.row_budget.SAVED_TOKENS", 1),
+        patch(f"{layered}.row_budget.GROUP_OVERHEAD", 0),
+        patch(f"{layered}.upward_pass.make_prefix_batch", wraps=make) as shared,
+    ):
+        yield
+    assert shared.called or not required
 
 
 def write_table(file: Path) -> None:
