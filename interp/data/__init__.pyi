@@ -1,5 +1,6 @@
 from interp.data.answer_cache import AnswerCache as AnswerCache
 from interp.data.answer_cache import make_key as make_key
+from interp.data.chat import Message as Message
 from interp.data.chat_requests import Connection as Connection
 from interp.data.chat_requests import Reply as Reply
 from interp.data.corpus import REAL_LANGUAGE as REAL_LANGUAGE
@@ -41,6 +42,7 @@ from interp.data.localized_names import normalize_name as normalize_name
 from interp.data.queries import BUILT_IN as BUILT_IN
 from interp.data.queries import make_query as make_query
 from interp.data.query import Query as Query
+from interp.data.query import change_form as change_form
 from interp.data.query import read_queries as read_queries
 from interp.data.query import write_queries as write_queries
 from interp.data.row_readers import MAX_LINE_BYTES as MAX_LINE_BYTES

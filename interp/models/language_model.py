@@ -162,12 +162,16 @@ class LanguageModel:
         encoded: Any = self.tokenizer(text, **settings)
         kept, notes = select_text_tokens(self.tokenizer, text, encoded["input_ids"])
         for note in notes:
-            if note not in self._noted:
-                self._noted.add(note)
-                warnings.warn(note, stacklevel=4)
+            self.warn_once(note, stacklevel=5)
         token_ids = tuple(encoded["input_ids"][kept])
         self.check_token_ids(token_ids)
         return token_ids, {name: values[kept] for name, values in encoded.items()}
+
+    def warn_once(self, note: str, *, stacklevel: int = 4) -> None:
+        """Warn of something about this model, the first time only."""
+        if note not in self._noted:
+            self._noted.add(note)
+            warnings.warn(note, stacklevel=stacklevel)
 
     def check_token_ids(self, token_ids: Sequence[int]) -> None:
         """Raise ValueError if a token is beyond the model's vocabulary: a GPU would not recover."""
