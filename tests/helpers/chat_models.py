@@ -85,15 +85,17 @@ SPECIAL = (
 )
 
 
-def make_chat_tokenizer(template: str | None, *, eos: str = "</s>") -> PreTrainedTokenizerFast:
-    """Make a tokenizer of bytes that puts <s> before every text, and </s> behind it."""
+def make_chat_tokenizer(
+    template: str | None, *, eos: str = "</s>", texts: str = "<s> $A"
+) -> PreTrainedTokenizerFast:
+    """Make a tokenizer of bytes that puts special tokens around texts, <s> before each."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", 257)]
+        single=texts, special_tokens=[("<s>", 256), ("</s>", 257)]
     )
     made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token=eos)
     made.chat_template = template
@@ -101,10 +103,9 @@ def make_chat_tokenizer(template: str | None, *, eos: str = "</s>") -> PreTraine
 
 
 def make_chat_model(
-    template: str | None, *, seed: int = 0, eos: str = "</s>", name: str | None = None
+    template: str | None, *, seed: int = 0, name: str | None = None, **settings: str
 ) -> LanguageModel:
     """Make a tiny model with a chat template: V for seed 0, U for 1."""
     model = tiny(seed=seed, num_layers=2, vocab_size=300, max_position_embeddings=1024)
-    return LanguageModel(
-        model.model, make_chat_tokenizer(template, eos=eos), name=name or model.name
-    )
+    tokenizer = make_chat_tokenizer(template, **settings)
+    return LanguageModel(model.model, tokenizer, name=name or model.name)

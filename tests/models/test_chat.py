@@ -55,7 +55,7 @@ ASKED = [
     ],
 )
 def test_token_ids_are_those_of_the_tokenizer(template, asked):
-    model = make_chat_model(TEMPLATES[template])
+    model = make_chat_model(TEMPLATES[template], texts="<s> $A </s>")
     wanted = model.tokenizer.apply_chat_template(
         asked, add_generation_prompt=True, return_dict=False
     )
