@@ -60,6 +60,7 @@ from interp.data.templates import list_template_languages as list_template_langu
 from interp.data.templates import read_templates as read_templates
 from interp.data.templates import wrap_instruction as wrap_instruction
 from interp.data.templates import wrap_question as wrap_question
+from interp.data.texts import change_text_form as change_text_form
 from interp.data.texts import load_texts as load_texts
 from interp.data.texts import make_texts as make_texts
 from interp.data.texts import read_texts as read_texts

@@ -96,7 +96,7 @@ class Query:
         if self.system is not None:
             check_system(self.system)
             if not (self.chat or self.messages):
-                raise ValueError("system is for chats: ask it as one, with chat")
+                raise ValueError("system is for chats, and this is none: ask with chat, too")
         if self.chat and not self.messages and not self.prompt.strip():
             raise ValueError("the prompt is empty: a chat needs a message to answer")
         return changes
@@ -127,7 +127,7 @@ def change_form(
     if system is not None:
         check_system(system)
         if not chat and not any(query.chat for query in queries):
-            raise ValueError("system is for chats: give chat=True, too")
+            raise ValueError("system is for chats, and nothing here is one: ask with chat, too")
     changed = []
     for query in queries:
         its = {"chat": query.chat or chat, "stop": query.stop or stops, "system": query.system}

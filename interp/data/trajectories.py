@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from tqdm.auto import tqdm
 
 from interp.data.query import Query, list_questions
+from interp.data.templates import add_separator
 from interp.models.chat import encode_chat, find_chat_format
 from interp.models.generation import Ends, generate_continuations
 from interp.models.language_model import LanguageModel, check_language_model
@@ -149,7 +150,7 @@ def encode_query(model: LanguageModel, query: Query, answer: str | None = None) 
     Args:
         model: the model.
         query: the question.
-        answer: a text to follow it, with the space that stands between where it is no chat.
+        answer: a text to follow it, as `join_answer` gives it.
 
     Raises:
         ValueError: a chat, and a model without a chat template, or with one that cannot write it.
@@ -161,6 +162,11 @@ def encode_query(model: LanguageModel, query: Query, answer: str | None = None) 
         return encode_chat(model, turns, answer)
     except ValueError as error:
         raise ValueError(f"{query.id} in {query.language!r}: {error}") from None
+
+
+def join_answer(query: Query, answer: str) -> str:
+    """Put what stands between a prompt and an answer before it; in chats that is the template's."""
+    return answer.strip() if query.chat else add_separator(query.prompt, answer, query.language)
 
 
 def find_ends(model: LanguageModel, queries: Sequence[Query]) -> list[Ends]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Environment, TemplateSyntaxError, meta
 
@@ -131,6 +131,13 @@ def find_chat_format(model: LanguageModel) -> ChatFormat:
     Raises:
         ValueError: the model has no chat template, or one that cannot write a user's message.
     """
+    key = get_template(model), repr(model.tokenizer.special_tokens_map)
+    if key not in model.chat_formats:
+        model.chat_formats[key] = _find_chat_format(model)
+    return cast(ChatFormat, model.chat_formats[key])
+
+
+def _find_chat_format(model: LanguageModel) -> ChatFormat:
     turns = [{"role": "user", "content": _QUESTION}]
     prompt = _render(model, turns, add_generation_prompt=True)
     answered = [*turns, {"role": "assistant", "content": _ANSWER}]

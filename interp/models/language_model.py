@@ -90,6 +90,8 @@ class LanguageModel:
         # Modules that `integrity.check_runnable` found to be those of the architecture.
         self.proven: tuple[tuple[int, type], ...] = ()
         self._noted: set[str] = set()
+        # What `chat.find_chat_format` found, by template and special tokens.
+        self.chat_formats: dict[object, object] = {}
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}, {type(self.model).__name__}, {self.dtype})"

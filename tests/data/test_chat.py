@@ -154,7 +154,7 @@ def test_another_form():
         *("Sag es kurz.", "Sag es kurz.", "Be brief.", "Be brief.", "Sag es kurz.")
     ]
     assert change_form(QUERIES) == QUERIES
-    with pytest.raises(ValueError, match="system is for chats: give chat=True, too"):
+    with pytest.raises(ValueError, match="system is for chats, and nothing here is one"):
         change_form(QUERIES[:1], system="Be brief.")
 
 

@@ -11,8 +11,7 @@ import interp
 from interp import Query
 from interp.behaviour import Answer, generate
 from interp.data.trajectories import encode_query, find_ends, trajectories
-from interp.models import Ends, generate_continuations
-from interp.models.generation import compute_text_hash
+from interp.models import Ends, compute_text_hash, generate_continuations
 from interp.results import read_manifest
 from tests.data.test_trajectories import QUESTIONS, answers, talkative
 from tests.helpers.chat_models import GEMMA3, LLAMA3, QWEN25, make_chat_model
