@@ -1,6 +1,7 @@
 from interp.data.answer_cache import AnswerCache as AnswerCache
 from interp.data.answer_cache import make_key as make_key
 from interp.data.chat import Message as Message
+from interp.data.chat import list_fields as list_fields
 from interp.data.chat_requests import Connection as Connection
 from interp.data.chat_requests import Reply as Reply
 from interp.data.corpus import REAL_LANGUAGE as REAL_LANGUAGE

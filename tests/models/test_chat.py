@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 
+import interp
+from interp import Query
 from interp.models import encode_chat, find_chat_format
 from interp.models.chat import compute_template_hash
 from tests.helpers.chat_models import (
@@ -218,3 +221,33 @@ def test_another_template_has_another_hash():
     hashes = {compute_template_hash(make_chat_model(t)) for t in (*TEMPLATES.values(), QWEN3)}
     assert len(hashes) == len(TEMPLATES) + 1
     assert compute_template_hash(make_chat_model(LLAMA3)) in hashes
+
+
+@pytest.mark.gemma
+def test_the_embedded_model_with_the_template_of_its_family():
+    """It is a base model, and has none of its own; its tokenizer has the marks."""
+    model = interp.load("gemma-3-270m")
+    queries = [
+        Query(
+            id="plain", language="en", prompt="Question: What is the capital of France?\nAnswer:"
+        ),
+        Query(id="chat", language="en", prompt="Say Paris.", chat=True, system="Be brief."),
+    ]
+    with pytest.raises(ValueError, match="gemma-3-270m has no chat template"):
+        interp.trajectories(model, queries[1:], progress=False)
+    model.tokenizer.chat_template = GEMMA3
+    asked = turns("Say Paris.", system="Be brief.")
+    token_ids = encode_chat(model, asked)
+    wanted = model.tokenizer.apply_chat_template(
+        asked, add_generation_prompt=True, return_dict=False
+    )
+    assert list(token_ids) == wanted
+    # <bos>, <start_of_turn>, user; …; <end_of_turn>, a line break, <start_of_turn>, model, another.
+    assert token_ids[:3] == (2, 105, 2364)
+    assert token_ids[-5:] == (106, 107, 105, 4368, 107)
+    assert token_ids.count(2) == 1
+    assert find_chat_format(model).end_token_ids == {106}
+    stopped = [replace(queries[0], stop=("\n",)), queries[1]]
+    plain, chat = interp.trajectories(model, stopped, num_tokens=3, progress=False)
+    assert (plain.answer, len(plain.answer_ids)) == (" Paris", 1)
+    assert chat.prompt_ids == token_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import torch
 import interp
 from interp import Query
 from interp.behaviour import apply_logit_lens, measure_memorization, probe
-from interp.data import Message, Text, change_text_form, load_texts, make_texts
+from interp.data import Message, Text, change_text_form, list_fields, load_texts, make_texts
 from interp.unlearning import Example, TrainingConfig, tokenize
 from tests.helpers.chat_models import (
     GEMMA2,
@@ -191,6 +192,21 @@ def test_cards_know_the_template_where_there_are_chats(tmp_path):
     train(tmp_path / "plain", chat=False)
     cards = [tmp_path / name / "unlearning.json" for name in ("chat", "plain")]
     assert ["chat_template" in json.loads(card.read_text()) for card in cards] == [True, False]
+
+
+def test_what_is_no_chat_has_the_digest_that_it_had(tmp_path):
+    """Cards, tables and reports of earlier versions are known again."""
+    train(tmp_path / "plain", chat=False)
+    rows = [
+        {"prompt": query.prompt, "answer": f" {query.answer}", "language": "de", "group": ""}
+        for query in ASKED
+    ]
+    card = json.loads((tmp_path / "plain" / "unlearning.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert card["data"]["forget"]["sha256"] == digest
+    text = make_texts([replace(ASKED[0], chat=False, system=None)])[0]
+    names = ["id", "language", "kind", "prompt", "answer", "wording", "subject", "mention"]
+    assert list(list_fields(text)) == [*names, "object"]
 
 
 def test_a_model_without_a_template_is_one_sentence(tmp_path):
