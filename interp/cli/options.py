@@ -51,6 +51,19 @@ class ChatOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedChatOptions(ChatOptions):
+    """Form in which a model is trained and probed.
+
+    Attributes:
+        chat: train and probe in the chat template of the tokenizer: the prompt is a user's message,
+            the answer and its end of turn are learned; what a file says of a text stays.
+        system: a system message before each chat.
+        stop: has no effect, as probes are ranked and nothing is generated; for command lines that
+            several commands share.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class FigureOptions:
     """Figures that a command draws.
 

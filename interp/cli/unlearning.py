@@ -11,9 +11,9 @@ from tyro.conf import arg
 
 from interp.cli.commands import OptionSet, has_options
 from interp.cli.options import (
-    ChatOptions,
     FigureOptions,
     Format,
+    TrainedChatOptions,
     TrainedModelOptions,
     read_chat_options,
     replace_settings,
@@ -100,16 +100,15 @@ def _find_unlearn_options(args: Sequence[str]) -> OptionSet:
     from interp.unlearning.methods import find_method
 
     config = find_method(_read_method(args)).config
-    configs = (TrainedModelOptions, config, ChatOptions, FigureOptions)
+    configs = (TrainedModelOptions, config, TrainedChatOptions, FigureOptions)
     if isinstance(config, TrainingConfig):
-        # Probes are ranked, nothing is generated.
-        return OptionSet(configs=configs, without=("objective",), unused=("stop",))
+        return OptionSet(configs=configs, without=("objective",))
     senseless = {field.name for field in fields(TrainingConfig)} - {*NOT_OF_MEMIT, "seed"}
     senseless -= {field.name for field in fields(config)}
     return OptionSet(
         configs=(*configs, TrainingConfig),
         without=("objective", *senseless),
-        unused=("stop", *NOT_OF_MEMIT[1:]),
+        unused=NOT_OF_MEMIT[1:],
     )
 
 
