@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +18,7 @@ from interp.behaviour import registry
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.registry import NEEDS, load_metrics
 from interp.data.answer_cache import make_key
+from interp.data.chat import list_fields
 from interp.data.corpus import Text
 from interp.data.datasets.records import QuestionAnswer
 from interp.data.endpoints import Endpoint
@@ -198,9 +198,11 @@ def _hash(evaluated: EvaluatedModel | None, folder: Path | None) -> str:
     if evaluated is None or folder is None:
         return ""
     check_known_by_weights(evaluated.model)
-    return f"{evaluated.model.content_hash()} {compute_text_hash(evaluated.model)}"
+    in_chat = any(query.chat for query in evaluated.queries)
+    text_hash = compute_text_hash(evaluated.model, chat=in_chat)
+    return f"{evaluated.model.content_hash()} {text_hash}"
 
 
 def _key(items: Sequence[Query] | Sequence[Text] | Sequence[QuestionAnswer]) -> str:
     """Return the key of queries, texts or records."""
-    return make_key(items=repr([asdict(item) for item in items]))
+    return make_key(items=repr([list_fields(item) for item in items]))

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 
 from interp.behaviour.probing import compute_accuracy, probe
+from interp.data.chat import list_fields
 from interp.data.corpus import Corpus, Text
 from interp.data.corpus_builder import CorpusConfig, build_corpus
 from interp.data.query import Query
@@ -264,7 +265,8 @@ def _report(
     hashes: dict[str, str] = {}
     tables = []
     for name, model in ((BEFORE, vanilla), (AFTER, trained.model)) if probes else ():
-        hashes[name] = f"{model.content_hash()} {compute_text_hash(model)}"
+        text_hash = compute_text_hash(model, chat=any(query.chat for query in probes))
+        hashes[name] = f"{model.content_hash()} {text_hash}"
         stored = [_read_stored_probes(report, hashes[name], probes) for report in reports]
         known = next((table for table in stored if not table.empty), None)
         rows = probe(model, probes, progress=progress) if known is None else known
@@ -319,4 +321,6 @@ def _read_stored_probes(folder: Path, content_hash: str, queries: Sequence[Query
 
 def _rows(queries: Sequence[Query]) -> list[dict[str, Any]]:
     """Convert queries to JSON."""
-    return [asdict(query) | {"aliases": list(query.aliases)} for query in queries]
+    rows = [list_fields(query) | {"aliases": list(query.aliases)} for query in queries]
+    # As JSON has it: without tuples.
+    return json.loads(json.dumps(rows))

@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from interp.data.chat import list_chat_fields
 from interp.data.query import Query
 from interp.data.trajectories import Trajectory
 from interp.files import (
@@ -170,6 +171,7 @@ class RunDirectory:
                     answer=row["right_answer"],
                     aliases=tuple(row["aliases"]),
                     concept=row["concept"],
+                    **json.loads(row.get("asked") or "{}"),
                 ),
                 prompt_ids=tuple(map(int, row["prompt_ids"])),
                 answer_ids=tuple(map(int, row["answer_ids"])),
@@ -183,6 +185,7 @@ class RunDirectory:
     def write_trajectories(self, language: str, trajectories: Sequence[Trajectory]) -> None:
         """Write the trajectories of a language."""
         self._write_manifest()
+        asked = [list_chat_fields(item.query) for item in trajectories]
         table = pd.DataFrame(
             [
                 {
@@ -202,6 +205,8 @@ class RunDirectory:
                 for item in trajectories
             ]
         )
+        if any(asked):
+            table["asked"] = [json.dumps(fields, ensure_ascii=False) for fields in asked]
         write_table(self._trajectories_path(language), table, of=self._manifest["config"])
 
     def _trajectories_path(self, language: str) -> Path:

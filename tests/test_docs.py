@@ -33,11 +33,14 @@ from tests.helpers.doc_pages import (
     read,
     smaller,
 )
-from tests.helpers.tiny_models import save, tiny
+from tests.helpers.tiny_models import save, tiny, tokenizer
 
 OTHER_PROGRAMS = {"make", "pytest", "pip", "python", "apt-get"}
 RAY_AND_SLURM = ("docs/clusters.md",)
 """Its commands start clusters: read by the shell and by the command line, not run."""
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}assistant :"
+)
 NO_GUIDES = ("CONTRIBUTING.md", "CHANGELOG.md", "figures/README.md")
 """Pages whose links are followed, too."""
 
@@ -49,7 +52,10 @@ def models(tmp_path_factory) -> Path:
 
     home = tmp_path_factory.mktemp("models")
     for name, seed in (("models/vanilla", 0), ("models/unlearned", 1), ("runs/demo/unlearned", 1)):
-        save(tiny("llama", seed=seed, max_position_embeddings=256), home / name)
+        model = tiny("llama", seed=seed, max_position_embeddings=256)
+        chatting = tokenizer()
+        chatting.chat_template = CHAT_TEMPLATE
+        save(interp.LanguageModel(model.model, chatting), home / name)
     for name, relation in (("forget", "capitals"), ("retain", "currencies")):
         found = make_texts(interp.queries(relation, languages=["en"], limit=4))
         rows = [{"prompt": each.prompt, "answer": each.answer, "language": "en"} for each in found]

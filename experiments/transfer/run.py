@@ -46,7 +46,7 @@ from interp.behaviour import (
     measure_memorization,
     score_labels,
 )
-from interp.data import make_key
+from interp.data import list_fields, make_key
 from interp.evaluation import evaluate
 from interp.models import compute_text_hash
 from interp.results import read_table, write_table
@@ -231,8 +231,8 @@ def measure_items(
             model=model.content_hash(),
             text=compute_text_hash(model),
             asked=repr([asdict(pair) for pair in task.asked]),
-            prompts=repr([asdict(query) for query in task.prompts]),
-            held_out=repr([asdict(text) for text in task.held_out]),
+            prompts=repr([list_fields(query) for query in task.prompts]),
+            held_out=repr([list_fields(text) for text in task.held_out]),
             per_token=task.per_token,
             num_tokens=num_tokens,
         )

@@ -8,6 +8,7 @@ With a `cache`, answers are kept as they come: a run that was killed asks only f
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.data.answer_cache import AnswerCache, make_key
+from interp.data.chat import list_chat_fields
 from interp.data.counterfactuals import hash_text
 from interp.data.query import Query
-from interp.data.trajectories import encode_prompt
+from interp.data.trajectories import encode_prompt, find_ends
 from interp.models.generation import (
     Pick,
     compute_text_hash,
@@ -77,7 +79,7 @@ def generate(
         seed: of the samples, which depend on it, the prompt and the sample's number alone.
         batch_size: prompts run at once.
         cache: a file that keeps the answers (JSON Lines), under the content hash of the model and
-            that of its tokenizer and end tokens.
+            that of its tokenizer and end tokens, of chats also of its chat template.
         progress: show a progress bar on standard error if it takes more than two seconds.
 
     Returns:
@@ -94,18 +96,23 @@ def generate(
     if stored is not None:
         check_known_by_weights(model)
     content = "" if stored is None else model.content_hash()
-    text = "" if stored is None else compute_text_hash(model)
+    in_chat = any(query.chat for query in queries)
+    texts_of = {
+        chat: "" if stored is None else compute_text_hash(model, chat=chat)
+        for chat in ((False, True) if in_chat else (False,))
+    }
     keys = [
         make_key(
             kind="generation",
             model=content,
-            text=text,
+            text=texts_of[query.chat],
             prompt=query.prompt,
             num_tokens=num_tokens,
             temperature=float(temperature),
             top_p=float(top_p),
             seed=seed if temperature else 0,
             sample=sample,
+            **_describe_form(query),
         )
         for query, sample in samples
     ]
@@ -121,6 +128,7 @@ def generate(
         num_tokens=num_tokens,
         batch_size=batch_size,
         pick=pick,
+        ends=find_ends(model, [samples[number][0] for number in missing]),
     )
     bar = tqdm(total=len(missing), desc="answers", unit="answer", delay=2, disable=not progress)
     with bar:
@@ -134,6 +142,12 @@ def generate(
         Answer(query=query, sample=sample, text=texts[number] or "")
         for number, (query, sample) in enumerate(samples)
     ]
+
+
+def _describe_form(query: Query) -> dict[str, str]:
+    """Return what a query says of how it is asked, beside its prompt."""
+    asked = list_chat_fields(query)
+    return {"asked": json.dumps(asked, sort_keys=True)} if asked else {}
 
 
 def _make_sampler(temperature: float, top_p: float, names: Sequence[str]) -> Pick:

@@ -159,7 +159,8 @@ class _ChatJudge:
             replies = complete(prompts, self.by, cache=self.cache or "", progress=self.progress)
         else:
             asked = [
-                replace(answer.query, prompt=prompt)
+                # The prompt is written in the template of the judge.
+                replace(answer.query, prompt=prompt, chat=False, messages=(), system=None, stop=())
                 for answer, prompt in zip(answers, prompts, strict=True)
             ]
             replies = self._generate(asked, [tuple(texts.values()) for texts in quoted], self.by)

@@ -15,7 +15,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from interp.models.gguf import summarize_error
+from interp.models.chat import list_special_tokens
+from interp.models.chat import render_chat as render
 from interp.models.language_model import LanguageModel
 
 TAGS = ("question", "answer", "reference", "reply")
@@ -58,7 +59,7 @@ def list_marks(model: LanguageModel) -> list[str]:
     Raises:
         ValueError: the model has no chat template, or one that cannot be used.
     """
-    special = _list_special_tokens(model)
+    special = list_special_tokens(model)
     contents = ("turn-one", "turn-two", "turn-three")
     roles = ("user", "assistant", "user")
     chats = [contents[:1], contents]
@@ -81,7 +82,7 @@ def list_marks(model: LanguageModel) -> list[str]:
 def holds_special_tokens(model: LanguageModel, text: str) -> bool:
     """Return whether a model's tokenizer reads a special token in a text."""
     tokenizer: Any = model.tokenizer
-    special = _list_special_tokens(model)
+    special = list_special_tokens(model)
     # Ordinary letters may be unknown.
     special -= {tokenizer.unk_token} - {tokenizer.bos_token, tokenizer.eos_token}
     token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -107,28 +108,11 @@ def render_chat(model: LanguageModel, chat: Sequence[dict[str, str]]) -> str:
     Raises:
         ValueError: the model has no chat template, or one that cannot be used.
     """
-    tokenizer = model.tokenizer
-    if not tokenizer.chat_template:
+    if not model.tokenizer.chat_template:
         raise ValueError(
             f"{model.name} has no chat template: a judge must be a chat model, or an endpoint"
         )
-    try:
-        return str(
-            tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
-        )
-    except Exception as error:
-        # A template is a program, which may fail in any way.
-        raise ValueError(
-            f"the chat template of {model.name} cannot write a {chat[-1]['role']}'s message "
-            f"({summarize_error(error)}): mend the template, or take another judge"
-        ) from error
-
-
-def _list_special_tokens(model: LanguageModel) -> set[str]:
-    tokenizer = model.tokenizer
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    tokens = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-    return {token for token in tokens if token.strip()}
+    return render(model, chat, advice="mend the template, or take another judge")
 
 
 def _break(match: re.Match[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, cast
@@ -12,6 +12,7 @@ import pandas as pd
 
 from interp.behaviour.answers import Answer, generate
 from interp.behaviour.judges import Judge, Verdict, collect_aliases
+from interp.data.chat import list_fields
 from interp.data.corpus import Text
 from interp.data.datasets.records import QuestionAnswer
 from interp.data.endpoints import Endpoint
@@ -82,7 +83,7 @@ class EvaluatedModel:
         `expected` is the right answer, `text` what the model says, `first_line` of it, and `before`
         what the vanilla model says (the model itself without one).
         """
-        table = pd.DataFrame([asdict(query) for query in self.queries])
+        table = pd.DataFrame([list_fields(query) for query in self.queries])
         before = self.answers if self.vanilla is None else self.vanilla.answers
         return table.assign(
             expected=table["answer"],

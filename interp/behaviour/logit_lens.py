@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.registry import BY, metric
 from interp.data.query import Query
-from interp.data.templates import add_separator
+from interp.data.trajectories import join_answer
 from interp.models.anatomy import Anatomy
 from interp.models.integrity import check_readout, check_runnable
 from interp.models.language_model import LanguageModel
@@ -185,8 +185,9 @@ def tokenize_answers(model: LanguageModel, queries: Sequence[Query]) -> list[Tok
     for query in queries:
         if not query.answer:
             raise ValueError(f"{query.id} in {query.language!r} has no answer to read")
-        answer = add_separator(query.prompt, query.answer, query.language)
-        tokens.append(tokenize(model, Example(prompt=query.prompt, answer=answer)))
+        answer = join_answer(query, query.answer)
+        example = Example(prompt=query.prompt, answer=answer, messages=query.turns)
+        tokens.append(tokenize(model, example, ends=False))
     return tokens
 
 

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.registry import BY, metric
 from interp.data.query import Query
-from interp.data.templates import add_separator
+from interp.data.trajectories import encode_query, join_answer
 from interp.models.integrity import check_readout, check_runnable
 from interp.models.language_model import LanguageModel
 from interp.statistics import Estimate, compute_wilson_interval, estimate_groups, estimate_share
@@ -93,11 +93,15 @@ def probe(
             )
         if len(set(options)) < 2:
             raise ValueError(f"{query.id} in {query.language!r} needs at least two candidates")
-    continuations = [
-        (query.prompt, [add_separator(query.prompt, option, query.language) for option in options])
+    split = [
+        _split(
+            query.prompt,
+            encode_query(model, query),
+            [encode_query(model, query, join_answer(query, option)) for option in options],
+        )
         for query, options in zip(queries, chosen, strict=True)
     ]
-    scored = _score_candidates(model, continuations, progress=progress)
+    scored = _score_candidates(model, split, progress=progress)
     rows = []
     for query, options, nll in zip(queries, chosen, scored, strict=True):
         scores = nll.tolist()
@@ -196,18 +200,20 @@ def compute_candidate_nll(
     Raises:
         ValueError: a prompt of which no token is left when a continuation is joined to it.
     """
-    return _score_candidates(model, [(prompt, continuations)], progress=False)[0]
+    whole = [model.encode(prompt + text) for text in continuations]
+    return _score_candidates(model, [_split(prompt, model.encode(prompt), whole)], progress=False)[
+        0
+    ]
 
 
 @torch.inference_mode()
 def _score_candidates(
-    model: LanguageModel, prompts: Sequence[tuple[str, Sequence[str]]], *, progress: bool
+    model: LanguageModel, split: Sequence[tuple[list[int], list[list[int]]]], *, progress: bool
 ) -> list[Float[Tensor, " candidate"]]:
-    """Score candidates of many prompts, see `compute_candidate_nll`.
+    """Score candidates of many prompts, as `_split` gives them; see `compute_candidate_nll`.
 
     Prompts of the same length are run together, so that nothing is padded before what is scored.
     """
-    split = [_split(model, prompt, continuations) for prompt, continuations in prompts]
     order = sorted(range(len(split)), key=lambda number: len(split[number][0]))
     results: dict[int, Tensor] = {}
     bar = tqdm(total=len(split), desc="probing", unit="query", disable=not progress, delay=2)
@@ -272,14 +278,19 @@ def _score_batch(
 
 
 def _split(
-    model: LanguageModel, prompt: str, continuations: Sequence[str]
+    prompt: str, alone: Sequence[int], continued: Sequence[Sequence[int]]
 ) -> tuple[list[int], list[list[int]]]:
     """Return the tokens that all share, and those of each continuation after them.
 
     A tokenizer may join the prompt's end with a continuation: then what they share is shorter.
+
+    Args:
+        prompt: the prompt.
+        alone: its tokens.
+        continued: those of the prompt with each continuation.
     """
-    whole = [list(model.encode(prompt + text)) for text in continuations]
-    limit = min(len(model.encode(prompt)), *(len(ids) - 1 for ids in whole))
+    whole = [list(token_ids) for token_ids in continued]
+    limit = min(len(alone), *(len(ids) - 1 for ids in whole))
     shared = 0
     while shared < limit and len({ids[shared] for ids in whole}) == 1:
         shared += 1

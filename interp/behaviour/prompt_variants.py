@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.probing import compute_accuracy, name_conditions, probe
 from interp.behaviour.registry import metric
+from interp.data.chat import Message
 from interp.data.counterfactuals import sort_by_hash
 from interp.data.facts import RELATIONS, Fact, select_facts
 from interp.data.queries import make_query
@@ -75,7 +76,7 @@ def ask_in_language(queries: Sequence[Query], language: str = "en") -> list[Quer
         if language in known.fact.object:
             prompt = _make_prompt(known.fact, language, known.form, known.wording)
             # An answer in Chinese brings no space with it.
-            if not add_separator(prompt, "x", query.language)[:-1]:
+            if not query.chat and not add_separator(prompt, "x", query.language)[:-1]:
                 prompt += separator
             changed.append(replace(query, prompt=prompt))
     return changed
@@ -152,11 +153,7 @@ def add_examples(
         purpose = f"{seed}/few-shot/{query.language}/{query.id}"
         drawn = sort_by_hash(usable, purpose, key=lambda each: f"{each.id}/{each.prompt}")
         drawn.sort(key=lambda each: (each.language, each.id) in answers)
-        solved = [
-            each.prompt + add_separator(each.prompt, each.answer or "", each.language)
-            for each in drawn[:num_examples]
-        ]
-        changed.append(replace(query, prompt="\n\n".join([*solved, query.prompt])))
+        changed.append(_put_examples(query, drawn[:num_examples]))
     return changed
 
 
@@ -250,7 +247,11 @@ class _Known(NamedTuple):
 def _find_fact(query: Query) -> _Known | None:
     """Find the built-in fact that a query asks for, and how; None if it asks for none."""
     fact = _index_facts().get(query.id)
-    if fact is None or query.language not in {*fact.object} & {*list_template_languages()}:
+    if (
+        query.messages
+        or fact is None
+        or query.language not in {*fact.object} & {*list_template_languages()}
+    ):
         return None
     for form in FORMS:
         for wording in range(1, len(_get_wordings(fact, query.language, form)) + 1):
@@ -281,6 +282,24 @@ def _get_wordings(fact: Fact, language: str, form: str) -> tuple[str, ...]:
 
 def _make_prompt(fact: Fact, language: str, form: str, wording: int) -> str:
     return make_query(fact, language, concept="", form=form, wording=wording).prompt
+
+
+def _put_examples(query: Query, solved: Sequence[Query]) -> Query:
+    """Put solved examples before a query: as texts, in a chat as turns."""
+    if not query.chat:
+        texts = [
+            each.prompt + add_separator(each.prompt, each.answer or "", each.language)
+            for each in solved
+        ]
+        return replace(query, prompt="\n\n".join([*texts, query.prompt]))
+    turns = [
+        Message(role=role, content=text)
+        for each in solved
+        for role, text in (("user", each.prompt), ("assistant", each.answer or ""))
+    ]
+    own = query.messages or query.turns[-1:]
+    first = 1 if own[0].role == "system" else 0
+    return replace(query, messages=(*own[:first], *turns, *own[first:]))
 
 
 def _choose_examples(query: Query, queries: Sequence[Query]) -> Sequence[Query]:

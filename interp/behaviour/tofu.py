@@ -45,7 +45,8 @@ from interp.behaviour.tofu_sets import (
 )
 from interp.behaviour.token_scores import score_labels
 from interp.data.datasets.records import QuestionAnswer
-from interp.data.templates import add_separator
+from interp.data.query import Query
+from interp.data.trajectories import join_answer
 from interp.models.language_model import LanguageModel
 from interp.statistics import Estimate, bootstrap, estimate_groups, estimate_mean, make_undefined
 from interp.unlearning.examples import Example
@@ -102,7 +103,7 @@ def score_questions(
         )
     recall = make_rouge_scorer()
     texts = [
-        _make_examples(record, answer.query.prompt, kind)
+        _make_examples(record, answer.query, kind)
         for record, answer in zip(records, answers, strict=True)
     ]
     different = list(dict.fromkeys(chain.from_iterable(texts)))
@@ -321,11 +322,11 @@ def _get_paraphrase(record: QuestionAnswer, kind: Kind) -> str | None:
     return record.answer if kind == "choices" else record.paraphrased_answer
 
 
-def _make_examples(record: QuestionAnswer, prompt: str, kind: Kind) -> list[Example]:
+def _make_examples(record: QuestionAnswer, query: Query, kind: Kind) -> list[Example]:
     """Return the answer, its paraphrase (itself if it has none) and the wrong ones."""
     paraphrase = _get_paraphrase(record, kind) or record.answer
     return [
-        Example(prompt=prompt, answer=add_separator(prompt, text, record.language))
+        Example(prompt=query.prompt, answer=join_answer(query, text), messages=query.turns)
         for text in (record.answer, paraphrase, *record.perturbed_answers)
     ]
 

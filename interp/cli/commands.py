@@ -38,6 +38,8 @@ METAVARS = {
     "shard": "I/N",
     "settings": "NAME=VALUE",
     "stops": "METRIC<VALUE",
+    "stop": "TEXT",
+    "system": "TEXT",
     str: "NAME",
     int: "INT",
     float: "FLOAT",

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from interp.cli.commands import OptionSet, has_options
-from interp.cli.options import FigureOptions, Format, ModelOptions, QueryOptions
+from interp.cli.options import (
+    ChatOptions,
+    FigureOptions,
+    Format,
+    ModelOptions,
+    QueryOptions,
+    read_chat_options,
+)
 from interp.files import check_folder
 from interp.launch.options import AnswerOptions
 
@@ -22,7 +29,9 @@ if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
 
 
-_OPTIONS = OptionSet(configs=(QueryOptions, AnswerOptions, FigureOptions, ModelOptions))
+_OPTIONS = OptionSet(
+    configs=(QueryOptions, ChatOptions, AnswerOptions, FigureOptions, ModelOptions)
+)
 
 
 @has_options(lambda _args: _OPTIONS)
@@ -76,26 +85,31 @@ def evaluate(
     import interp
     from interp.data.datasets.questions import read_tofu
     from interp.data.filters import filter_languages, limit_per_language
-    from interp.data.texts import load_texts
+    from interp.data.query import change_form
+    from interp.data.texts import change_text_form, load_texts
     from interp.evaluation import check_metrics
     from interp.pipelines import read_corpus
 
     check_folder(out)
     stated: Sequence[Text] = ()
+    asked = read_chat_options(options)
+    form = {name: asked[name] for name in ("chat", "system")}
     if queries is None:
         corpus = read_corpus(models[0], mix="same")
         loaded_queries = limit_per_language(
             filter_languages(corpus.queries, options["languages"], models[0]), options["limit"]
         )
         taught = taught or str(corpus.config["source"])
+        loaded_queries = change_form(loaded_queries, **asked)
         stated = [text for text in corpus.forget if text.language == taught]
+        stated = change_text_form(stated, **form)
     else:
         loaded_queries = interp.queries(
-            queries, languages=options["languages"], limit=options["limit"]
+            queries, languages=options["languages"], limit=options["limit"], **asked
         )
     if forget is not None:
-        stated = load_texts(forget)
-    held_out = [] if holdout is None else load_texts(holdout)
+        stated = load_texts(forget, **form)
+    held_out = [] if holdout is None else load_texts(holdout, **form)
     others = {"vanilla": vanilla, "baseline": baseline, "taught": taught, "forget": stated or None}
     others |= {"holdout": held_out or None, "records": records, "judge": judge}
     check_metrics(metrics, [name for name, spec in others.items() if spec is not None])

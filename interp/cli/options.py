@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from tyro.conf import arg
 
@@ -32,6 +32,35 @@ class QueryOptions:
 
     languages: Annotated[tuple[str, ...] | None, arg(metavar="CODE [CODE ...]")] = None
     limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """Form in which a model is asked.
+
+    Attributes:
+        chat: ask in the chat template of the tokenizer: the prompt is a user's message, and the end
+            of turn ends an answer; what a file says of a query stays.
+        system: a system message before each chat.
+        stop: texts before which an answer ends, such as '\\n', a line break; none by default.
+    """
+
+    chat: bool = False
+    system: str | None = None
+    stop: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedChatOptions(ChatOptions):
+    """Form in which a model is trained and probed.
+
+    Attributes:
+        chat: train and probe in the chat template of the tokenizer: the prompt is a user's message,
+            the answer and its end of turn are learned; what a file says of a text stays.
+        system: a system message before each chat.
+        stop: has no effect, as probes are ranked and nothing is generated; for command lines that
+            several commands share.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +128,14 @@ def check_output_file(path: Path) -> None:
             f"{str(path)!r} is a link to {os.readlink(path)!r}: name the file itself, or another"
         )
     check_file(path)
+
+
+def read_chat_options(options: Mapping[str, object]) -> dict[str, Any]:
+    """Read the options of `ChatOptions` as functions of `interp` take them."""
+    stop: Any = options.get("stop")
+    # No shell writes a line break as people do.
+    written = None if stop is None else [text.replace(r"\n", "\n") for text in stop]
+    return {"chat": options["chat"], "system": options["system"], "stop": written}
 
 
 def parse_stop(text: str) -> Stop:

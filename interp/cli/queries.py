@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from interp.cli.commands import OptionSet, has_options
-from interp.cli.options import QueryOptions, check_output_file
+from interp.cli.options import ChatOptions, QueryOptions, check_output_file, read_chat_options
 
 
-@has_options(lambda _args: OptionSet(configs=(QueryOptions,)))
+@has_options(lambda _args: OptionSet(configs=(QueryOptions, ChatOptions)))
 def queries(
     name: Annotated[Positional[str], arg(metavar="NAME")],
     *,
@@ -37,6 +37,7 @@ def queries(
     from interp.data.query import write_queries
 
     check_output_file(out)
+    options |= read_chat_options(options)
     rows = read(name, form=form, wording=wording, **options)
     write_queries(rows, out)
     counts = Counter(query.language for query in rows)

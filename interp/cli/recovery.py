@@ -9,7 +9,14 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from interp.cli.commands import OptionSet, has_options
-from interp.cli.options import FigureOptions, ModelOptions, QueryOptions, check_output_file
+from interp.cli.options import (
+    ChatOptions,
+    FigureOptions,
+    ModelOptions,
+    QueryOptions,
+    check_output_file,
+    read_chat_options,
+)
 from interp.files import check_folder
 from interp.launch.options import AnswerOptions, LaunchConfig
 from interp.launch.signature import select_options
@@ -43,7 +50,7 @@ def demo(
 def _find_sweep_options(_args: Sequence[str]) -> OptionSet:
     from interp.recovery.sweep import SweepConfig
 
-    configs = (QueryOptions, SweepConfig, AnswerOptions, ModelOptions, LaunchConfig)
+    configs = (QueryOptions, ChatOptions, SweepConfig, AnswerOptions, ModelOptions, LaunchConfig)
     return OptionSet(configs=configs, without=("remote",))
 
 
@@ -77,8 +84,11 @@ def sweep(
     # Names of other libraries are read with the model, in `sweep`.
     own = tuple(site for site in options["sites"] if "." not in site)
     select_options(SweepConfig(), options | {"sites": own or ("coef",)})
+    asked = read_chat_options(options)
+    for name in asked:
+        del options[name]
     languages, limit, device = (options.pop(name) for name in ("languages", "limit", "device"))
-    loaded_queries = interp.queries(queries, languages=languages, limit=limit)
+    loaded_queries = interp.queries(queries, languages=languages, limit=limit, **asked)
     dtype = options["dtype"]
     interp.sweep(
         interp.load(vanilla, device=device, dtype=None if dtype is None else WEIGHTS[dtype]),

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from interp.cli.commands import OptionSet, has_options
-from interp.cli.options import FigureOptions, Format, TrainedModelOptions, replace_settings
+from interp.cli.options import (
+    FigureOptions,
+    Format,
+    TrainedChatOptions,
+    TrainedModelOptions,
+    read_chat_options,
+    replace_settings,
+)
 from interp.files import check_folder, is_foreign
 from interp.languages import LANGUAGES
 from interp.launch.signature import select_options
@@ -93,7 +100,7 @@ def _find_unlearn_options(args: Sequence[str]) -> OptionSet:
     from interp.unlearning.methods import find_method
 
     config = find_method(_read_method(args)).config
-    configs = (TrainedModelOptions, config, FigureOptions)
+    configs = (TrainedModelOptions, config, TrainedChatOptions, FigureOptions)
     if isinstance(config, TrainingConfig):
         return OptionSet(configs=configs, without=("objective",))
     senseless = {field.name for field in fields(TrainingConfig)} - {*NOT_OF_MEMIT, "seed"}
@@ -146,7 +153,8 @@ def unlearn(
     """
     import interp
     from interp.data.corpus import MIXES
-    from interp.data.texts import load_texts
+    from interp.data.query import change_form
+    from interp.data.texts import change_text_form, load_texts
     from interp.pipelines import read_corpus
     from interp.unlearning.methods import find_method
 
@@ -154,25 +162,27 @@ def unlearn(
     chosen = find_method(method)
     config = _configure(chosen.config, options)
     mix = languages[0] if len(languages) == 1 and languages[0] in MIXES else languages
+    asked = read_chat_options(options)
+    form = {name: asked[name] for name in ("chat", "system")}
     about: dict[str, object] = {}
     gaps: list[CorpusGap] = []
     if forget is None:
         if retain is not None:
             raise ValueError("--retain goes with --forget: say what to forget, too")
         corpus = read_corpus(vanilla, mix=mix, unlearning_form=chosen.form, seed=options["seed"])
-        sets = corpus.forget, corpus.retain
-        queries = corpus.queries
+        sets = change_text_form(corpus.forget, **form), change_text_form(corpus.retain, **form)
+        queries = change_form(corpus.queries, **asked)
         about = {"corpus": dict(corpus.config)}
         gaps = [gap for gap in corpus.gaps if gap.part != "queries"]
     else:
         codes = None if languages == ("english",) else languages
         sets = (
-            load_texts(forget, languages=codes, limit=limit),
-            [] if retain is None else load_texts(retain, languages=codes),
+            load_texts(forget, languages=codes, limit=limit, **form),
+            [] if retain is None else load_texts(retain, languages=codes, **form),
         )
         queries = []
     if probes is not None:
-        queries = interp.queries(probes)
+        queries = interp.queries(probes, **asked)
     loaded = interp.load(vanilla, device=options["device"], dtype=options["dtype"])
     out = options["out"]
     run = interp.unlearn(

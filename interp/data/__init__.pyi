@@ -1,5 +1,7 @@
 from interp.data.answer_cache import AnswerCache as AnswerCache
 from interp.data.answer_cache import make_key as make_key
+from interp.data.chat import Message as Message
+from interp.data.chat import list_fields as list_fields
 from interp.data.chat_requests import Connection as Connection
 from interp.data.chat_requests import Reply as Reply
 from interp.data.corpus import REAL_LANGUAGE as REAL_LANGUAGE
@@ -41,6 +43,7 @@ from interp.data.localized_names import normalize_name as normalize_name
 from interp.data.queries import BUILT_IN as BUILT_IN
 from interp.data.queries import make_query as make_query
 from interp.data.query import Query as Query
+from interp.data.query import change_form as change_form
 from interp.data.query import read_queries as read_queries
 from interp.data.query import write_queries as write_queries
 from interp.data.row_readers import MAX_LINE_BYTES as MAX_LINE_BYTES
@@ -58,6 +61,7 @@ from interp.data.templates import list_template_languages as list_template_langu
 from interp.data.templates import read_templates as read_templates
 from interp.data.templates import wrap_instruction as wrap_instruction
 from interp.data.templates import wrap_question as wrap_question
+from interp.data.texts import change_text_form as change_text_form
 from interp.data.texts import load_texts as load_texts
 from interp.data.texts import make_texts as make_texts
 from interp.data.texts import read_texts as read_texts

@@ -6,10 +6,11 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interp.data.chat import Message, list_fields
 from interp.data.query import Query, write_queries
 from interp.files import write_folder_atomically
 from interp.languages import LU_LANGUAGES, LU_TWENTY, get_language
@@ -29,13 +30,16 @@ class Text:
         id: the fact's id.
         language: BCP-47 code.
         kind: `real` or `fake`.
-        prompt: the text before the labels; "" where all of it is labelled.
-        answer: the labelled text, the space before it included.
+        prompt: the text before the labels; "" where all of it is labelled. Of a chat, the message
+            that is answered.
+        answer: the labelled text, the space before it included; of a chat, the answer alone.
         wording: which of the wordings of its form it has, from 1; 0 where there are none. Texts of
             the same id and wording say the same in several languages.
         subject: what the fact is about; "" where the text does not ask for a fact.
         mention: the subject as it stands in the prompt, inflected; "" where it does not.
         object: what the fact says of the subject.
+        messages: the chat that is answered, in the chat template of the tokenizer; empty for a text
+            that is read as it is.
     """
 
     id: str
@@ -47,6 +51,7 @@ class Text:
     subject: str = ""
     mention: str = ""
     object: str = ""
+    messages: tuple[Message, ...] = ()
 
     @property
     def text(self) -> str:
@@ -153,7 +158,7 @@ def write_corpus(corpus: Corpus, directory: str | os.PathLike[str]) -> Path:
             "gaps": corpus.gaps,
         }
         for name, rows in parts.items():
-            lines = "".join(f"{json.dumps(asdict(row), ensure_ascii=False)}\n" for row in rows)
+            lines = "".join(f"{json.dumps(list_fields(row), ensure_ascii=False)}\n" for row in rows)
             (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
         write_queries(corpus.queries, folder / "queries.jsonl")
         counts = {name: len(rows) for name, rows in parts.items()}

@@ -22,7 +22,7 @@ from interp.data import datasets
 from interp.data.datasets import ClozeFact, Dataset
 from interp.data.facts import Fact, select_facts
 from interp.data.filters import filter_languages, limit_per_language
-from interp.data.query import Query, read_queries
+from interp.data.query import Query, change_form, read_queries
 from interp.data.templates import FORMS, format_cloze, format_question, list_template_languages
 
 BUILT_IN: Mapping[str, str] = MappingProxyType(
@@ -55,6 +55,9 @@ def queries(
     limit: int | None = None,
     form: str = "question",
     wording: int = 1,
+    chat: bool = False,
+    system: str | None = None,
+    stop: str | Sequence[str] | None = None,
 ) -> list[Query]:
     """Return queries from the built-in facts, a data set or a JSON Lines file.
 
@@ -68,6 +71,11 @@ def queries(
             their blank shown in question form, and in cloze form are asked only where the blank
             comes last.
         wording: which of the built-in wordings of that form, from 1.
+        chat: ask as a chat: the prompt becomes a user's message in the chat template of the
+            tokenizer. What a file says of a query stays.
+        system: a system message before each chat.
+        stop: a text, or several, before which an answer ends; the end of turn ends those of chats
+            in any case.
 
     Returns:
         Language by language, in the source's order (built-in: best-known countries first).
@@ -75,7 +83,7 @@ def queries(
     Raises:
         ValueError: no such set, file, form or wording, a malformed line (named by file and line),
             a language or id that the source does not have, two queries with the same id and
-            language, or nothing left.
+            language, nothing left, or a system message without a chat.
     """
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}; valid: {', '.join(FORMS)}")
@@ -89,7 +97,8 @@ def queries(
         entries = _read_dataset(READERS[reader](path, languages=languages), form)
     else:
         entries = filter_languages(_read_file(source), languages, source)
-    return limit_per_language(_select_ids(entries, ids, source), limit)
+    kept = limit_per_language(_select_ids(entries, ids, source), limit)
+    return change_form(kept, chat=chat, system=system, stop=stop)
 
 
 def make_query(

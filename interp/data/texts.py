@@ -3,17 +3,20 @@
 A line is `{"id": "capital-FR", "language": "de", "prompt": "…", "answer": "Paris"}`, as in files of
 queries; `answer` alone is required. The other fields of `interp.data.corpus.Text`
 may stand there too: `wording` and the same `id` make texts one sequence in several languages,
-`subject`, `mention` and `object` say what MEMIT edits.
+`subject`, `mention` and `object` say what MEMIT edits. With `"chat": true`, `system` or `messages`
+(`interp.data.chat`) the prompt is a chat, and the answer an answer in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from interp.data.chat import Message, check_system, make_messages, make_turns, read_chat_fields
 from interp.data.corpus import Text
 from interp.data.filters import filter_languages, limit_per_language
 from interp.data.queries import BUILT_IN, READERS, queries
@@ -21,8 +24,9 @@ from interp.data.query import Query
 from interp.data.row_readers import check_text as checked_text
 from interp.data.row_readers import read_rows
 from interp.data.templates import add_separator
+from interp.data.trajectories import join_answer
 
-_FIELDS = {field.name: field.type for field in fields(Text)}
+_FIELDS = {field.name: field.type for field in fields(Text) if field.name != "messages"}
 
 
 def load_texts(
@@ -30,6 +34,8 @@ def load_texts(
     *,
     languages: Sequence[str] | None = None,
     limit: int | None = None,
+    chat: bool = False,
+    system: str | None = None,
 ) -> list[Text]:
     """Load texts of a file, of a built-in set of queries or of a data set.
 
@@ -38,6 +44,8 @@ def load_texts(
             answers, such as `capitals` or `tofu:FILE`.
         languages: BCP-47 codes to keep; all if None.
         limit: at most this many per language, the first ones.
+        chat: make a chat of every text with a prompt; see `change_text_form`.
+        system: a system message before each chat.
 
     Raises:
         ValueError: no such source, a malformed line (named by file and line), a language that the
@@ -45,8 +53,49 @@ def load_texts(
     """
     name = str(source)
     if name in BUILT_IN or name.partition(":")[0] in READERS:
-        return make_texts(queries(source, languages=languages, limit=limit))
-    return limit_per_language(filter_languages(read_texts(name), languages, name), limit)
+        texts = make_texts(queries(source, languages=languages, limit=limit))
+    else:
+        texts = limit_per_language(filter_languages(read_texts(name), languages, name), limit)
+    return change_text_form(texts, chat=chat, system=system)
+
+
+def change_text_form(
+    texts: Iterable[Text], *, chat: bool = False, system: str | None = None
+) -> list[Text]:
+    """Return texts as chats: the prompt is a user's message, and the answer follows it.
+
+    A text without a prompt answers nothing and stays as it is, with a warning; so does what is a
+    chat already.
+
+    Args:
+        texts: the texts.
+        chat: whether to do so.
+        system: a system message before each chat that has none.
+
+    Raises:
+        ValueError: a system message where nothing is a chat.
+    """
+    texts = list(texts)
+    if system is not None:
+        check_system(system)
+        if not chat and not any(text.messages for text in texts):
+            raise ValueError("system is for chats, and nothing here is one: ask with chat, too")
+    if chat and (bare := sum(not text.prompt.strip() for text in texts)):
+        warnings.warn(
+            f"{bare} of {len(texts)} texts have no prompt to answer: they are read as they are, "
+            "and not as chats",
+            stacklevel=3,
+        )
+    changed = []
+    for text in texts:
+        turns = text.messages
+        if chat and not turns and text.prompt.strip():
+            turns = make_turns(text.prompt)
+        if turns and system is not None and turns[0].role != "system":
+            turns = make_turns("", turns, system)
+        answer = text.answer.strip() if turns else text.answer
+        changed.append(replace(text, messages=turns, answer=answer))
+    return changed
 
 
 def make_texts(queries: Sequence[Query]) -> list[Text]:
@@ -64,7 +113,8 @@ def make_texts(queries: Sequence[Query]) -> list[Text]:
             language=query.language,
             kind=query.concept,
             prompt=query.prompt,
-            answer=add_separator(query.prompt, query.answer or "", query.language),
+            answer=join_answer(query, query.answer or ""),
+            messages=query.turns,
         )
         for query in queries
     ]
@@ -87,7 +137,13 @@ def read_texts(path: str | PathLike[str]) -> list[Text]:
 
 
 def _parse(row: dict[str, Any], where: str, number: int) -> Text:
+    try:
+        turns = _read_turns(row)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     given = {key: value for key, value in row.items() if key in _FIELDS and value not in (None, "")}
+    if turns:
+        given["prompt"] = turns[-1].content
     for key, value in given.items():
         wanted = int if key == "wording" else str
         if not isinstance(value, wanted) or isinstance(value, bool):
@@ -99,5 +155,27 @@ def _parse(row: dict[str, Any], where: str, number: int) -> Text:
     if not given.get("answer", "").strip():
         raise ValueError(f"{where}: the field 'answer' is missing or empty")
     defaults = {"id": f"line-{number}", "language": "", "kind": "", "prompt": ""}
-    text = Text(**{**defaults, **given})
+    text = Text(**{**defaults, **given}, messages=turns)
+    if turns:
+        return replace(text, answer=text.answer.strip())
     return replace(text, answer=add_separator(text.prompt, text.answer, text.language))
+
+
+def _read_turns(row: dict[str, Any]) -> tuple[Message, ...]:
+    """Read the chat that a row's answer is an answer in; empty if it is none."""
+    asked = read_chat_fields(row)
+    messages = make_messages(asked["messages"]) if "messages" in asked else ()
+    system, prompt = asked.get("system"), row.get("prompt") or ""
+    if not messages and not asked.get("chat"):
+        if system is not None:
+            raise ValueError("system is for chats, and this is none: 'chat' must be true, too")
+        return ()
+    if messages and prompt not in ("", messages[-1].content):
+        raise ValueError("'messages' stand in place of 'prompt': give one of the two")
+    if system is not None:
+        check_system(system)
+        if messages and messages[0].role == "system":
+            raise ValueError("system is given twice: beside the messages and in them")
+    if not messages and not str(prompt).strip():
+        raise ValueError("the prompt is empty: a chat needs a message to answer")
+    return make_turns(prompt, messages, system)

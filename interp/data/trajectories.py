@@ -1,20 +1,23 @@
 """V's own greedy answers, as token ids: what V, U and R are teacher-forced on.
 
-For a query: prompt → V's greedy next T tokens, ended early by an end-of-sequence token, which does
-not belong to the answer. The ids are kept as they are, never decoded and tokenized again (but for
-`hong2024`, which does just that because the released notebooks do).
+For a query: prompt → V's greedy next T tokens, ended early by an end-of-sequence token, in chats by
+the end of turn, or by the first stop of the query: what ends an answer is no part of it, nor
+scored. The ids are kept as they are, never decoded and tokenized again (but for `hong2024`, which
+does just that because the released notebooks do; it has no stops).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from tqdm.auto import tqdm
 
 from interp.data.query import Query, list_questions
-from interp.models.generation import generate_continuations
+from interp.data.templates import add_separator
+from interp.models.chat import encode_chat, find_chat_format
+from interp.models.generation import Ends, generate_continuations
 from interp.models.language_model import LanguageModel, check_language_model
 
 
@@ -74,7 +77,11 @@ def trajectories(
     prompts = [encode_prompt(vanilla, query, num_tokens) for query in queries]
     answers: dict[int, tuple[int, ...]] = {}
     continuations = generate_continuations(
-        vanilla, prompts, num_tokens=num_tokens, batch_size=batch_size
+        vanilla,
+        prompts,
+        num_tokens=num_tokens,
+        batch_size=batch_size,
+        ends=find_ends(vanilla, queries),
     )
     bar = tqdm(total=len(queries), desc="answers", unit="query", disable=not progress)
     with bar:
@@ -137,13 +144,53 @@ def check_trajectories(vanilla: LanguageModel, answers: Sequence[object]) -> Non
             vanilla.check_token_ids(item.token_ids)
 
 
+def encode_query(model: LanguageModel, query: Query, answer: str | None = None) -> tuple[int, ...]:
+    """Encode what is asked as token ids: the prompt as it is, or the chat in its template.
+
+    Args:
+        model: the model.
+        query: the question.
+        answer: a text to follow it, as `join_answer` gives it.
+
+    Raises:
+        ValueError: a chat, and a model without a chat template, or with one that cannot write it.
+    """
+    if not query.chat:
+        return model.encode(query.prompt + (answer or ""))
+    turns = [asdict(turn) for turn in query.turns]
+    try:
+        return encode_chat(model, turns, answer)
+    except ValueError as error:
+        raise ValueError(f"{query.id} in {query.language!r}: {error}") from None
+
+
+def join_answer(query: Query, answer: str) -> str:
+    """Put what stands between a prompt and an answer before it; in chats that is the template's."""
+    return answer.strip() if query.chat else add_separator(query.prompt, answer, query.language)
+
+
+def find_ends(model: LanguageModel, queries: Sequence[Query]) -> list[Ends]:
+    """Find what ends the answers to queries, beside the model's end-of-sequence tokens.
+
+    Raises:
+        ValueError: a chat, and a model without a chat template that works.
+    """
+    in_chats: frozenset[int] = frozenset()
+    if any(query.chat for query in queries):
+        in_chats = find_chat_format(model).end_token_ids
+    return [
+        Ends(token_ids=in_chats if query.chat else frozenset(), texts=query.stop)
+        for query in queries
+    ]
+
+
 def encode_prompt(model: LanguageModel, query: Query, num_tokens: int) -> tuple[int, ...]:
     """Encode a query's prompt as token ids, with room for an answer of `num_tokens`.
 
     Raises:
         ValueError: the prompt has no tokens, or does not fit the model's context with its answer.
     """
-    token_ids = model.encode(query.prompt)
+    token_ids = encode_query(model, query)
     context = getattr(model.text_config, "max_position_embeddings", None)
     if not token_ids:
         raise ValueError(

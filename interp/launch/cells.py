@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from interp.data.chat import list_fields
 from interp.data.query import Query
-from interp.data.trajectories import Trajectory
+from interp.data.trajectories import Trajectory, encode_query
+from interp.models.chat import compute_template_hash
 from interp.models.generation import compute_text_hash
 from interp.models.language_model import LanguageModel
 from interp.recovery.sweep import SweepConfig
@@ -37,7 +39,7 @@ def open_run_directory(
     questions = []
     for item in answers:
         given = isinstance(item, Trajectory)
-        fields = asdict(item.query if given else item)
+        fields = list_fields(item.query if given else item)
         # Other right spellings change no measurement.
         del fields["aliases"]
         questions.append(
@@ -47,6 +49,8 @@ def open_run_directory(
     settings = asdict(config) | {"dtype": config.dtype_of(vanilla)}
     if not config.remote:
         del settings["remote"]
+    if any(fields.get("chat") for fields in questions):
+        settings["chat_template"] = compute_template_hash(vanilla)[:16]
     content_hash = vanilla.content_hash()
     config_of_run = {
         # As the run calls it: one model has several names, such as a path and a longer one.
@@ -87,7 +91,7 @@ def _check_prompts(
     languages = {item.language for item in answers if isinstance(item, Query)}
     for language in sorted(languages):
         for item in store.read_trajectories(language) or ():
-            if item.prompt_ids != vanilla.encode(item.query.prompt):
+            if item.prompt_ids != encode_query(vanilla, item.query):
                 raise ValueError(
                     f"{store.path} was measured with another tokenizer of {vanilla.name!r}: the "
                     f"prompt of {item.query.id!r} ({language}) has other tokens now; choose "

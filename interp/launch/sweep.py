@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from torch.nn import Module
@@ -85,6 +87,8 @@ def sweep(
     sites = tuple(translate_site_name(site, vanilla) for site in _list_sites(options))
     config = select_options(SweepConfig(), options | {"sites": sites})
     config.restorations(vanilla.num_layers)
+    if config.variant == "hong2024":
+        answers = _drop_stops(answers)
     launch = select_options(LaunchConfig(), options)
     num_tokens = select_options(AnswerOptions(), options).num_tokens
     models = index_models(unlearned)
@@ -133,6 +137,25 @@ def _list_unlearned(given: Any) -> list[LanguageModel | str]:
         if not isinstance(model, str | os.PathLike):
             check_language_model(model, "unlearned", also="a specification or ")
     return models
+
+
+def _drop_stops(answers: Sequence[Any]) -> list[Any]:
+    """Return questions without stops, with a warning where there were some.
+
+    Raises:
+        ValueError: an answer was made with a stop.
+    """
+    asked: list[Any] = []
+    for item in answers:
+        if isinstance(item, Trajectory) and item.query.stop:
+            raise ValueError(
+                f"hong2024 has no stops, and the answer to {item.query.id!r} "
+                f"({item.query.language}) was made with {item.query.stop[0]!r}: make it without"
+            )
+        asked.append(replace(item, stop=()) if isinstance(item, Query) and item.stop else item)
+    if asked != list(answers):
+        warnings.warn("hong2024 has no stops: answers go on past those given", stacklevel=5)
+    return asked
 
 
 def _list_sites(options: Mapping[str, Any]) -> Sequence[str]:

@@ -2,7 +2,11 @@ from interp.models.anatomy import Anatomy as Anatomy
 from interp.models.anatomy import LayerParts as LayerParts
 from interp.models.anatomy import find_anatomy as find_anatomy
 from interp.models.anatomy_proof import check_anatomy as check_anatomy
+from interp.models.chat import ChatFormat as ChatFormat
+from interp.models.chat import encode_chat as encode_chat
+from interp.models.chat import find_chat_format as find_chat_format
 from interp.models.conversion import build_bridge as build_bridge
+from interp.models.generation import Ends as Ends
 from interp.models.generation import compute_text_hash as compute_text_hash
 from interp.models.generation import generate_continuations as generate_continuations
 from interp.models.generation import get_stop_token_ids as get_stop_token_ids

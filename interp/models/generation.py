@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,12 +15,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from interp.models.chat import compute_template_hash
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.low_rank import hold_sums
 
 Pick = Callable[[Float[Tensor, "row vocab"], Sequence[int], int], Int[Tensor, " row"]]
 """Token picker: (logits, number of each row's prompt, tokens generated so far) → next tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """What ends an answer, beside the model's end-of-sequence tokens.
+
+    Attributes:
+        token_ids: tokens, such as a chat's end of turn.
+        texts: texts. The token in which one begins belongs to it, and not to the answer: what else
+            that token holds is left out, too.
+    """
+
+    token_ids: frozenset[int] = frozenset()
+    texts: tuple[str, ...] = ()
+
+
+NO_ENDS = Ends()
 
 
 def pick_greedy(logits: Float[Tensor, "row vocab"], _numbers: Sequence[int], _step: int) -> Tensor:
@@ -34,6 +53,7 @@ def generate_continuations(
     num_tokens: int,
     batch_size: int = 32,
     pick: Pick = pick_greedy,
+    ends: Sequence[Ends] | None = None,
 ) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Yield each prompt's number and the tokens that follow it, in batches, short prompts first.
 
@@ -46,6 +66,7 @@ def generate_continuations(
         num_tokens: the longest answer, in tokens.
         batch_size: prompts run at once (padded on the left).
         pick: how the next token is chosen.
+        ends: of each prompt, what else ends its answer; nothing if None.
 
     Raises:
         ValueError: the model is not what `integrity.check_runnable` asks for.
@@ -53,13 +74,16 @@ def generate_continuations(
     check_runnable(model)
     for prompt in prompts:
         model.check_token_ids(prompt)
+    chosen = [NO_ENDS] * len(prompts) if ends is None else ends
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         batch = [prompts[number] for number in numbers]
         # An adapter's weights are merged once for all tokens.
         with hold_sums(model.model):
-            rows = _generate_batch(model, batch, numbers, num_tokens, pick)
+            rows = _generate_batch(
+                model, batch, numbers, num_tokens, pick, [chosen[number] for number in numbers]
+            )
         yield from zip(numbers, rows, strict=True)
 
 
@@ -70,12 +94,19 @@ def get_stop_token_ids(model: LanguageModel) -> set[int]:
     return {token for token in (*token_ids, model.tokenizer.eos_token_id) if isinstance(token, int)}
 
 
-def compute_text_hash(model: LanguageModel) -> str:
+def compute_text_hash(model: LanguageModel, *, chat: bool = False) -> str:
     """Hash all that answers depend on beside the weights (SHA-256).
 
     That is how a text becomes token ids, special tokens included, how token ids become a text,
     and which tokens end an answer. Where the tokenizer was read from does not count, nor how it
     pads or truncates.
+
+    Args:
+        model: the model.
+        chat: whether something is asked as a chat: then the chat template counts, too.
+
+    Raises:
+        ValueError: a chat, and a model without a chat template.
     """
     tokenizer = model.tokenizer
     parts = [
@@ -86,6 +117,7 @@ def compute_text_hash(model: LanguageModel) -> str:
         bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
         bool(getattr(tokenizer, "split_special_tokens", False)),
         sorted(get_stop_token_ids(model)),
+        *([compute_template_hash(model)] if chat else []),
     ]
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -118,6 +150,7 @@ def _generate_batch(
     numbers: Sequence[int],
     num_tokens: int,
     pick: Pick,
+    ends: Sequence[Ends],
 ) -> list[tuple[int, ...]]:
     device = model.device
     width = max(map(len, prompts))
@@ -143,17 +176,43 @@ def _generate_batch(
         ).last_hidden_state[:, -1]
         logits = model.anatomy.logits(state)
         tokens = pick(logits, [numbers[row] for row in running], step).to(device)
-        going = (~torch.isin(tokens, stops)).nonzero()[:, 0]
-        kept = going.tolist()
+        kept = []
+        for place, (token, is_stop) in enumerate(
+            zip(tokens.tolist(), torch.isin(tokens, stops).tolist(), strict=True)
+        ):
+            row = running[place]
+            if is_stop or token in ends[row].token_ids:
+                continue
+            answers[row].append(token)
+            cut = _cut_at_text(model, answers[row], ends[row].texts)
+            if cut is None:
+                kept.append(place)
+            else:
+                answers[row] = cut
         if len(kept) < len(running):
             running = [running[place] for place in kept]
-            tokens, mask = tokens[going], mask[going]
+            going = torch.tensor(kept, dtype=torch.long)
+            tokens, mask = tokens[going.to(device)], mask[going.to(device)]
             # Indices on the CPU choose from layers on any device.
-            cache.batch_select_indices(torch.tensor(kept, dtype=torch.long))
-        for row, token in zip(running, tokens.tolist(), strict=True):
-            answers[row].append(token)
+            cache.batch_select_indices(going)
         if not running:
             break
         input_ids = tokens[:, None]
         mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
     return [tuple(row) for row in answers]
+
+
+def _cut_at_text(
+    model: LanguageModel, token_ids: Sequence[int], texts: Sequence[str]
+) -> list[int] | None:
+    """Return the tokens before the one in which the first of some texts begins; None without it."""
+    if not texts:
+        return None
+    whole = model.decode(token_ids)
+    starts = [start for text in texts if (start := whole.find(text)) >= 0]
+    if not starts:
+        return None
+    num_kept = len(token_ids) - 1
+    while num_kept and len(model.decode(token_ids[:num_kept])) > min(starts):
+        num_kept -= 1
+    return list(token_ids[:num_kept])

@@ -90,6 +90,8 @@ class LanguageModel:
         # Modules that `integrity.check_runnable` found to be those of the architecture.
         self.proven: tuple[tuple[int, type], ...] = ()
         self._noted: set[str] = set()
+        # What `chat.find_chat_format` found, by template and special tokens.
+        self.chat_formats: dict[object, object] = {}
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}, {type(self.model).__name__}, {self.dtype})"
@@ -167,12 +169,16 @@ class LanguageModel:
         encoded: Any = self.tokenizer(text, **settings)
         kept, notes = select_text_tokens(self.tokenizer, text, encoded["input_ids"])
         for note in notes:
-            if note not in self._noted:
-                self._noted.add(note)
-                warnings.warn(note, stacklevel=4)
+            self.warn_once(note, stacklevel=5)
         token_ids = tuple(encoded["input_ids"][kept])
         self.check_token_ids(token_ids)
         return token_ids, {name: values[kept] for name, values in encoded.items()}
+
+    def warn_once(self, note: str, *, stacklevel: int = 4) -> None:
+        """Warn of something about this model, the first time only."""
+        if note not in self._noted:
+            self._noted.add(note)
+            warnings.warn(note, stacklevel=stacklevel)
 
     def check_token_ids(self, token_ids: Sequence[int]) -> None:
         """Raise ValueError if a token is beyond the model's vocabulary: a GPU would not recover."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from interp.data.query import Query, list_questions
-from interp.data.trajectories import Trajectory, encode_prompt
+from interp.data.trajectories import Trajectory, encode_prompt, find_ends
 from interp.models.generation import generate_continuations
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
@@ -89,6 +89,7 @@ def restored_answers(
         restorations = [item for item in restorations if item.centre in centres]
     questions = [item.query if isinstance(item, Trajectory) else item for item in queries]
     prompts = [encode_prompt(vanilla, query, num_tokens) for query in questions]
+    ends = find_ends(vanilla, questions)
     bar = tqdm(
         total=len(prompts) * (2 + len(restorations)),
         desc="answers",
@@ -100,7 +101,7 @@ def restored_answers(
     def generate(model: LanguageModel) -> list[str]:
         texts = {}
         for number, answer in generate_continuations(
-            model, prompts, num_tokens=num_tokens, batch_size=batch_size
+            model, prompts, num_tokens=num_tokens, batch_size=batch_size, ends=ends
         ):
             texts[number] = model.decode(answer)
             bar.update()

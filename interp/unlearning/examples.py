@@ -7,14 +7,16 @@ examples that it would have had.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.data.chat import Message
 from interp.data.corpus import Text
 from interp.data.counterfactuals import hash_text
+from interp.models.chat import encode_chat
 from interp.models.language_model import LanguageModel
 
 
@@ -29,12 +31,15 @@ class Example:
         group: examples of the same group, other than "", are one sequence in several languages:
             each time it is drawn, its language is drawn anew (Choi et al. 2024), or all sequences
             stay in a language for some steps; see `Draws`.
+        messages: the chat that is answered, in the chat template of the tokenizer; the label is
+            then the answer and its end of turn. Empty for a text that is read as it is.
     """
 
     prompt: str
     answer: str
     language: str = ""
     group: str = ""
+    messages: tuple[Message, ...] = ()
 
 
 def make_examples(texts: Iterable[Text], *, parallel: bool = False) -> list[Example]:
@@ -50,6 +55,7 @@ def make_examples(texts: Iterable[Text], *, parallel: bool = False) -> list[Exam
             answer=text.answer,
             language=text.language,
             group=f"{text.id}/{text.wording}" if parallel and text.wording else "",
+            messages=text.messages,
         )
         for text in texts
     ]
@@ -96,21 +102,36 @@ class TrainingBatch:
         return self.input_ids[self.sequence, self.place]
 
 
-def tokenize(model: LanguageModel, example: Example) -> Tokens:
+def tokenize(model: LanguageModel, example: Example, *, ends: bool = True) -> Tokens:
     """Tokenize an example as the whole text is, with the tokenizer's usual special tokens.
 
     A tokenizer may join the prompt's end with the answer: labels are what the prompt alone does not
     have. The first token of all is never a label, since nothing predicts it.
 
+    A chat has the tokens of the chat template, as OpenUnlearning makes them; there what the
+    template writes behind the end of turn (a line break), and an end-of-sequence token, are labels,
+    too.
+
+    Args:
+        model: the model.
+        example: the example.
+        ends: whether an answer in a chat has its end of turn.
+
     Raises:
-        ValueError: the example has no label.
+        ValueError: the example has no label, or is a chat that the tokenizer has no template for.
     """
-    prompt = model.encode(example.prompt) if example.prompt else ()
-    whole = model.encode(example.prompt + example.answer)
-    shared = count_shared_tokens(prompt, whole)
-    # A tokenizer that ends every text with a special token: the answer comes before it.
-    if example.answer and shared == len(whole) > 1:
-        shared -= 1
+    if example.messages:
+        turns = [asdict(message) for message in example.messages]
+        prompt = encode_chat(model, turns)
+        whole = encode_chat(model, turns, example.answer, ends=ends)
+        shared = count_shared_tokens(prompt, whole)
+    else:
+        prompt = model.encode(example.prompt) if example.prompt else ()
+        whole = model.encode(example.prompt + example.answer)
+        shared = count_shared_tokens(prompt, whole)
+        # A tokenizer that ends every text with a special token: the answer comes before it.
+        if example.answer and shared == len(whole) > 1:
+            shared -= 1
     first_label = max(1, shared)
     if not example.answer or len(whole) <= first_label:
         raise ValueError(

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 
+from interp.data.chat import list_fields
 from interp.data.corpus import Text
 from interp.models.gguf import get_cache_directory
 from interp.models.language_model import LanguageModel
@@ -97,6 +98,10 @@ def build_edits(texts: Iterable[Text]) -> list[Edit]:
     """
     prompts: dict[tuple[str, str], list[Text]] = {}
     for text in texts:
+        if text.messages:
+            raise ValueError(
+                f"{text.id} in {text.language!r} is a chat: MEMIT edits what plain prompts ask for"
+            )
         prompts.setdefault((text.id, text.language), []).append(text)
     edits = []
     for (name, code), group in prompts.items():
@@ -139,7 +144,7 @@ def _unlearn_by_memit(
     layers, _ = check_edits(vanilla, edits, config)
     store = None
     if out is not None:
-        data = {"forget": [asdict(text) for text in forget]}
+        data = {"forget": [list_fields(text) for text in forget]}
         method = f"memit_{config.objective}"
         store = RunStore(Path(out), make_card(vanilla, method, asdict(config), data, about))
         if finished := store.load_finished(vanilla):

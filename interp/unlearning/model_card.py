@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 
+from interp.data.chat import list_fields
+from interp.models.chat import compute_template_hash
 from interp.models.language_model import LanguageModel
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.examples import Example
@@ -39,7 +41,9 @@ def make_training_card(
     for stop in settings["stops"]:
         for bound in ("above", "below"):
             stop[bound] = stop[bound] if math.isfinite(stop[bound]) else None
-    data = {name: [asdict(example) for example in given] for name, given in examples.items()}
+    data = {name: [list_fields(example) for example in given] for name, given in examples.items()}
+    if any(example.messages for given in examples.values() for example in given):
+        about = {**about, "chat_template": compute_template_hash(vanilla)[:16]}
     return make_card(vanilla, config.objective, settings, data, about)
 
 

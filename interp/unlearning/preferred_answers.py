@@ -72,4 +72,4 @@ def _list_options(
     there = [other for other in retain if other.language == text.language] or list(retain)
     if not there:
         raise ValueError("the preferred answers 'other' need retain texts to take them from")
-    return list(dict.fromkeys(other.text for other in there))
+    return list(dict.fromkeys(other.answer if text.messages else other.text for other in there))

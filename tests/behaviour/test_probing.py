@@ -104,14 +104,14 @@ def test_chinese_answers_follow_without_a_space(monkeypatch):
 
     seen = []
 
-    def nll(model, asked, progress):
-        seen.extend(options for _, options in asked)
-        return [torch.arange(2.0)] * len(asked)
+    def encode(model, query, answer=None):
+        seen.extend([] if answer is None else [answer])
+        return model.encode(query.prompt + (answer or ""))
 
-    monkeypatch.setattr(probing, "_score_candidates", nll)
+    monkeypatch.setattr(probing, "encode_query", encode)
     probe(tiny(), [asked(3, "w3", language="zh"), asked(4, "w4", language="zh")], progress=False)
     probe(tiny(), [asked(3, "w3", language="de"), asked(4, "w4", language="de")], progress=False)
-    assert seen == [["w3", "w4"]] * 2 + [[" w3", " w4"]] * 2
+    assert seen == ["w3", "w4"] * 2 + [" w3", " w4"] * 2
 
 
 @pytest.mark.parametrize("most", [1, 3, 7])

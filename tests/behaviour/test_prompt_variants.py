@@ -292,3 +292,17 @@ def test_the_relations_of_built_in_facts_are_told_apart():
     (example,) = add_examples(asked[:1], num_examples=1)
     names = {fact.object["en"] for fact in select_facts("continent", languages=["en"])}
     assert example.prompt.split("\n\n")[0].rpartition(": ")[2] in names
+
+
+def test_solved_examples_are_turns_of_a_chat():
+    asked = [
+        Query(id="a", language="de", prompt="Ägypten?", answer="Kairo", chat=True, system="Kurz."),
+        Query(id="b", language="de", prompt="Frankreich?", answer="Paris", chat=True),
+    ]
+    query, _ = add_examples(asked, num_examples=1)
+    assert [(turn.role, turn.content) for turn in query.turns] == [
+        ("system", "Kurz."),
+        ("user", "Frankreich?"),
+        ("assistant", "Paris"),
+        ("user", "Ägypten?"),
+    ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -156,3 +159,24 @@ def test_what_cannot_be_is_refused(options, message):
     arguments = {"queries": QUERIES, "unlearned": tiny(seed=1), "window": 3} | options
     with pytest.raises(ValueError, match=message):
         restored_answers(tiny(), progress=False, **arguments)
+
+
+def test_all_three_end_before_a_stop():
+    pair = tiny_pair("llama")
+
+    def answer(queries) -> list[str]:
+        table = restored_answers(
+            pair.vanilla, pair.unlearned, queries, layer=2, num_tokens=NUM_TOKENS, progress=False
+        )
+        return [text for name in ("vanilla", "unlearned", "restored") for text in table[name]]
+
+    whole = answer(QUERIES)
+    stopped = answer([replace(query, stop=("w1", "w2")) for query in QUERIES])
+    # Of each text the words before the first that begins so.
+    words = [text.split() for text in whole]
+    wanted = [
+        " ".join(itertools.takewhile(lambda word: word[:2] not in ("w1", "w2"), each))
+        for each in words
+    ]
+    assert stopped == wanted
+    assert stopped != whole
