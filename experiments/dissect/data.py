@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from interp import LanguageModel, Query
 from interp.behaviour import AliasJudge, generate
@@ -270,7 +271,7 @@ def _write_texts(facts: Sequence[Fact]) -> dict[str, tuple[Text, ...]]:
     for fact in facts:
         wordings = read_templates(REAL_LANGUAGE).wordings[fact.relation]
         subject, answer = fact.subject[REAL_LANGUAGE], fact.object[REAL_LANGUAGE]
-        about = {"id": fact.id, "language": REAL_LANGUAGE, "kind": "real"}
+        about: dict[str, Any] = {"id": fact.id, "language": REAL_LANGUAGE, "kind": "real"}
         for number, template in enumerate(wordings.unlearning, start=1):
             before = template.partition("{object}")[0]
             prompt = fill(before, fact, REAL_LANGUAGE).rstrip()
