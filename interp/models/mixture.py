@@ -102,10 +102,10 @@ class Mixture:
         return torch.cat([vectors, self.shared_values.get_parameter("weight")[:, shared].T])
 
     def split_units(self, units: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-        """Split units into experts, neurons in them, and the shared expert's neurons."""
+        """Split distinct units into experts, neurons in them, and the shared expert's neurons."""
         first = self.num_experts * self.width
-        routed = [unit for unit in units if unit < first]
-        shared = [unit - first for unit in units if unit >= first]
+        routed = [unit for unit in dict.fromkeys(units) if unit < first]
+        shared = [unit - first for unit in dict.fromkeys(units) if unit >= first]
         return (
             [unit // self.width for unit in routed],
             [unit % self.width for unit in routed],

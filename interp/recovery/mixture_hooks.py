@@ -164,6 +164,9 @@ def restore_output(
 def _replace_units(
     parts: LayerParts, donor: MixtureStates, where: Tensor, units: Sequence[int]
 ) -> Iterator[None]:
+    if not units:
+        yield
+        return
     mixture, block = _get_mixture(parts)
     states: list[MixtureStates] = []
     vectors = mixture.value_vectors(units)
