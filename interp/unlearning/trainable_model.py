@@ -163,8 +163,7 @@ class TrainableModel:
 def _find_names(vanilla: LanguageModel, parameters: str, layers: Sequence[int]) -> set[str]:
     """Find the names of weights to be trained; for LoRA, of the linear maps that get an adapter."""
     anatomy: Anatomy = vanilla.anatomy
-    mixtures = [anatomy.layers[layer] for layer in layers if anatomy.layers[layer].mixture]
-    if mixtures and parameters == "lora":
+    if anatomy.has_mixtures and parameters == "lora":
         raise ValueError(
             f"{vanilla.name!r} is a mixture of experts, whose matrices are one tensor and take no "
             "LoRA adapters: train the parameters mlp, attn or layers"
@@ -173,7 +172,8 @@ def _find_names(vanilla: LanguageModel, parameters: str, layers: Sequence[int]) 
     for layer in layers:
         parts = anatomy.layers[layer]
         if parameters == "mlp":
-            modules += [*parts.keys, parts.values]
+            weights = (*parts.list_weights("key"), *parts.list_weights("value"))
+            modules += [module for module, _ in weights]
         elif parameters == "attn":
             modules += [*parts.attn_weights, parts.attn_out]
         elif parameters == "lora":
@@ -186,14 +186,6 @@ def _find_names(vanilla: LanguageModel, parameters: str, layers: Sequence[int]) 
     if parameters == "lora":
         return {name for name, module in vanilla.model.named_modules() if id(module) in wanted}
     inside = {id(p) for module in modules for p in module.parameters()}
-    if parameters == "mlp":
-        inside |= {
-            id(module._parameters.get(name))
-            for parts in mixtures
-            for site in ("key", "value")
-            for module, names in parts.list_weights(site)
-            for name in names or ()
-        }
     return {name for name, p in vanilla.model.named_parameters() if id(p) in inside}
 
 
