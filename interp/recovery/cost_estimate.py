@@ -173,11 +173,8 @@ def _count_mlp(parts: LayerParts) -> float:
     total = 0.0
     for module, names in (*mixture.list_keys(), *mixture.list_values()):
         share = mixture.top_k / mixture.num_experts if module is mixture.experts else 1
-        total += share * sum(
-            module.get_parameter(n).numel()
-            for n in names
-            if n in module._parameters and module._parameters[n] is not None
-        )
+        held = [module._parameters.get(name) for name in names]
+        total += share * sum(tensor.numel() for tensor in held if tensor is not None)
     return total
 
 

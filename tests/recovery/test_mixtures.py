@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import interp
-from interp.recovery import NOTHING, Pair, Restoration, full, layered, make_batch
+from interp.recovery import NOTHING, Pair, Restoration, SweepConfig, full, layered, make_batch
+from interp.recovery.cost_estimate import _count_weights, _OperationCounter
 from interp.recovery.hooks import record
 from interp.recovery.sweep import NO_ROUTER
 from tests.helpers.architecture_table import make_pair
@@ -182,17 +183,17 @@ def copy_changed(model, names: str, *, seed: int = 5):
     return changed
 
 
-def krs_of(vanilla, unlearned, site: str) -> float:
-    """KRS of layer 2 alone."""
+def krs_of(vanilla, unlearned, *sites: str, answers=TRAJECTORIES) -> dict[str, float]:
+    """KRS of layer 2 alone, by site, to five digits."""
     recovery = interp.sweep(
         wrap(vanilla, name="V"),
         wrap(unlearned, name="U"),
-        TRAJECTORIES,
-        sites=[f"{site}@2"],
+        answers,
+        sites=[f"{site}@2" if "[" not in site else site.replace("[", "@2[") for site in sites],
         window=1,
         progress=False,
     )
-    return recovery.krs()["krs"].item()
+    return recovery.krs().set_index("site")["krs"].round(5).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -207,39 +208,22 @@ def krs_of(vanilla, unlearned, site: str) -> float:
 )
 def test_a_change_of_the_router_alone_and_one_of_the_experts_alone(name, router, values):
     """U is V but for one part of layer 2, so that what it reads there is V's."""
-    vanilla = make_tiny(name)
-    rerouted = copy_changed(vanilla, router)
-    assert krs_of(vanilla, rerouted, "router") == pytest.approx(1, abs=1e-5)
-    assert krs_of(vanilla, rerouted, "router_weights") == pytest.approx(1, abs=1e-5)
-    assert krs_of(vanilla, rerouted, "coef") == pytest.approx(1, abs=1e-5)
-    assert krs_of(vanilla, rerouted, "value") == pytest.approx(0, abs=1e-5)
-    assert krs_of(vanilla, rerouted, "key") == pytest.approx(0, abs=1e-5)
-    edited = copy_changed(vanilla, values)
-    assert krs_of(vanilla, edited, "value") == pytest.approx(1, abs=1e-5)
-    for site in ("router", "router_weights", "coef", "key"):
-        assert krs_of(vanilla, edited, site) == pytest.approx(0, abs=1e-5)
+    vanilla, sites = make_tiny(name), ("router", "router_weights", "coef", "value", "key")
+    found = krs_of(vanilla, copy_changed(vanilla, router), *sites)
+    assert found == {"router": 1, "router_weights": 1, "coef": 1, "value": 0, "key": 0}
+    found = krs_of(vanilla, copy_changed(vanilla, values), *sites)
+    assert found == {"router": 0, "router_weights": 0, "coef": 0, "value": 1, "key": 0}
 
 
 def test_a_change_of_one_neuron_is_that_unit():
     """Expert 1's neuron 5 of f = 24 is unit 24 + 5: its first matrices alone are other."""
     vanilla = make_tiny("MixtralForCausalLM")
     edited = copy.deepcopy(vanilla)
-    gate_up = edited.model.layers[2].mlp.experts.gate_up_proj
-    gate_up.data[1, 5] += 3.0
-    assert krs_of(vanilla, edited, "coef") == pytest.approx(1, abs=1e-5)
-    recovery = interp.sweep(
-        wrap(vanilla, name="V"),
-        wrap(edited, name="U"),
-        trajectories_after([3, 9, 12], num=6),
-        sites=["coef@2[29]", "coef@2[28]", "key@2", "router@2"],
-        window=1,
-        progress=False,
-    )
-    krs = recovery.krs().set_index("site")["krs"]
-    assert krs["coef[29]"] == pytest.approx(1, abs=1e-5)
-    assert krs["key"] == pytest.approx(1, abs=1e-5)
-    assert krs["coef[28]"] == pytest.approx(0, abs=1e-5)
-    assert krs["router"] == pytest.approx(0, abs=1e-5)
+    edited.model.layers[2].mlp.experts.gate_up_proj.data[1, 5] += 3.0
+    sites = ("coef", "coef[29]", "coef[28]", "key", "router")
+    answers = trajectories_after([3, 9, 12], num=6)
+    found = krs_of(vanilla, edited, *sites, answers=answers)
+    assert found == {"coef": 1, "coef[29]": 1, "coef[28]": 0, "key": 1, "router": 0}
 
 
 @pytest.mark.parametrize("name", ["GptOssForCausalLM", "Qwen2MoeForCausalLM"])
@@ -335,6 +319,22 @@ def test_dense_layers_among_mixtures_have_no_router():
     wider = [Restoration(sites=("router",), layers=layers) for layers in ((0, 1), (1,))]
     both = full.losses(pair, TRAJECTORIES, wider)
     torch.testing.assert_close(both[0], both[1], rtol=0, atol=0)
+
+
+def test_a_token_meets_its_own_experts():
+    """What the engines plan with: k of E experts, and what is kept of a token."""
+    config = SweepConfig(sites=("coef",), window=1)
+    expert, dense = 2 * 12 * 32 + 12 * 32, 3 * 24 * 32
+    for name, weights, stored in (
+        ("MixtralForCausalLM", 2 * (2 * 24 * 32 + 24 * 32), 2 * (24 + 2) + 1),
+        # Two routed experts and the shared one; the first of four layers is dense.
+        ("DeepseekV3ForCausalLM", (dense + 3 * 3 * expert) / 4, 2 * (12 + 2) + 12 + 1),
+    ):
+        pair = pair_of(name)
+        assert _OperationCounter(pair, config).count_forward(1) / 4 == pytest.approx(
+            weights + _count_weights(pair.base.anatomy.layers[0].attn_weights)
+        )
+        assert pair.base.anatomy.layers[1].stored_width == stored
 
 
 def test_units_out_of_range_are_named_by_layer():

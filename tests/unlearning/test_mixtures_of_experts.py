@@ -8,8 +8,7 @@ from functools import cache
 import pytest
 import torch
 
-from interp.behaviour.drift import measure_drift
-from interp.behaviour.quantisation import ROUNDINGS, quantise_model
+from interp.behaviour import ROUNDINGS, measure_drift, quantise_model
 from interp.unlearning import MemitConfig, TrainableModel, measure_second_moments
 from interp.unlearning.memit.memit_main import memit
 from interp.unlearning.memit.requests import Edit
