@@ -54,19 +54,19 @@ class Mixture:
     @property
     def num_experts(self) -> int:
         """Return E, without the shared one."""
-        return len(self.experts.get_parameter("down_proj"))
+        return len(_get_weight(self.experts, "down_proj"))
 
     @property
     def width(self) -> int:
         """Return f, the neurons of an expert."""
-        return self.experts.get_parameter("down_proj").shape[1 if _is_transposed(self) else 2]
+        return _get_weight(self.experts, "down_proj").shape[1 if _is_transposed(self) else 2]
 
     @property
     def shared_width(self) -> int:
         """Return the neurons of the shared expert, 0 where there is none."""
         if self.shared_values is None:
             return 0
-        return self.shared_values.get_parameter("weight").shape[1]
+        return _get_weight(self.shared_values, "weight").shape[1]
 
     @property
     def num_units(self) -> int:
@@ -95,11 +95,11 @@ class Mixture:
     def value_vectors(self, units: Sequence[int]) -> Float[Tensor, "unit d_model"]:
         """Return the value vectors of some units, the shared expert's last."""
         experts, neurons, shared = self.split_units(units)
-        down = self.experts.get_parameter("down_proj")
+        down = _get_weight(self.experts, "down_proj")
         vectors = down[experts, neurons] if _is_transposed(self) else down[experts, :, neurons]
         if self.shared_values is None:
             return vectors
-        return torch.cat([vectors, self.shared_values.get_parameter("weight")[:, shared].T])
+        return torch.cat([vectors, _get_weight(self.shared_values, "weight")[:, shared].T])
 
     def split_units(self, units: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
         """Split distinct units into experts, neurons in them, and the shared expert's neurons."""
@@ -156,8 +156,8 @@ def compute_activations(
 ) -> Float[Tensor, "token k f"]:
     """Compute the chosen experts' activations a of every token, before g."""
     module: _AnyExperts = experts  # type: ignore[assignment]
-    first, *bias = (module.get_parameter(name) for name in get_key_names(experts))
-    down = module.get_parameter("down_proj")
+    first, *bias = (_get_weight(module, name) for name in get_key_names(experts))
+    down = _get_weight(module, "down_proj")
     result = hidden.new_zeros(*chosen.shape, down.shape[1 if module.is_transposed else 2])
     for expert, token, slot in _iterate_chosen(chosen, len(first)):
         given = hidden[token]
@@ -176,8 +176,8 @@ def compute_routed(
 ) -> Float[Tensor, "token d_model"]:
     """Compute Σₑ gₑ (Σᵢ aₑᵢ vₑᵢ + bₑ) of the routed experts."""
     module: _AnyExperts = experts  # type: ignore[assignment]
-    down = module.get_parameter("down_proj")
-    bias = module.get_parameter("down_proj_bias") if module.has_bias else None
+    down = _get_weight(module, "down_proj")
+    bias = _get_weight(module, "down_proj_bias") if module.has_bias else None
     size = down.shape[2 if module.is_transposed else 1]
     result = activations.new_zeros(len(chosen), size)
     for expert, token, slot in _iterate_chosen(chosen, len(down)):
@@ -188,22 +188,6 @@ def compute_routed(
         output = output * weights[token, slot, None]
         result.index_add_(0, token, output.to(result.dtype))
     return result
-
-
-def compute_output(mixture: Mixture, states: MixtureStates) -> Float[Tensor, "*tokens d_model"]:
-    """Compute what the mixture gives, of its own value vectors and any states."""
-    activations = states.activations
-    assert activations is not None
-    output = compute_routed(
-        mixture.experts,
-        states.chosen.flatten(0, -2),
-        states.weights.flatten(0, -2),
-        activations.flatten(0, -3),
-    ).unflatten(0, states.chosen.shape[:-1])
-    if mixture.shared_values is None:
-        return output
-    shared = mixture.shared_values(states.shared)
-    return output + (shared if states.gate is None else states.gate.sigmoid() * shared)
 
 
 def get_key_names(experts: nn.Module) -> tuple[str, ...]:
@@ -221,6 +205,13 @@ class _AnyExperts(nn.Module):
     act_fn: nn.Module
 
     def _apply_gate(self, gate_up_out: Tensor) -> Tensor: ...
+
+
+def _get_weight(module: nn.Module, name: str) -> Tensor:
+    # What is in its place for a while need not be a Parameter.
+    weight = module._parameters[name]
+    assert weight is not None
+    return weight
 
 
 def _is_transposed(mixture: Mixture) -> bool:

@@ -18,7 +18,6 @@ from interp.models.mixture import (
     Mixture,
     MixtureStates,
     compute_activations,
-    compute_output,
     compute_routed,
 )
 from interp.recovery.module_hooks import (
@@ -153,11 +152,11 @@ def restore_output(
     if donor is None or units is None:
         states = own if donor is None else donor
         assert states is not None
-        return compute_output(mixture, _send(states, mixture))
+        return _compute_output(mixture, _send(states, mixture))
     assert own is not None
     own, donor = _send(own, mixture), _send(donor, mixture)
     change = donor.coefficients(mixture, units) - own.coefficients(mixture, units)
-    return compute_output(mixture, own) + change @ mixture.value_vectors(units)
+    return _compute_output(mixture, own) + change @ mixture.value_vectors(units).to(change.dtype)
 
 
 @contextmanager
@@ -175,7 +174,7 @@ def _replace_units(
         whole = get_residual(output)
         own = states.pop().coefficients(mixture, units)
         new = blend(own, donor.coefficients(mixture, units), where)
-        whole = whole + ((new - own) @ vectors).view(whole.shape)
+        whole = whole + ((new - own) @ vectors.to(own.dtype)).view(whole.shape)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     with ExitStack() as stack:
@@ -183,6 +182,23 @@ def _replace_units(
         # Called after the recorder's.
         stack.enter_context(remove_on_exit(block.register_forward_hook(add)))
         yield
+
+
+def _compute_output(mixture: Mixture, states: MixtureStates) -> Tensor:
+    """Compute what a mixture gives, of its value vectors and any states."""
+    assert states.activations is not None
+
+    def run_experts(weights: Tensor, activations: Tensor) -> Tensor:
+        return compute_routed(mixture.experts, states.chosen.flatten(0, -2), weights, activations)
+
+    # By a call of the module, so that its hooks, which may cast its weights, run.
+    with replace_forward(mixture.experts, run_experts):
+        output = mixture.experts(states.weights.flatten(0, -2), states.activations.flatten(0, -3))
+    output = output.unflatten(0, states.chosen.shape[:-1])
+    if mixture.shared_values is None:
+        return output
+    shared = mixture.shared_values(states.shared)
+    return output + (shared if states.gate is None else states.gate.sigmoid() * shared)
 
 
 def _get_mixture(parts: LayerParts) -> tuple[Mixture, nn.Module]:
@@ -193,7 +209,7 @@ def _get_mixture(parts: LayerParts) -> tuple[Mixture, nn.Module]:
 
 def _send(states: MixtureStates, mixture: Mixture) -> MixtureStates:
     """Return states on the device where a mixture lives."""
-    device = mixture.experts.get_parameter("down_proj").device
+    device = next(mixture.experts.parameters()).device
     moved = {
         name: value.to(device) for name, value in vars(states).items() if isinstance(value, Tensor)
     }
