@@ -87,7 +87,7 @@ def score_labels(
 
 def _tokenize(model: LanguageModel, example: Example) -> Tokens:
     row = tokenize(model, example)
-    context = getattr(model.model.config, "max_position_embeddings", None)
+    context = getattr(model.text_config, "max_position_embeddings", None)
     if context is not None and len(row.ids) > context:
         raise ValueError(
             f"the text {(example.prompt + example.answer)[:60]!r} has {len(row.ids)} tokens, more "

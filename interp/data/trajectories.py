@@ -144,7 +144,7 @@ def encode_prompt(model: LanguageModel, query: Query, num_tokens: int) -> tuple[
         ValueError: the prompt has no tokens, or does not fit the model's context with its answer.
     """
     token_ids = model.encode(query.prompt)
-    context = getattr(model.model.config, "max_position_embeddings", None)
+    context = getattr(model.text_config, "max_position_embeddings", None)
     if not token_ids:
         raise ValueError(
             f"the prompt of {query.id!r} ({query.language}) has no tokens; give it some text"

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -105,7 +107,8 @@ class Anatomy:
     `final`), without the unembedding. `num_heads` is the number of attention heads. The
     unembedding's outputs are multiplied by `logit_scale`; `logit_cap` is then c in
     z := c·tanh(z / c), None where logits are not capped. `additive` says that a layer only adds to
-    the residual stream, never normalises it (OPT-350M does).
+    the residual stream, never normalises it (OPT-350M does). `shared_arguments` of layers are the
+    same for any number of questions.
     """
 
     path: str
@@ -117,6 +120,7 @@ class Anatomy:
     logit_scale: float
     logit_cap: float | None
     additive: bool
+    shared_arguments: frozenset[str | int] = frozenset()
 
     @property
     def num_layers(self) -> int:
@@ -179,23 +183,20 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         ValueError: a part cannot be told.
     """
     name = type(model).__name__
-    hint = suggest_text_model(name, model.config)
-    if not hint and model.config.get_text_config() is not model.config:
-        hint = "its text model is inside it; give that one alone"
-    if hint:
-        raise ValueError(f"{name} cannot be opened: {hint}")
     unembed = model.get_output_embeddings()
     if not isinstance(unembed, nn.Linear):
         raise ValueError(
-            f"the unembedding of this {name} is a {type(unembed).__name__}, not a Linear: put back "
-            "the module that its class has there"
+            f"the unembedding of this {name} is a {type(unembed).__name__}, not a Linear: "
+            + (suggest_text_model(name, model.config) or "put back what its class has there")
         )
     paths = _PATHS.get(model)
     if paths is None:
+        kind = _describe_kind(model)
         try:
-            paths = _PATHS[model] = derive_paths(model)
+            paths = _PATHS[model] = _KNOWN.get(kind) or derive_paths(model)
         except ValueError as error:
             raise ValueError(f"{name} cannot be opened: {error}") from error
+        _KNOWN[kind] = paths
     try:
         layers = model.get_submodule(paths.layers)
         assert isinstance(layers, nn.ModuleList)
@@ -219,11 +220,25 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         logit_scale=paths.logit_scale,
         logit_cap=paths.logit_cap,
         additive=paths.additive,
+        shared_arguments=paths.shared_arguments,
     )
 
 
 # Paths of models, derived before anything inside was changed.
 _PATHS: MutableMapping[PreTrainedModel, Paths] = WeakKeyDictionary()
+
+# And by the kind of model: of one whose weights are not finite, nothing could be derived.
+_KNOWN: dict[str, Paths] = {}
+
+
+def _describe_kind(model: PreTrainedModel) -> str:
+    """Return a digest of a model's modules and configuration, which is the same for V and U."""
+    modules = [(name, type(module).__qualname__) for name, module in model.named_modules()]
+    config = model.config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "architectures"):
+        config.pop(key, None)
+    written = json.dumps([type(model).__qualname__, modules, config], default=str, sort_keys=True)
+    return hashlib.sha256(written.encode()).hexdigest()
 
 
 def _find_layer_parts(layer: nn.Module, paths: LayerPaths) -> LayerParts:

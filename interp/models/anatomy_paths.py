@@ -34,6 +34,7 @@ from interp.models.anatomy_trace import (
     get_first,
     is_linear,
     is_same,
+    make_tokens,
 )
 from interp.models.mixture import MixturePaths
 from interp.models.mixture_paths import find_experts, find_mixture
@@ -89,6 +90,8 @@ class Paths:
         logit_scale: by what the unembedding's outputs are multiplied.
         logit_cap: c in z := c·tanh(z / c) of these; None where logits are not capped.
         additive: a layer only adds to the residual stream.
+        shared_arguments: of the layers, by name or place: tensors that are the same for any number
+            of questions, though their first axis is longer than one (MPT's biases, one per head).
     """
 
     layers: str
@@ -97,6 +100,7 @@ class Paths:
     logit_scale: float = 1.0
     logit_cap: float | None = None
     additive: bool = True
+    shared_arguments: frozenset[str | int] = frozenset()
 
 
 def derive_paths(model: PreTrainedModel) -> Paths:
@@ -131,6 +135,31 @@ def derive_paths(model: PreTrainedModel) -> Paths:
         logit_scale=scale,
         logit_cap=cap,
         additive=additive,
+        shared_arguments=_find_shared_arguments(trace, layers[0]),
+    )
+
+
+def _find_shared_arguments(trace: Trace, layer: nn.Module) -> frozenset[str | int]:
+    """Find the arguments of a layer that do not grow with the number of questions."""
+    seen: list[dict[str | int, Any]] = []
+
+    def keep(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append(dict(enumerate(args)) | kwargs)
+
+    with ExitStack() as stack:
+        handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
+        stack.callback(handle.remove)
+        trace.model(input_ids=make_tokens(trace.model).repeat(2, 1), use_cache=False)
+    call = trace.calls[layer][0]
+    alone, (twice,) = dict(enumerate(call.args)) | call.kwargs, seen
+    return frozenset(
+        key
+        for key, value in alone.items()
+        if isinstance(value, Tensor)
+        and value.ndim > 1
+        and value.shape[0] > 1
+        and isinstance(twice.get(key), Tensor)
+        and twice[key].shape[0] == value.shape[0]
     )
 
 
@@ -261,6 +290,8 @@ def _find_parts(trace: Trace, layer: nn.Module, where: str) -> LayerPaths:
     kind = type(attn).__name__
     if "Attention" not in kind or "Linear" in kind:
         raise ValueError(f"{where}: tokens are mixed by a {kind}, which is no attention")
+    if any(isinstance(module, nn.Conv1d) for module in attn.modules()):
+        raise ValueError(f"{where}: its {kind} also convolves, and keeps more than keys and values")
     attn_out, attn_adds = _find_last_matrix(trace, attn, f"{where}: the attention block")
     mlp_name, mlp_adds, mixture, num_outputs = None, False, None, 0
     start = len(trace.names[layer]) + 1

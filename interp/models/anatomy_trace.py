@@ -149,7 +149,10 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_same(one: Tensor | None, other: Tensor | None, tolerance: float = _SAME) -> bool:
-    """Return whether two tensors are equal but for rounding, whatever their shapes."""
+    """Return whether two tensors are equal but for rounding, whatever their shapes.
+
+    Entries that are not finite say nothing; False where there are no others.
+    """
     if one is None or other is None or one.numel() != other.numel():
         return False
     if one.is_floating_point():
@@ -157,7 +160,7 @@ def is_same(one: Tensor | None, other: Tensor | None, tolerance: float = _SAME) 
     one, other = one.float().flatten(), other.to(one.device).float().flatten()
     known = one.isfinite() & other.isfinite()
     error = (one - other)[known].abs()
-    return not len(error) or bool(error.max() <= tolerance * one[known].abs().max())
+    return len(error) > 0 and bool(error.max() <= tolerance * one[known].abs().max())
 
 
 def make_probe(outputs: Tensor) -> Tensor:
@@ -167,3 +170,28 @@ def make_probe(outputs: Tensor) -> Tensor:
     sizes = torch.logspace(-2, largest, size, device=outputs.device)
     signs = 1 - 2 * (torch.arange(size, device=outputs.device) % 2)
     return (sizes * signs).to(outputs.dtype).expand_as(outputs).clone()
+
+
+def find_scale_and_cap(
+    probe: Tensor, logits: Tensor, numbers: list[float]
+) -> tuple[float, float | None]:
+    """Find s and c of logits that are c·tanh(s·z / c), or s·z, of what was put in, z.
+
+    Both are numbers of the configuration, or their inverses, where one is close to what is found.
+    """
+    known = [1.0, *numbers, *(1 / number for number in numbers)]
+
+    def refine(found: float) -> float:
+        """Return the number of the configuration that is meant: here it is seen rounded."""
+        best = min(known, key=lambda number: abs(number - found))
+        return float(best if is_same(logits.new_tensor(found), logits.new_tensor(best)) else found)
+
+    logits = logits.to(probe.device)
+    place = probe[0, 0].abs().argmin()
+    scale = refine(float(logits[0, 0, place].double() / probe[0, 0, place].double()))
+    if is_same(logits, probe.double() * scale):
+        return scale, None
+    cap = refine(float(logits.abs().max()))
+    if is_same(logits, cap * torch.tanh(probe.double() * scale / cap)):
+        return scale, cap
+    raise ValueError("its logits are not the unembedding's outputs, scaled or capped")

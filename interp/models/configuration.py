@@ -20,7 +20,7 @@ from transformers import __version__ as transformers_version
 
 from interp.files import list_files
 from interp.models.gguf import summarize_error
-from interp.models.multimodal import suggest_text_model
+from interp.models.multimodal import CONDITIONAL, is_multimodal, suggest_text_model
 from interp.models.stored_weights import FLOATS, StoredTensor
 from interp.models.tokenizers import UNREADABLE
 
@@ -236,6 +236,8 @@ def _check_kind(spec: str, config: PreTrainedConfig) -> None:
         )
     is_known = all(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
     if is_known and not config.is_encoder_decoder:
+        return
+    if is_multimodal(config) and all(name.endswith(CONDITIONAL) for name in names):
         return
     name = " and ".join(names) or type(config).__name__
     hint = suggest_text_model(name, config)

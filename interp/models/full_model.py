@@ -23,6 +23,7 @@ from interp.models.checkpoint_files import INDEX, WHOLE
 from interp.models.configuration import check_announced, read_config
 from interp.models.gguf import summarize_error
 from interp.models.language_model import LanguageModel
+from interp.models.multimodal import is_multimodal, take_out_text_model
 from interp.models.pairs import have_same_bits
 from interp.models.sharing import read_generation_config, read_with_shared_tensors
 from interp.models.stored_weights import FLOATS, StoredTensor, find_stored_tensors, open_tensors
@@ -73,6 +74,8 @@ def read_full_model(
             f"{WHOLE} or {INDEX} is read"
         )
     stored = find_stored_tensors(spec, directory, allow_pickle=allow_pickle)
+    if is_multimodal(config):
+        config, stored = take_out_text_model(spec, config, stored)
     with _explain(spec):
         if like is not None and can_share:
             shared = read_with_shared_tensors(stored, directory, config, like=like.model)

@@ -114,9 +114,14 @@ class LanguageModel:
         return find_anatomy(self.model)
 
     @property
+    def text_config(self) -> PreTrainedConfig:
+        """Configuration of the text model, which models of images or sounds have inside."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
     def num_layers(self) -> int:
         """Number of decoder layers, L."""
-        return self.model.config.get_text_config().num_hidden_layers
+        return self.text_config.num_hidden_layers
 
     @property
     def device(self) -> torch.device:

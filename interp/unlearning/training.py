@@ -116,7 +116,7 @@ class _TrainingLoop:
             self.negated = self.settings.pop("alpha")
         direction = None
         if any("direction" in objective.needs for objective in self.objectives):
-            direction = draw_rmu_direction(vanilla.model.config.hidden_size, seed=config.seed)
+            direction = draw_rmu_direction(vanilla.text_config.hidden_size, seed=config.seed)
             direction = direction.to(vanilla.device)
         self.inputs = ObjectiveInputs(
             trainable.model,

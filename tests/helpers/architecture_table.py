@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -21,7 +25,7 @@ from tqdm.auto import tqdm
 import interp
 from interp.models import Anatomy, check_anatomy
 from tests.helpers.every_architecture import list_architectures, make_tiny
-from tests.helpers.tiny_models import mixed_trajectories, wrap
+from tests.helpers.tiny_models import mixed_trajectories, trajectories_after, wrap
 
 MIXTURE_SITES = ("router", "router_weights", "mlp_out", "router+attn")
 SITES = ("coef", "attn", "coef+attn", "value", "key", "attn_weights", "norms", "resid", "unembed")
@@ -42,7 +46,8 @@ Made by `python -m tests.helpers.architecture_table docs/architectures.md`, with
 {version}: a tiny random model of every causal language model. `pytest -m slow \
 tests/models/test_every_architecture.py` asserts the same. An architecture is opened where its \
 [anatomy](own-model.md#which-architectures) is derived and proven on all layers; then the engine \
-`layered` has the losses of `full` to {error:.0e} of loss(V, U), at the sites {sites}.
+`layered` has the losses of `full` to {error:.0e} of loss(V, U), at the sites {sites}, \
+also where questions share their first tokens.
 
 """
 
@@ -79,10 +84,19 @@ def make_pair(name: str) -> list[interp.LanguageModel]:
 
 
 def sweep(
-    models: list[interp.LanguageModel], engine: str, sites: tuple[str, ...] = SITES
+    models: list[interp.LanguageModel],
+    engine: str,
+    sites: tuple[str, ...] = SITES,
+    *,
+    shared: str = "",
 ) -> tuple[pd.DataFrame, list[interp.Trajectory]]:
-    """Sweep windows of three layers over three questions with answers, with an engine."""
+    """Sweep windows of three layers over some questions with answers, with an engine.
+
+    Questions that begin alike, with `shared`, are as many as the models have heads.
+    """
     answers = mixed_trajectories(3)
+    if shared:
+        answers = trajectories_after([int(word[1:]) for word in shared.split()], num=4)
     recovery = interp.sweep(
         *models, answers, sites=list(sites), window=3, engine=engine, progress=False
     )
@@ -105,14 +119,30 @@ def prove(name: str) -> Verdict:
         return Verdict("refused", str(error))
     check_anatomy(models[0].model, anatomies[0])
     sites = (*SITES, *list_mixture_sites(anatomies[0]))
-    (full, _), (layered, _) = (sweep(models, engine, sites) for engine in ("full", "layered"))
-    assert full.index.equals(layered.index)
-    difference = (full["loss_restored"] - layered["loss_restored"]).abs()
-    return Verdict(
-        "opened",
-        parts=name_parts(anatomies[0]),
-        error=float(np.nanmax((difference / full["loss_unlearned"]).to_numpy())),
-    )
+    errors = []
+    for shared in ("", "w7 w9 w30 w12 w5 w8"):
+        with share_prefixes(required=bool(shared)):
+            full, layered = (
+                sweep(models, engine, sites, shared=shared)[0] for engine in ("full", "layered")
+            )
+        assert full.index.equals(layered.index)
+        difference = (full["loss_restored"] - layered["loss_restored"]).abs()
+        errors.append(np.nanmax((difference / full["loss_unlearned"]).to_numpy()))
+    return Verdict("opened", parts=name_parts(anatomies[0]), error=float(max(errors)))
+
+
+@contextmanager
+def share_prefixes(*, required: bool) -> Iterator[None]:
+    """Let the engine `layered` run what questions begin with once, however short it is."""
+    layered = "interp.recovery.engines.layered"
+    make = resolve_name(f"{layered}.upward_pass:make_prefix_batch")
+    with (
+        patch(f"{layered}.row_budget.SAVED_TOKENS", 1),
+        patch(f"{layered}.row_budget.GROUP_OVERHEAD", 0),
+        patch(f"{layered}.upward_pass.make_prefix_batch", wraps=make) as shared,
+    ):
+        yield
+    assert shared.called or not required
 
 
 def list_mixture_sites(anatomy: Anatomy) -> tuple[str, ...]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 # What configurations call their sizes, and how small they are made.
 _SIZES = {
@@ -106,10 +111,20 @@ _OWN: dict[str, dict[str, Any]] = {
 
 def list_architectures() -> dict[str, str]:
     """List the types of configurations by the classes that are made of them."""
+    return _invert(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def list_multimodal() -> dict[str, str]:
+    """List those of models of images or sounds, with a text model inside."""
+    return _invert(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) | _invert(
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+    )
+
+
+def _invert(mapping: Mapping[Any, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for model_type, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
-        name = names if isinstance(names, str) else names[0]
-        found.setdefault(name, model_type)
+    for model_type, names in mapping.items():
+        found.setdefault(names if isinstance(names, str) else names[0], model_type)
     return found
 
 
@@ -119,7 +134,7 @@ def make_tiny(name: str, *, seed: int = 0, **changes: object) -> PreTrainedModel
     Raises:
         Exception: this class cannot be made tiny, or does not run here; the library's own.
     """
-    config_class = CONFIG_MAPPING[list_architectures()[name]]
+    config_class = CONFIG_MAPPING[(list_multimodal() | list_architectures())[name]]
     settings: dict[str, Any] = _shrink(config_class) | _OWN.get(name, {}) | changes
     config = config_class(**settings)
     model_class = getattr(transformers, name)

@@ -122,7 +122,7 @@ def measure_second_moments(
         if not 0 <= layer < model.num_layers:
             raise ValueError(f"layer {layer} is out of range 0 to {model.num_layers - 1}")
     check_dense(model, layers)
-    max_length = min(max_length, getattr(model.model.config, "max_position_embeddings", max_length))
+    max_length = min(max_length, getattr(model.text_config, "max_position_embeddings", max_length))
     rows = sorted((ids[:max_length] for text in texts if (ids := model.encode(text))), key=len)
     num_tokens = sum(map(len, rows))
     widest = max(count_coefficients(model.anatomy.layers[layer].values) for layer in layers)

@@ -97,14 +97,15 @@ class LayerwiseRun:
                 for hook in make_recording_hooks(parts, states, self._names, shape):
                     stack.enter_context(hook)
                 run.hidden = call_layer(
-                    parts.layer, run.calls[layer], hidden, cache, batch_size=shape[0]
+                    self._anatomy, layer, run.calls[layer], hidden, cache, batch_size=shape[0]
                 )
             if layer == self._anatomy.num_layers - 1:
                 run.final = self._anatomy.readout_state(run.hidden)
 
 
 def call_layer(
-    layer: nn.Module,
+    anatomy: Anatomy,
+    layer: int,
     call: tuple[tuple, dict],
     hidden: Tensor,
     cache: Cache,
@@ -114,7 +115,8 @@ def call_layer(
     """Run the library's own layer, on the model's arguments repeated for every row.
 
     Args:
-        layer: the decoder layer.
+        anatomy: of the model.
+        layer: the decoder layer's number.
         call: its arguments for one row.
         hidden: the rows' residual streams, [row_batch, pos, d_model].
         cache: takes the place of the cache in the arguments, if there is one.
@@ -137,8 +139,11 @@ def call_layer(
             return value
         return value.repeat(num_rows, *[1] * (value.ndim - 1))
 
-    kwargs = {key: repeat(value) for key, value in kwargs.items()}
-    return get_residual(layer(hidden, *(repeat(arg) for arg in args), **kwargs))
+    shared, module = anatomy.shared_arguments, anatomy.layers[layer].layer
+    kwargs = {key: v if key in shared else repeat(v) for key, v in kwargs.items()}
+    # The first is the residual stream.
+    rest = [v if place in shared else repeat(v) for place, v in enumerate(args, start=1)]
+    return get_residual(module(hidden, *rest, **kwargs))
 
 
 def get_device(module: nn.Module) -> torch.device:

@@ -81,7 +81,7 @@ class Sizes:
     @classmethod
     def for_pair(cls, pair: Pair) -> Sizes:
         """Compute the sizes for a pair's widths and precision."""
-        d_model = pair.base.model.config.hidden_size
+        d_model = pair.base.text_config.hidden_size
         d_mlp = max(parts.stored_width for parts in pair.base.anatomy.layers)
         size = torch.finfo(pair.base.dtype).bits // 8
         return cls(

@@ -311,8 +311,7 @@ class UpwardPass:
         """Call the base model's layer, on its own arguments repeated for every row."""
         call = segment.base_run.calls[layer]
         batch_size = segment.batch.input_ids.shape[0]
-        module = self.base.layers[layer].layer
-        return call_layer(module, call, hidden, cache, batch_size=batch_size)
+        return call_layer(self.base, layer, call, hidden, cache, batch_size=batch_size)
 
     def _score(self, scorer: DistanceScorer, waiting: OffloadedRows) -> Tensor:
         """Average the losses of the rows above the last layer."""
