@@ -261,6 +261,8 @@ def _find_parts(trace: Trace, layer: nn.Module, where: str) -> LayerPaths:
     kind = type(attn).__name__
     if "Attention" not in kind or "Linear" in kind:
         raise ValueError(f"{where}: tokens are mixed by a {kind}, which is no attention")
+    if any(isinstance(module, nn.Conv1d) for module in attn.modules()):
+        raise ValueError(f"{where}: its {kind} also convolves, and keeps more than keys and values")
     attn_out, attn_adds = _find_last_matrix(trace, attn, f"{where}: the attention block")
     mlp_name, mlp_adds, mixture, num_outputs = None, False, None, 0
     start = len(trace.names[layer]) + 1
