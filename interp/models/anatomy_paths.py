@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from interp.models.anatomy_readout import find_readout
 from interp.models.anatomy_trace import (
@@ -34,6 +34,7 @@ from interp.models.anatomy_trace import (
     get_first,
     is_linear,
     is_same,
+    make_tokens,
 )
 from interp.models.mixture import MixturePaths
 from interp.models.mixture_paths import find_experts, find_mixture
@@ -123,6 +124,8 @@ def derive_paths(model: PreTrainedModel) -> Paths:
             for index in {alike[0], alike[-1]}:
                 additive &= _only_adds(trace, layers[index], known[kind])
         parts = [known[kind] for kind in kinds]
+        if any(of_layer.mixture is not None for of_layer in parts):
+            _check_cache(model)
         final, scale, cap = find_readout(trace, layers)
     return Paths(
         layers=trace.names[layers],
@@ -234,6 +237,14 @@ def _check_streams(trace: Trace, layers: nn.ModuleList) -> None:
             raise ValueError(
                 f"layer {index} reads more of layer {index - 1} than its residual stream"
             )
+
+
+def _check_cache(model: PreTrainedModel) -> None:
+    """Raise ValueError unless keys and values are all that a model keeps of its tokens."""
+    try:
+        model(input_ids=make_tokens(model), past_key_values=DynamicCache(), use_cache=True)
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError("its attention keeps more of its tokens than keys and values") from error
 
 
 def _is_stream(call: Call) -> bool:
