@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from interp.models.anatomy_readout import find_readout
 from interp.models.anatomy_trace import (
@@ -127,6 +127,8 @@ def derive_paths(model: PreTrainedModel) -> Paths:
             for index in {alike[0], alike[-1]}:
                 additive &= _only_adds(trace, layers[index], known[kind])
         parts = [known[kind] for kind in kinds]
+        if any(of_layer.mixture is not None for of_layer in parts):
+            _check_cache(model)
         final, scale, cap = find_readout(trace, layers)
     return Paths(
         layers=trace.names[layers],
@@ -263,6 +265,14 @@ def _check_streams(trace: Trace, layers: nn.ModuleList) -> None:
             raise ValueError(
                 f"layer {index} reads more of layer {index - 1} than its residual stream"
             )
+
+
+def _check_cache(model: PreTrainedModel) -> None:
+    """Raise ValueError unless keys and values are all that a model keeps of its tokens."""
+    try:
+        model(input_ids=make_tokens(model), past_key_values=DynamicCache(), use_cache=True)
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError("its attention keeps more of its tokens than keys and values") from error
 
 
 def _is_stream(call: Call) -> bool:
