@@ -15,7 +15,8 @@ for the unembedding and the norms.
 |---|---|
 | `qkv` | what makes queries, keys and values of attention |
 | `attn_out` | attention's output projection |
-| `key`, `value` | the MLP's first matrices (gate and up), and its down projection |
+| `key`, `value` | the MLP's first matrices (gate and up), and its down projection; all experts' |
+| `router` | in a mixture of experts, what chooses the experts and their weights |
 | `norms` | every normalisation inside the layer |
 | `embed` | the embedding of tokens, and of positions; a norm or a projection after it |
 | `final_norm` | between the last layer and the unembedding |
@@ -122,28 +123,34 @@ def compute_effective_rank(singular_values: Float[Tensor, " value"]) -> float:
 def _group_parameters(model: LanguageModel) -> dict[tuple[int, str], list[Tensor]]:
     """Return all parameters by layer and group; what no module below holds is in `embed`."""
     groups: dict[tuple[int, str], list[Tensor]] = {}
-    for key, module in _iterate_modules(model):
-        groups.setdefault(key, []).extend(t for t in module._parameters.values() if t is not None)
+    for key, module, names in _iterate_modules(model):
+        own = module._parameters
+        chosen = own.values() if names is None else [own.get(name) for name in names]
+        groups.setdefault(key, []).extend(tensor for tensor in chosen if tensor is not None)
     held = {id(tensor) for tensors in groups.values() for tensor in tensors}
     rest = [tensor for tensor in model.model.parameters() if id(tensor) not in held]
     groups[WHOLE_MODEL, "embed"] += rest
     return {key: tensors for key, tensors in groups.items() if tensors}
 
 
-def _iterate_modules(model: LanguageModel) -> Iterator[tuple[tuple[int, str], nn.Module]]:
+def _iterate_modules(
+    model: LanguageModel,
+) -> Iterator[tuple[tuple[int, str], nn.Module, tuple[str, ...] | None]]:
+    """Yield groups and modules, with the names of the parameters meant, None for all."""
     anatomy = model.anatomy
     for layer, parts in enumerate(anatomy.layers):
         for module in parts.attn_weights:
-            yield (layer, "attn_out" if module is parts.attn_out else "qkv"), module
-        for module in parts.keys:
-            yield (layer, "key"), module
-        yield (layer, "value"), parts.values
+            yield (layer, "attn_out" if module is parts.attn_out else "qkv"), module, None
+        for group, site in (("key", "key"), ("value", "value"), ("router", "router_weights")):
+            for module, names in parts.list_weights(site):
+                yield (layer, group), module, names
         for module in parts.norms:
-            yield (layer, "norms"), module
-    yield (WHOLE_MODEL, "embed"), model.model.get_input_embeddings()
+            yield (layer, "norms"), module, None
+    yield (WHOLE_MODEL, "embed"), model.model.get_input_embeddings(), None
     for module in anatomy.final:
-        yield (WHOLE_MODEL, "final_norm" if module in anatomy.final_norms else "unembed"), module
-    yield (WHOLE_MODEL, "unembed"), anatomy.unembed
+        group = "final_norm" if module in anatomy.final_norms else "unembed"
+        yield (WHOLE_MODEL, group), module, None
+    yield (WHOLE_MODEL, "unembed"), anatomy.unembed, None
 
 
 def _compare(before: list[Tensor], after: list[Tensor]) -> dict[str, object]:
@@ -161,7 +168,11 @@ def _compare(before: list[Tensor], after: list[Tensor]) -> dict[str, object]:
             change += float(delta.square().sum())
     cosine = relative = rank = math.nan
     reasons = []
-    matrices = [(old, new) for old, new in changed if old.ndim == 2]
+    # A mixture's experts are matrices in one tensor.
+    matrices = [pair for pair in changed if pair[0].ndim == 2]
+    matrices += [
+        pair for old, new in changed if old.ndim == 3 for pair in zip(old, new, strict=True)
+    ]
     if not math.isfinite(square + change):
         reasons.append("weights are not finite")
     else:

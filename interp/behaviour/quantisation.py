@@ -235,6 +235,7 @@ def quantise_with_bitsandbytes(model: LanguageModel, bits: int) -> LanguageModel
             "bitsandbytes needs a GPU, and there is none; quantise_model() rounds anywhere"
         )
     _check_unpacked(model)
+    _check_dense(model)
     config = BitsAndBytesConfig(
         load_in_4bit=bits == 4,
         load_in_8bit=bits == 8,
@@ -257,6 +258,7 @@ def quantise_with_bitsandbytes(model: LanguageModel, bits: int) -> LanguageModel
 def _find_linear_maps(model: LanguageModel) -> dict[str, nn.Module]:
     """Return the linear maps of the layers, by name."""
     _check_unpacked(model)
+    _check_dense(model)
     inside = {id(part) for parts in model.anatomy.layers for part in parts.layer.modules()}
     return {
         name: module
@@ -269,6 +271,14 @@ def _orient_weight(module: nn.Module) -> Float[Tensor, "output input"]:
     """Return a linear map's weight; GPT-2 has it the other way round."""
     assert isinstance(module.weight, Tensor)
     return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+
+def _check_dense(model: LanguageModel) -> None:
+    if model.anatomy.has_mixtures:
+        raise ValueError(
+            f"{model.name!r} is a mixture of experts, whose matrices are no linear maps of their "
+            "own and would stay as they are: only dense models are rounded"
+        )
 
 
 def _check_unpacked(model: LanguageModel) -> None:

@@ -45,7 +45,7 @@ from interp.data.query import Query
 from interp.models.integrity import check_readout
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
-from interp.recovery.hooks import replace_output
+from interp.recovery.module_hooks import replace_output
 from interp.statistics import estimate_groups, estimate_mean
 from interp.unlearning.examples import Tokens, make_batch
 from interp.unlearning.label_logprobs import compute_label_logprobs

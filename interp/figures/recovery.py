@@ -33,6 +33,8 @@ _SITE_TITLES = {
     "value": "value vectors (value)",
     "key": "key vectors (key)",
     "attn_weights": "attention weights (attn_weights)",
+    "router": "routing (router)",
+    "router_weights": "router weights (router_weights)",
     "unembed": "unembedding (unembed)",
     "mlp_out": "MLP output (mlp_out)",
     "resid": "residual stream (resid)",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from interp.models.anatomy_paths import LayerPaths, Paths, derive_paths
+from interp.models.mixture import Mixture, MixturePaths
 from interp.models.multimodal import suggest_text_model
 
 PASSES: dict[str, tuple[str, Literal["input", "output"]]] = {
@@ -30,13 +31,17 @@ PASSES: dict[str, tuple[str, Literal["input", "output"]]] = {
 }
 """Module that a layer's state passes, by its role (`LayerParts`), and on which side of it."""
 
+Weights = Sequence[tuple[nn.Module, tuple[str, ...] | None]]
+"""Modules, and the names of the parameters in them that are meant, None for all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerParts:
     """Modules of one decoder layer, by role; `paths` are theirs, from the layer.
 
-    `mlp` is None where the layer holds the MLP's matrices directly. `attn_weights` are the
-    projections inside the attention block, `norms` every normalisation inside the layer.
+    In a mixture of experts `values` holds all experts' matrices, `keys` is empty, and `mixture` has
+    the parts. `mlp` is None where the layer holds the MLP's matrices directly. `attn_weights` are
+    the projections inside the attention block, `norms` every normalisation inside the layer.
     """
 
     paths: LayerPaths
@@ -48,6 +53,50 @@ class LayerParts:
     values: nn.Module
     attn_weights: tuple[nn.Module, ...]
     norms: tuple[nn.Module, ...]
+    mixture: Mixture | None = None
+
+    @property
+    def num_units(self) -> int:
+        """Return the number of coefficients."""
+        return _count_inputs(self.values) if self.mixture is None else self.mixture.num_units
+
+    @property
+    def stored_width(self) -> int:
+        """Return how many numbers a token's coefficients are, as the engines keep them."""
+        return _count_inputs(self.values) if self.mixture is None else self.mixture.stored_width
+
+    def get_pass(self, site: str) -> tuple[nn.Module, Literal["input", "output"]]:
+        """Return the module that a state passes, and on which side of it.
+
+        Raises:
+            ValueError: a mixture's coefficients and router pass no one module.
+        """
+        if self.mixture is not None and site == "mlp_out":
+            return self.layer.get_submodule(self.paths.mlp_out), "output"
+        if site not in PASSES or (self.mixture is not None and site == "coef"):
+            raise ValueError(
+                f"the site {site} of a mixture of experts is no one tensor: measure it with "
+                "interp.sweep, by the engine layered or full"
+            )
+        role, side = PASSES[site]
+        return getattr(self, role), side
+
+    def list_weights(self, site: str) -> Weights:
+        """List the parameters of a site that lies in layers; a dense layer has no router's."""
+        if self.mixture is not None and site in ("value", "key", "router_weights"):
+            return {
+                "value": self.mixture.list_values,
+                "key": self.mixture.list_keys,
+                "router_weights": self.mixture.list_router_weights,
+            }[site]()
+        modules: dict[str, tuple[nn.Module, ...]] = {
+            "value": (self.values,),
+            "key": self.keys,
+            "router_weights": (),
+            "attn_weights": self.attn_weights,
+            "norms": self.norms,
+        }
+        return [(module, None) for module in modules[site]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +127,20 @@ class Anatomy:
         """L, the number of decoder layers."""
         return len(self.layers)
 
-    def num_units(self, site: str) -> int:
-        """Count the units of the site `coef` (coefficients) or `head` (heads) in a layer."""
-        return self.num_heads if site == "head" else _count_inputs(self.layers[0].values)
+    @property
+    def has_mixtures(self) -> bool:
+        """Return whether some layers are mixtures of experts."""
+        return any(parts.mixture is not None for parts in self.layers)
+
+    def num_units(self, site: str, layer: int | None = None) -> int:
+        """Count the units of the site `coef` (coefficients) or `head` (heads) in a layer.
+
+        Where no layer is named, those that every layer has.
+        """
+        if site == "head":
+            return self.num_heads
+        layers = self.layers if layer is None else (self.layers[layer],)
+        return min(parts.num_units for parts in layers)
 
     def channels(self, site: str, units: Sequence[int]) -> list[int]:
         """Return units' indices in a site's last axis: one per coefficient, d_head per head."""
@@ -120,14 +180,9 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     are.
 
     Raises:
-        ValueError: a part cannot be told, or it is a mixture of experts.
+        ValueError: a part cannot be told.
     """
     name = type(model).__name__
-    if any("Experts" in type(module).__name__ for module in model.modules()):
-        raise ValueError(
-            f"{name} is a mixture of experts: its coefficients depend on the router, so that "
-            "restoring them is not defined; dense architectures are supported"
-        )
     unembed = model.get_output_embeddings()
     if not isinstance(unembed, nn.Linear):
         raise ValueError(
@@ -200,6 +255,25 @@ def _find_layer_parts(layer: nn.Module, paths: LayerPaths) -> LayerParts:
             module for module in attn.modules() if module._parameters and not is_norm(module)
         ),
         norms=tuple(module for module in layer.modules() if is_norm(module)),
+        mixture=None if paths.mixture is None else _find_mixture(layer, paths.mixture),
+    )
+
+
+def _find_mixture(layer: nn.Module, paths: MixturePaths) -> Mixture:
+    experts = layer.get_submodule(paths.experts)
+    if experts._parameters.get("down_proj") is None:
+        raise ValueError(f"{paths.experts} is a {type(experts).__name__} without down_proj")
+
+    def find(path: str | None) -> nn.Module | None:
+        return None if path is None else layer.get_submodule(path)
+
+    return Mixture(
+        experts=experts,
+        top_k=paths.top_k,
+        routers=tuple(layer.get_submodule(path) for path in paths.routers),
+        shared_keys=tuple(layer.get_submodule(path) for path in paths.shared_keys),
+        shared_values=find(paths.shared_values),
+        shared_gate=find(paths.shared_gate),
     )
 
 

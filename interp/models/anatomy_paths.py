@@ -17,23 +17,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import DynamicCache, PreTrainedModel
 
+from interp.models.anatomy_readout import find_readout
 from interp.models.anatomy_trace import (
     NUM_TOKENS,
     Call,
     Trace,
     evaluating,
-    find_scale_and_cap,
     get_first,
+    is_linear,
     is_same,
     make_tokens,
 )
+from interp.models.mixture import MixturePaths
+from interp.models.mixture_paths import find_experts, find_mixture
 
 # A token's output when an earlier one changes: to the bit, but for the order of sums.
 _UNCHANGED = 1e-5
@@ -48,11 +52,14 @@ class LayerPaths:
         attn_out: its output projection; its output is the site `attn`.
         mlp: the MLP block, or None where the layer holds its matrices directly.
         keys: the MLP's first matrices (gate and up, both in one, or the one).
-        values: the down projection; its input is the site `coef`, its weight the site `value`.
+        values: the down projection; its input is the site `coef`, its weight the site `value`. In
+            a mixture of experts, the module that holds all experts' matrices.
+        mixture: the parts of the MLP where it is a mixture of experts; `keys` is then empty.
         attn_adds_residual: the attention block takes the residual stream as an argument of its own
             and adds it itself.
         mlp_adds_residual: the MLP does.
         attn_num_outputs: length of the tuple that the attention block returns; 0 for a tensor.
+        mlp_num_outputs: of the tuple that the MLP returns.
     """
 
     attn: str
@@ -60,9 +67,16 @@ class LayerPaths:
     mlp: str | None
     keys: tuple[str, ...]
     values: str
+    mixture: MixturePaths | None = None
     attn_adds_residual: bool = False
     mlp_adds_residual: bool = False
     attn_num_outputs: int = 2
+    mlp_num_outputs: int = 0
+
+    @property
+    def mlp_out(self) -> str:
+        """Return the module whose output is the site `mlp_out`."""
+        return self.mlp if self.mixture is not None and self.mlp is not None else self.values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +112,7 @@ def derive_paths(model: PreTrainedModel) -> Paths:
     with torch.inference_mode(), evaluating(model):
         trace = Trace(model, probe=True)
         layers = _find_layers(trace)
+        _check_streams(trace, layers)
         # Layers of the same modules have the same parts.
         kinds = [
             tuple((name, type(module)) for name, module in layer.named_modules())
@@ -112,7 +127,9 @@ def derive_paths(model: PreTrainedModel) -> Paths:
             for index in {alike[0], alike[-1]}:
                 additive &= _only_adds(trace, layers[index], known[kind])
         parts = [known[kind] for kind in kinds]
-        final, scale, cap = _find_readout(trace, layers)
+        if any(of_layer.mixture is not None for of_layer in parts):
+            _check_cache(model)
+        final, scale, cap = find_readout(trace, layers)
     return Paths(
         layers=trace.names[layers],
         parts=tuple(parts),
@@ -158,7 +175,7 @@ def run_with_known_blocks(
     call = trace.get_only_call(layer)
     assert call is not None
     matrices = (paths.attn, paths.attn_out, paths.attn_adds_residual)
-    blocks = [matrices, (paths.mlp or paths.values, paths.values, paths.mlp_adds_residual)]
+    blocks = [matrices, (paths.mlp or paths.values, paths.mlp_out, paths.mlp_adds_residual)]
     with ExitStack() as stack:
         for block, matrix, adds_residual in blocks:
             computed = trace.calls[layer.get_submodule(matrix)][0].output
@@ -212,11 +229,6 @@ def _only_adds(trace: Trace, layer: nn.Module, paths: LayerPaths) -> bool:
     raise ValueError(f"{trace.names[layer]} needs more of its blocks than one state of each")
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a linear map, perhaps with an adapter around it."""
-    return isinstance(getattr(module, "base_layer", module), nn.Linear | Conv1D)
-
-
 def _find_layers(trace: Trace) -> nn.ModuleList:
     """Find the list of decoder layers: the one with the most weights that reads as one."""
     found, size = None, 0
@@ -232,6 +244,35 @@ def _find_layers(trace: Trace) -> nn.ModuleList:
     if found is None:
         raise ValueError("no list of layers is found in it that read one another's outputs")
     return found
+
+
+def _check_streams(trace: Trace, layers: nn.ModuleList) -> None:
+    """Raise ValueError where a layer needs more of the one below than the residual stream."""
+    for index, (below, layer) in enumerate(pairwise(layers), start=1):
+        call = trace.calls[layer][0]
+        assert call.hidden is not None
+        args, kwargs = call.without(trace.calls[below][0].others)
+        if all(map(is_, (*args, *kwargs.values()), (*call.args, *call.kwargs.values()))):
+            continue
+        try:
+            if args:
+                output = get_first(layer(call.hidden, *args[1:], **kwargs))
+            else:
+                output = get_first(layer(**kwargs | {"hidden_states": call.hidden}))
+        except (TypeError, ValueError, AttributeError):
+            output = None
+        if not is_same(call.output, output):
+            raise ValueError(
+                f"layer {index} reads more of layer {index - 1} than its residual stream"
+            )
+
+
+def _check_cache(model: PreTrainedModel) -> None:
+    """Raise ValueError unless keys and values are all that a model keeps of its tokens."""
+    try:
+        model(input_ids=make_tokens(model), past_key_values=DynamicCache(), use_cache=True)
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError("its attention keeps more of its tokens than keys and values") from error
 
 
 def _is_stream(call: Call) -> bool:
@@ -259,9 +300,17 @@ def _find_parts(trace: Trace, layer: nn.Module, where: str) -> LayerPaths:
     kind = type(attn).__name__
     if "Attention" not in kind or "Linear" in kind:
         raise ValueError(f"{where}: tokens are mixed by a {kind}, which is no attention")
+    if any(isinstance(module, nn.Conv1d) for module in attn.modules()):
+        raise ValueError(f"{where}: its {kind} also convolves, and keeps more than keys and values")
     attn_out, attn_adds = _find_last_matrix(trace, attn, f"{where}: the attention block")
-    mlp_name, mlp_adds = None, False
-    if len(points) == 1:
+    mlp_name, mlp_adds, mixture, num_outputs = None, False, None, 0
+    start = len(trace.names[layer]) + 1
+    if len(points) == 1 and find_experts(points[0][1]):
+        mlp_name, mlp = points[0]
+        mixture = find_mixture(trace, mlp, layer, where)
+        values, keys = layer.get_submodule(mixture.experts), []
+        num_outputs = trace.calls[mlp][0].num_outputs
+    elif len(points) == 1:
         mlp_name, mlp = points[0]
         values, mlp_adds = _find_last_matrix(trace, mlp, f"{where}: the MLP")
         keys = _find_first_matrices(trace, mlp, values)
@@ -271,18 +320,19 @@ def _find_parts(trace: Trace, layer: nn.Module, where: str) -> LayerPaths:
     else:
         named = ", ".join(name for name, _ in points) or "none"
         raise ValueError(f"{where}: one MLP is wanted, and there are: {named}")
-    if not keys:
+    if not keys and mixture is None:
         raise ValueError(f"{where}: no matrix of the MLP reads what the MLP reads")
-    start = len(trace.names[layer]) + 1
     return LayerPaths(
         attn=attn_name,
         attn_out=trace.names[attn_out][start:],
         mlp=mlp_name,
         keys=tuple(trace.names[key][start:] for key in keys),
         values=trace.names[values][start:],
+        mixture=mixture,
         attn_adds_residual=attn_adds,
         mlp_adds_residual=mlp_adds,
         attn_num_outputs=trace.calls[attn][0].num_outputs,
+        mlp_num_outputs=num_outputs,
     )
 
 
@@ -345,36 +395,3 @@ def _find_first_matrices(trace: Trace, mlp: nn.Module, values: nn.Module) -> lis
 def _reads_the_same(trace: Trace, module: nn.Module, block: nn.Module) -> bool:
     call, whole = trace.get_only_call(module), trace.get_only_call(block)
     return call is not None and whole is not None and is_same(call.hidden, whole.hidden)
-
-
-def _find_readout(
-    trace: Trace, layers: nn.ModuleList
-) -> tuple[tuple[str, ...], float, float | None]:
-    """Find what leads from the last layer to the logits: modules, a scale and a cap."""
-    unembed = trace.model.get_output_embeddings()
-    call = None if unembed is None else trace.get_only_call(unembed)
-    last = trace.get_only_call(layers[-1])
-    if call is None or last is None or call.hidden is None or call.output is None:
-        raise ValueError("it has no unembedding that runs once")
-    inside = {module for layer in layers for module in layer.modules()}
-    after = list(trace.calls)
-    after = after[after.index(layers[-1]) + 1 :]
-    state, final = last.output, []
-    for module in after:
-        run = trace.get_only_call(module)
-        if run is None or module in inside or module is unembed or list(module.children()):
-            continue
-        if (
-            is_same(run.hidden, state)
-            and run.output is not None
-            and not is_same(state, call.hidden)
-        ):
-            state = run.output
-            final.append(trace.names[module])
-    if not is_same(state, call.hidden):
-        raise ValueError("its unembedding does not read the last layer's output after a norm")
-    if not is_same(trace.get_body_output(), call.hidden):
-        raise ValueError("its unembedding does not read what its body returns")
-    config = trace.model.config.get_text_config().to_dict()
-    numbers = [v for v in config.values() if type(v) in (int, float) and v > 0]
-    return tuple(final), *find_scale_and_cap(call.output, trace.logits, numbers)

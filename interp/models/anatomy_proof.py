@@ -7,6 +7,7 @@ at the places that the table names:
     every layer reads what the layer below returns
     the output projection's output = the attention block's
     coefficients · value vectors (+ bias) = the MLP's output
+    Σ g a v (+ g · bias, + shared experts) = the MLP's output          in mixtures of experts
     layer(0; attention and MLP known) + residual = layer(residual)     where layers only add
     layer(residual; attention and MLP known) = layer(residual)         elsewhere
 
@@ -24,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from interp.models.anatomy import Anatomy, LayerParts
 from interp.models.anatomy_paths import run_with_known_blocks
 from interp.models.anatomy_trace import Call, Trace
+from interp.models.mixture import Mixture, compute_activations, compute_routed
 
 
 def check_anatomy(model: PreTrainedModel, anatomy: Anatomy, *, tolerance: float = 1e-4) -> None:
@@ -65,8 +67,11 @@ def check_anatomy(model: PreTrainedModel, anatomy: Anatomy, *, tolerance: float 
             attn = _subtract_residual(calls[parts.attn], parts.paths.attn_adds_residual, projected)
             message = f"{where}: the attention block does not return its output projection's output"
             _check_close(attn, projected, message, tolerance)
-            coef = _get(calls[parts.values].hidden)
-            value_sum = parts.values(coef) if packed else _apply_weights(parts.values, coef)
+            if parts.mixture is not None:
+                value_sum = _compute_mixture(parts.mixture, trace, calls[parts.values])
+            else:
+                coef = _get(calls[parts.values].hidden)
+                value_sum = parts.values(coef) if packed else _apply_weights(parts.values, coef)
             mlp = _subtract_residual(
                 calls[_get_mlp(parts)], parts.paths.mlp_adds_residual, value_sum
             )
@@ -96,6 +101,22 @@ def _get_calls(trace: Trace, anatomy: Anatomy) -> dict[nn.Module, Call]:
                 )
             calls[module] = call
     return calls
+
+
+def _compute_mixture(mixture: Mixture, trace: Trace, call: Call) -> Tensor:
+    """Compute a mixture's output of its weights, what its experts read, and g."""
+    hidden = _get(call.hidden)
+    chosen, weights = call.args[1:]
+    activations = compute_activations(mixture.experts, hidden, chosen)
+    output = compute_routed(mixture.experts, chosen, weights, activations)
+    if mixture.shared_values is None:
+        return output
+    run = trace.calls[mixture.shared_values][0]
+    shared = _apply_weights(mixture.shared_values, _get(run.hidden).reshape(len(hidden), -1))
+    if mixture.shared_gate is not None:
+        gate = _get(trace.calls[mixture.shared_gate][0].output).reshape(len(hidden), 1)
+        shared = gate.sigmoid() * shared
+    return output + shared.to(output.device)
 
 
 def _get_mlp(parts: LayerParts) -> nn.Module:

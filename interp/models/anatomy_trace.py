@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 NUM_TOKENS = 4
 
@@ -19,13 +20,24 @@ _SAME = 1e-3
 
 @dataclass(frozen=True)
 class Call:
-    """One run of a module: its arguments, and its first input and output as they were then."""
+    """One run of a module: its arguments, and its first input and output as they were then.
+
+    `others` are the further tensors that it returned.
+    """
 
     args: tuple
     kwargs: dict[str, Any]
     hidden: Tensor | None
     output: Tensor | None
     num_outputs: int = 0
+    others: tuple[Tensor, ...] = ()
+
+    def without(self, tensors: Sequence[Tensor]) -> tuple[tuple, dict[str, Any]]:
+        """Return the arguments, with None in the place of some tensors."""
+        unwanted = {id(tensor) for tensor in tensors}
+        args = tuple(None if id(value) in unwanted else value for value in self.args)
+        kwargs = {k: None if id(value) in unwanted else value for k, value in self.kwargs.items()}
+        return args, kwargs
 
     def list_states(self, shape: torch.Size) -> list[Tensor]:
         """List further arguments that have the shape of a state."""
@@ -68,8 +80,9 @@ class Trace:
             if module is unembed and output is not None:
                 result = output = make_probe(output)
             output = None if output is None else output.clone()
-            num_outputs = len(result) if isinstance(result, tuple) else 0
-            call = Call(args, kwargs, inputs.get(module), output, num_outputs)
+            several = result if isinstance(result, tuple) else ()
+            others = tuple(value for value in several[1:] if isinstance(value, Tensor))
+            call = Call(args, kwargs, inputs.get(module), output, len(several), others)
             self.calls.setdefault(module, []).append(call)
             return output if module is unembed else None
 
@@ -128,6 +141,11 @@ def get_hidden(args: tuple, kwargs: dict) -> Tensor | None:
     """Return the tensor that a module was given, the first of several."""
     given = args[0] if args else kwargs.get("hidden_states")
     return given if isinstance(given, Tensor) else None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is a linear map, perhaps with an adapter around it."""
+    return isinstance(getattr(module, "base_layer", module), nn.Linear | Conv1D)
 
 
 def is_same(one: Tensor | None, other: Tensor | None, tolerance: float = _SAME) -> bool:

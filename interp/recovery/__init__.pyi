@@ -21,6 +21,7 @@ from interp.recovery.noise_floor import measure_rounding as measure_rounding
 from interp.recovery.noise_floor import warn_of_noise as warn_of_noise
 from interp.recovery.pair import Direction as Direction
 from interp.recovery.pair import Pair as Pair
+from interp.recovery.sites import MIXTURE_SITES as MIXTURE_SITES
 from interp.recovery.sites import NOTHING as NOTHING
 from interp.recovery.sites import SITES as SITES
 from interp.recovery.sites import Restoration as Restoration

@@ -106,6 +106,11 @@ def attribution(
         check_known_by_weights(model)
     answers = list_questions(answers, "answers", Trajectory)
     check_trajectories(vanilla, answers)
+    if vanilla.anatomy.has_mixtures:
+        raise ValueError(
+            f"{vanilla.name!r} is a mixture of experts, of which single coefficients cannot be "
+            "ranked: measure named ones with interp.sweep, such as the site coef@3[17]"
+        )
     total = unlearned.num_layers * unlearned.anatomy.num_units("coef")
     if not 1 <= num <= total:
         raise ValueError(

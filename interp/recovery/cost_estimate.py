@@ -116,7 +116,7 @@ class _OperationCounter:
         parts = anatomy.layers[0]
         self._num_layers = anatomy.num_layers
         self._attn = _count_weights(parts.attn_weights)
-        self._mlp = _count_weights((*parts.keys, parts.values))
+        self._mlp = sum(map(_count_mlp, anatomy.layers)) / anatomy.num_layers
         self._vocab_size, self._d = anatomy.unembed.weight.shape
         self._gram = config.distance == "logit_mse" and anatomy.logit_cap is None
         shared = have_same_unembedding(pair.vanilla.anatomy.unembed, pair.unlearned.anatomy.unembed)
@@ -163,6 +163,19 @@ class _OperationCounter:
             inside -= self._mlp * bool(sites & {"coef", "mlp_out", "resid"})
         above = self._num_layers - restoration.layers[0] - len(restoration.layers)
         return len(restoration.layers) * inside + above * (self._attn + self._mlp)
+
+
+def _count_mlp(parts: LayerParts) -> float:
+    """Count an MLP's weights, of a mixture those that a token meets."""
+    mixture = parts.mixture
+    if mixture is None:
+        return _count_weights((*parts.keys, parts.values))
+    total = 0.0
+    for module, names in (*mixture.list_keys(), *mixture.list_values()):
+        share = mixture.top_k / mixture.num_experts if module is mixture.experts else 1
+        held = [module._parameters.get(name) for name in names]
+        total += share * sum(tensor.numel() for tensor in held if tensor is not None)
+    return total
 
 
 def _count_weights(modules: Sequence[nn.Module]) -> int:

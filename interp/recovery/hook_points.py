@@ -9,12 +9,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from interp.models.anatomy import PASSES, LayerParts
+from interp.models.anatomy import LayerParts
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
-from interp.recovery.hooks import get_residual, remove_on_exit
+from interp.recovery.module_hooks import get_residual, remove_on_exit
 from interp.recovery.site_names import translate_site_name
-from interp.recovery.sites import ACTIVATION_SITES, SiteName
+from interp.recovery.sites import ACTIVATION_SITES, STATE_SITES, SiteName
 from interp.recovery.sweep import SweepConfig
 
 
@@ -60,14 +60,14 @@ def find_hook_points(name: str, model: LanguageModel) -> list[HookPoint]:
     """
     translated = translate_site_name(name, model)
     for site in SiteName.parse(translated).sites:
-        if site not in ACTIVATION_SITES:
+        if site not in STATE_SITES:
             raise ValueError(
                 f"{name!r} names weights, which are no states of a run; "
                 f"sites with states are {', '.join(ACTIVATION_SITES)}"
             )
     config = SweepConfig(sites=(translated,), window=1)
     config.check_models(model)
-    return [
+    points = [
         HookPoint(
             site=site,
             layer=restoration.layers[0],
@@ -76,14 +76,18 @@ def find_hook_points(name: str, model: LanguageModel) -> list[HookPoint]:
         for restoration in config.restorations(model.num_layers)
         for site in restoration.sites
     ]
+    for point in points:
+        # Raises where it is no one tensor.
+        model.anatomy.layers[point.layer].get_pass(point.site)
+    return points
 
 
 def hook_site(
     parts: LayerParts, site: str, see: Callable[[Tensor], Tensor | None]
 ) -> AbstractContextManager[None]:
     """Show `see` a layer's state as it passes, inside the block; what it returns replaces it."""
-    module, side = PASSES[site]
-    return hook_module(getattr(parts, module), see, side=side)
+    module, side = parts.get_pass(site)
+    return hook_module(module, see, side=side)
 
 
 def hook_module(

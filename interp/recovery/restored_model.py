@@ -26,11 +26,12 @@ from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
 from interp.recovery.engines.full import restore_model
 from interp.recovery.hook_points import get_decoder, hook_site
-from interp.recovery.hooks import LayerStates, blend, remove_on_exit
+from interp.recovery.hooks import LayerStates
+from interp.recovery.module_hooks import blend, remove_on_exit
 from interp.recovery.pair import Pair
 from interp.recovery.site_names import translate_site_name
 from interp.recovery.sites import (
-    ACTIVATION_SITES,
+    STATE_SITES,
     UNIT_SITES,
     Positions,
     Restoration,
@@ -103,9 +104,12 @@ def _check_ranges(restoration: Restoration, model: LanguageModel) -> None:
     for layer in restoration.layers:
         if not 0 <= layer < model.num_layers:
             raise ValueError(f"layer {layer} is out of range 0 to {model.num_layers - 1}")
-    for unit in {unit for units in restoration.units or () for unit in units}:
-        site = restoration.sites[0]
-        if not 0 <= unit < (count := model.anatomy.num_units(site)):
+    if restoration.units is None:
+        return
+    site = restoration.sites[0]
+    count = min(model.anatomy.num_units(site, layer) for layer in restoration.layers)
+    for unit in {unit for units in restoration.units for unit in units}:
+        if not 0 <= unit < count:
             raise ValueError(
                 f"{UNIT_SITES[site]} {unit} is out of range 0 to {count - 1} (in each layer)"
             )
@@ -127,8 +131,12 @@ def apply_restoration(pair: Pair, restoration: Restoration) -> Iterator[None]:
         ValueError: at a forward that gives embeddings in place of tokens, a cache that is no
             `DynamicCache` or was filled outside the block, or no cache where `positions` needs one.
     """
-    parameters = tuple(site for site in restoration.sites if site not in ACTIVATION_SITES)
-    activations = tuple(site for site in restoration.sites if site in ACTIVATION_SITES)
+    parameters = tuple(site for site in restoration.sites if site not in STATE_SITES)
+    activations = tuple(site for site in restoration.sites if site in STATE_SITES)
+    for layer in restoration.layers:
+        for site in activations:
+            # Raises where it is no one tensor.
+            pair.base.anatomy.layers[layer].get_pass(site)
     nowhere = torch.zeros(0, 0, dtype=torch.bool)
     with ExitStack() as stack:
         weights = replace(restoration, sites=parameters, units=None)

@@ -15,10 +15,10 @@ from interp.models.anatomy import LayerParts
 from interp.models.anatomy_paths import LayerPaths
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
-from interp.recovery.sites import ACTIVATION_SITES, PARAMETER_SITES
+from interp.recovery.sites import MIXTURE_SITES, SITES
 
 # The library's own names, which need no model.
-SITE = re.compile(rf"({'|'.join((*ACTIVATION_SITES, *PARAMETER_SITES))})(@\d+)?(\[[\d,]*\])?$")
+SITE = re.compile(rf"({'|'.join((*SITES, *MIXTURE_SITES))})(@\d+)?(\[[\d,]*\])?$")
 
 HOOK_POINTS: dict[str, tuple[str, ...]] = {
     "coef": ("mlp.out.hook_in", "mlp.hook_post"),
@@ -69,6 +69,7 @@ def _list_names(model: LanguageModel) -> dict[str, str]:
     unembed = _find_unembed(model)
     known = dict.fromkeys((unembed, f"{unembed}.weight", "unembed.W_U"), "unembed")
     for layer, parts in enumerate(model.anatomy.layers):
+        # A mixture's coefficients and value vectors are no one module's here or there.
         names = _list_names_in_block(parts)
         known |= {f"blocks.{layer}.{name}": f"{site}@{layer}" for name, site in names.items()}
         path = f"{model.anatomy.path}.{layer}"
@@ -89,23 +90,28 @@ def _list_names_in_block(parts: LayerParts) -> dict[str, str]:
     elif hasattr(parts.layer, "post_feedforward_layernorm"):
         elsewhere = AFTER_NORM
     names = {hook: site for site, hooks in HOOK_POINTS.items() for hook in hooks}
-    return {hook: site for hook, site in names.items() if hook not in elsewhere} | {
-        "mlp.W_out": "value"
+    names |= {"mlp.W_out": "value"}
+    return {
+        hook: site
+        for hook, site in names.items()
+        if hook not in elsewhere
+        and (
+            parts.mixture is None or (site not in ("coef", "value") and hook != "mlp.out.hook_out")
+        )
     }
 
 
 def _list_names_in_layer(paths: LayerPaths) -> dict[str, str]:
     """List the modules of a layer's sites, as paths from the layer."""
-    outputs = {"": "resid", f".{paths.attn_out}": "attn", f".{paths.values}": "mlp_out"}
+    outputs = {"": "resid", f".{paths.attn_out}": "attn", f".{paths.mlp_out}": "mlp_out"}
     if not paths.attn_adds_residual:
         outputs |= {f".{paths.attn}": "attn"}
     if paths.mlp is not None and not paths.mlp_adds_residual:
         outputs |= {f".{paths.mlp}": "mlp_out"}
-    return {name + end: site for name, site in outputs.items() for end in ("", ".output")} | {
-        f".{paths.values}.input": "coef",
-        f".{paths.values}.weight": "value",
-        f".{paths.attn_out}.input": "head",
-    }
+    names = {name + end: site for name, site in outputs.items() for end in ("", ".output")}
+    if paths.mixture is None:
+        names |= {f".{paths.values}.input": "coef", f".{paths.values}.weight": "value"}
+    return names | {f".{paths.attn_out}.input": "head"}
 
 
 def _find_unembed(model: LanguageModel) -> str:

@@ -32,6 +32,13 @@ PARAMETER_SITES: dict[str, str] = {
     "unembed": "control: the unembedding",
 }
 SITES: dict[str, str] = ACTIVATION_SITES | PARAMETER_SITES
+MIXTURE_SITES: dict[str, str] = {
+    "router": "the router's decision alone: the experts it chooses and their weights g",
+    "router_weights": "control: the router's weights",
+}
+"""Sites that mixtures of experts have besides: an activation and a parameter."""
+STATE_SITES: frozenset[str] = frozenset({*ACTIVATION_SITES, "router"})
+"""Sites that are states of a run, not weights."""
 UNIT_SITES = {"coef": "coefficient", "head": "head"}
 """Sites of which single units can be restored, and what a unit is called."""
 
@@ -43,7 +50,7 @@ class Restoration:
     """Restoration of the donor's parts in the base model's run.
 
     Attributes:
-        sites: names out of `SITES`, in their order there.
+        sites: names out of `SITES` and `MIXTURE_SITES`, in their order there.
         layers: the layers concerned, ascending. The unembedding belongs to no layer: the site
             `unembed` is restored whatever the layers.
         positions: for activation sites, "all" real positions, those of the "prompt" or those of
@@ -99,7 +106,7 @@ class SiteName:
     """Parsed name of a site.
 
     Attributes:
-        sites: names out of `SITES`, in their order there.
+        sites: names out of `SITES` and `MIXTURE_SITES`, in their order there.
         layer: the only layer meant, None for every window of a sweep.
         units: the only units meant, ascending, None for all.
     """
@@ -131,7 +138,7 @@ class SiteName:
             _check_units(sites)
         layer = layers.pop()
         return cls(
-            sites=tuple(site for site in SITES if site in sites),
+            sites=tuple(site for site in (*SITES, *MIXTURE_SITES) if site in sites),
             layer=None if layer is None else int(layer),
             units=None if units is None else tuple(sorted({int(u) for u in units.split(",")})),
         )
@@ -202,9 +209,9 @@ def make_windows(
 
 
 def _check_site(name: str) -> None:
-    if name not in SITES:
+    if name not in SITES and name not in MIXTURE_SITES:
         raise ValueError(
-            f"unknown site {name!r}; valid: {', '.join(SITES)}, "
+            f"unknown site {name!r}; valid: {', '.join((*SITES, *MIXTURE_SITES))}, "
             "several joined by '+' (coef+attn), one layer's (coef@3) and single heads or "
             "coefficients (head[0,2], coef@3[17])"
         )

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from interp.data.trajectories import Trajectory, score_as_hong2024
+from interp.models.anatomy import Anatomy
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.precision import Dtype, check_dtype, check_possible, set_precision
@@ -20,7 +21,8 @@ from interp.recovery.engines import ENGINES
 from interp.recovery.noise_floor import measure_losses, measure_rounding
 from interp.recovery.pair import Direction, Pair
 from interp.recovery.sites import (
-    PARAMETER_SITES,
+    MIXTURE_SITES,
+    STATE_SITES,
     UNIT_SITES,
     Positions,
     Restoration,
@@ -36,6 +38,12 @@ DEFAULT_SITES = ("coef", "attn", "coef+attn", "value")
 
 NUM_SELF_PATCHED = 2
 """Questions per call on which the noise floor is measured."""
+
+NO_ROUTER = "the window's layers are dense: there is no router to restore"
+"""Reason of windows without a mixture of experts, where a router is to be restored."""
+
+_IN_MIXTURES = ("coef", "value", "key", *MIXTURE_SITES)
+# Sites inside a mixture's module of experts.
 
 COLUMNS = (
     "vanilla",
@@ -159,28 +167,58 @@ class SweepConfig:
     def check_models(self, *models: LanguageModel) -> None:
         """Raise ValueError where a site does not suit the models.
 
-        It names a unit out of range, or is a parameter site of packed (quantised) weights. Or
-        the models cannot be computed with so, see `models.precision.check_possible`, or are not
-        what their architecture says, see `models.integrity.check_runnable`.
+        It names a unit out of range, is a parameter site of packed (quantised) weights, a router's
+        in a dense layer, or a mixture's that the engine cannot restore. Or the models cannot be
+        computed with so, see `models.precision.check_possible`, or are not what their architecture
+        says, see `models.integrity.check_runnable`.
         """
         if not self.remote:
             for model in models:
                 check_runnable(model, adapters=False)
             check_possible(self.dtype, *models)
         names = [SiteName.parse(site) for site in self.sites]
+        self._check_mixtures(models[0], names)
         for name in names:
             for unit in name.units or ():
-                if unit >= (count := models[0].anatomy.num_units(name.sites[0])):
+                if name.layer is not None and name.layer >= models[0].anatomy.num_layers:
+                    continue
+                if unit >= (count := models[0].anatomy.num_units(name.sites[0], name.layer)):
                     raise ValueError(
                         f"{UNIT_SITES[name.sites[0]]} {unit} of the site {str(name)!r} is out of "
                         f"range 0 to {count - 1} (in each layer)"
                     )
-        parameters = [site for name in names for site in name.sites if site in PARAMETER_SITES]
+        parameters = [site for name in names for site in name.sites if site not in STATE_SITES]
         packed = [model.name for model in models if model.has_packed_weights]
         if parameters and packed:
             raise ValueError(
                 f"{packed[0]!r} has packed quantised weights, which cannot be restored one by one: "
                 f"leave out the site {parameters[0]!r}, or load the model dequantised"
+            )
+
+    def _check_mixtures(self, model: LanguageModel, names: Sequence[SiteName]) -> None:
+        """Raise ValueError where a site is of mixtures of experts alone, or not by this engine."""
+        anatomy = model.anatomy
+        routed = [layer for layer, parts in enumerate(anatomy.layers) if parts.mixture is not None]
+        for name in names:
+            own = [site for site in name.sites if site in MIXTURE_SITES]
+            if own and not routed:
+                raise ValueError(
+                    f"the site {own[0]!r} is one of mixtures of experts, and {model.name!r} is a "
+                    "dense model, which has no router: leave it out"
+                )
+            if own and name.layer not in (None, *routed):
+                raise ValueError(
+                    f"layer {name.layer} of the site {str(name)!r} has no router; layers that have "
+                    f"one are {', '.join(map(str, routed))}"
+                )
+        inside = [site for name in names for site in name.sites if site in _IN_MIXTURES]
+        if not routed or self.engine in ("layered", "full"):
+            return
+        if self.engine == "transformer_lens" or inside:
+            refused = f"the site {inside[0]!r} of" if inside else "any site of"
+            raise ValueError(
+                f"the engine {self.engine} cannot restore {refused} a mixture of experts, which "
+                f"{model.name!r} is: use the engine layered or full"
             )
 
 
@@ -234,6 +272,7 @@ def measure(
         **{key: asdict(config)[key] for key in ("variant", "direction", "distance", "positions")},
     }
     overflow = f"the loss is not finite: states overflow in {constants['dtype']}"
+    anatomy = pair.base.anatomy
     rows = []
     for item in trajectories:
         column = place.get(id(item))
@@ -242,6 +281,9 @@ def measure(
             before = _get_loss(unlearned_losses, 0, column)
             after = _get_loss(restored_losses, row, column)
             is_measured = column is not None
+            reason = overflow if is_measured and math.isnan(before + after) else item.reason
+            if not _is_anywhere(restoration, anatomy):
+                after, reason = math.nan, item.reason or NO_ROUTER
             rows.append(
                 {
                     **constants,
@@ -256,9 +298,7 @@ def measure(
                     "loss_unlearned": before,
                     "loss_restored": after,
                     "loss_self": _get_loss(self_losses[restoration.site], 0, column),
-                    "reason": overflow
-                    if is_measured and math.isnan(before + after)
-                    else item.reason,
+                    "reason": reason,
                 }
             )
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -341,6 +381,13 @@ def _measure_cell(
         for site, losses in alone.items():
             losses[:, chosen] += moved[site] * before
     return unlearned, restored, alone
+
+
+def _is_anywhere(restoration: Restoration, anatomy: Anatomy) -> bool:
+    """Return whether something is restored: a router is in mixtures of experts alone."""
+    if not restoration.sites or set(restoration.sites) - set(MIXTURE_SITES):
+        return True
+    return any(anatomy.layers[layer].mixture is not None for layer in restoration.layers)
 
 
 def _get_loss(losses: torch.Tensor, row: int, column: int | None) -> float:

@@ -163,11 +163,17 @@ class TrainableModel:
 def _find_names(vanilla: LanguageModel, parameters: str, layers: Sequence[int]) -> set[str]:
     """Find the names of weights to be trained; for LoRA, of the linear maps that get an adapter."""
     anatomy: Anatomy = vanilla.anatomy
+    if anatomy.has_mixtures and parameters == "lora":
+        raise ValueError(
+            f"{vanilla.name!r} is a mixture of experts, whose matrices are one tensor and take no "
+            "LoRA adapters: train the parameters mlp, attn or layers"
+        )
     modules: list[nn.Module] = []
     for layer in layers:
         parts = anatomy.layers[layer]
         if parameters == "mlp":
-            modules += [*parts.keys, parts.values]
+            weights = (*parts.list_weights("key"), *parts.list_weights("value"))
+            modules += [module for module, _ in weights]
         elif parameters == "attn":
             modules += [*parts.attn_weights, parts.attn_out]
         elif parameters == "lora":

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from unittest.mock import patch
@@ -23,10 +23,11 @@ import transformers
 from tqdm.auto import tqdm
 
 import interp
-from interp.models import check_anatomy
+from interp.models import Anatomy, check_anatomy
 from tests.helpers.every_architecture import list_architectures, make_tiny
-from tests.helpers.tiny_models import question, wrap
+from tests.helpers.tiny_models import mixed_trajectories, trajectories_after, wrap
 
+MIXTURE_SITES = ("router", "router_weights", "mlp_out", "router+attn")
 SITES = ("coef", "attn", "coef+attn", "value", "key", "attn_weights", "norms", "resid", "unembed")
 
 # Multipliers that are 1 in the library's default configuration.
@@ -51,6 +52,12 @@ also where questions share their first tokens.
 """
 
 
+_MIXTURES = """Of these the sites {sites} are compared too, and single coefficients of routed and \
+shared experts. Layers that are dense in them are as in the other table.
+
+""".format(sites=", ".join(f"`{site}`" for site in MIXTURE_SITES))
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What became of a class.
@@ -58,13 +65,15 @@ class Verdict:
     Attributes:
         outcome: `opened`, `refused`, or `not run` where the library's own code does not run tiny.
         detail: why not.
-        parts: of the first layer, where it was opened: the attention's last matrix, the MLP's.
+        parts: of the first layer, where it was opened: the attention's last matrix, the MLP's. Of
+            the first mixture of experts, where there is one: the attention's last matrix, what
+            holds the down projections, and what `router_weights` are.
         error: the largest difference between the engines, as a share of loss(V, U).
     """
 
     outcome: str
     detail: str = ""
-    parts: tuple[str, str] = ("", "")
+    parts: tuple[str, ...] = ("", "")
     error: float = 0.0
 
 
@@ -81,13 +90,13 @@ def sweep(
     *,
     shared: str = "",
 ) -> tuple[pd.DataFrame, list[interp.Trajectory]]:
-    """Sweep windows of three layers over some questions, with an engine.
+    """Sweep windows of three layers over some questions with answers, with an engine.
 
     Questions that begin alike, with `shared`, are as many as the models have heads.
     """
-    questions = [question(number, words=3 + number) for number in range(4 if shared else 3)]
-    questions = [replace(each, prompt=f"{shared} {each.prompt}".strip()) for each in questions]
-    answers = interp.trajectories(models[0], questions, num_tokens=4, progress=False)
+    answers = mixed_trajectories(3)
+    if shared:
+        answers = trajectories_after([int(word[1:]) for word in shared.split()], num=4)
     recovery = interp.sweep(
         *models, answers, sites=list(sites), window=3, engine=engine, progress=False
     )
@@ -109,17 +118,17 @@ def prove(name: str) -> Verdict:
     except ValueError as error:
         return Verdict("refused", str(error))
     check_anatomy(models[0].model, anatomies[0])
+    sites = (*SITES, *list_mixture_sites(anatomies[0]))
     errors = []
     for shared in ("", "w7 w9 w30 w12 w5 w8"):
         with share_prefixes(required=bool(shared)):
             full, layered = (
-                sweep(models, engine, shared=shared)[0] for engine in ("full", "layered")
+                sweep(models, engine, sites, shared=shared)[0] for engine in ("full", "layered")
             )
         assert full.index.equals(layered.index)
         difference = (full["loss_restored"] - layered["loss_restored"]).abs()
         errors.append(np.nanmax((difference / full["loss_unlearned"]).to_numpy()))
-    paths = anatomies[0].layers[0].paths
-    return Verdict("opened", parts=(paths.attn_out, paths.values), error=float(max(errors)))
+    return Verdict("opened", parts=name_parts(anatomies[0]), error=float(max(errors)))
 
 
 @contextmanager
@@ -136,6 +145,37 @@ def share_prefixes(*, required: bool) -> Iterator[None]:
     assert shared.called or not required
 
 
+def list_mixture_sites(anatomy: Anatomy) -> tuple[str, ...]:
+    """List the sites of mixtures, and some units: the first expert's, the last's, the shared's."""
+    if not anatomy.has_mixtures:
+        return ()
+    last = anatomy.num_layers - 1
+    mixture = anatomy.layers[last].mixture
+    assert mixture is not None
+    first_shared = mixture.num_experts * mixture.width
+    units = sorted({0, 1, first_shared - 1, mixture.num_units - 1})
+    return *MIXTURE_SITES, f"coef@{last}[{','.join(map(str, units))}]"
+
+
+def name_parts(anatomy: Anatomy) -> tuple[str, ...]:
+    """Name the modules of a verdict."""
+    for parts in anatomy.layers:
+        if (mixture := parts.paths.mixture) is not None:
+            values = (mixture.experts, mixture.shared_values)
+            return (
+                parts.paths.attn_out,
+                "`, `".join(path for path in values if path),
+                "`, `".join(mixture.routers),
+            )
+    paths = anatomy.layers[0].paths
+    return paths.attn_out, paths.values
+
+
+def format_row(name: str, verdict: Verdict) -> str:
+    """Format a class's row in a table of those that are opened."""
+    return f"| {name} | " + " | ".join(f"`{part}`" for part in verdict.parts) + " |"
+
+
 def write_table(file: Path) -> None:
     """Write the page."""
     verdicts = {name: prove(name) for name in tqdm(sorted(list_architectures()))}
@@ -146,16 +186,19 @@ def write_table(file: Path) -> None:
         error=max(verdict.error for verdict in opened.values()),
         sites=", ".join(f"`{site}`" for site in SITES),
     )
-    text += f"## Opened: {len(opened)}\n\n| class | `attn` is the output of | `value` is |\n"
-    text += "|---|---|---|\n"
-    for name, verdict in opened.items():
-        text += f"| {name} | `{verdict.parts[0]}` | `{verdict.parts[1]}` |\n"
+    dense = [name for name, verdict in opened.items() if len(verdict.parts) == 2]
+    text += f"## Opened: {len(opened)}\n\n### Dense: {len(dense)}\n\n"
+    text += "| class | `attn` is the output of | `value` is |\n|---|---|---|\n"
+    text += "".join(f"{format_row(name, opened[name])}\n" for name in dense)
+    mixtures = [name for name in opened if name not in dense]
+    text += f"\n### Mixtures of experts: {len(mixtures)}\n\n{_MIXTURES}"
+    text += "| class | `attn` is the output of | `value` is in | `router_weights` are those of |\n"
+    text += "|---|---|---|---|\n"
+    text += "".join(f"{format_row(name, opened[name])}\n" for name in mixtures)
     text += f"\n## Refused: {len(refused)}\n\n| class | why |\n|---|---|\n"
     for name, verdict in refused.items():
-        reason = re.sub(rf"^{name} (cannot be opened: )?", "", verdict.detail).partition(
-            ": its coef"
-        )
-        text += f"| {name} | {reason[0].replace('|', '/')} |\n"
+        reason = re.sub(rf"^{name} (cannot be opened: )?", "", verdict.detail)
+        text += f"| {name} | {reason.replace('|', '/')} |\n"
     others = sorted(name for name, v in verdicts.items() if v.outcome == "not run")
     text += f"\n## Not tried: {len(others)}\n\nThey cannot be made tiny or do not run here: "
     text += ", ".join(others) + ".\n"

@@ -96,6 +96,17 @@ _SIZES = {
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 3}
 # Absent means that they follow from others, or that there is none.
 _OPTIONAL = ("head_dim", "sliding_window", "n_inner")
+# Latent attention (DeepSeek) has keys of its own in every head, and rotates a part of them.
+_LATENT = {"num_key_value_heads": 4, "head_dim": 4, "qk_rope_head_dim": 4, "qk_head_dim": 12}
+# What single classes want besides.
+_OWN: dict[str, dict[str, Any]] = {
+    "HunYuanDenseV1ForCausalLM": {"head_dim": 8},
+    "HunYuanMoEV1ForCausalLM": {"head_dim": 8},
+    "MinistralForCausalLM": {"head_dim": 8},
+    "Lfm2MoeForCausalLM": {"layer_types": ["full_attention"] * 4},
+    "ZayaForCausalLM": {"num_experts_per_tok": 1},
+    "Dots3NoteForCausalLM": {"num_key_value_heads": 4},
+}
 
 
 def list_architectures() -> dict[str, str]:
@@ -124,11 +135,15 @@ def make_tiny(name: str, *, seed: int = 0, **changes: object) -> PreTrainedModel
         Exception: this class cannot be made tiny, or does not run here; the library's own.
     """
     config_class = CONFIG_MAPPING[(list_multimodal() | list_architectures())[name]]
-    settings: dict[str, Any] = _shrink(config_class) | changes
+    settings: dict[str, Any] = _shrink(config_class) | _OWN.get(name, {}) | changes
     config = config_class(**settings)
+    model_class = getattr(transformers, name)
+    if name.endswith("ForCausalLM") and not isinstance(config, model_class.config_class):
+        # Of a model of texts and images, the part for texts.
+        config = config.get_text_config()
     torch.manual_seed(seed)
     with torch.no_grad():
-        model = getattr(transformers, name)(config).eval().float()
+        model = model_class(config).eval().float()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -148,6 +163,8 @@ def _shrink(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
         )
         if key in known and not (key in _OPTIONAL and values.get(key) is None)
     }
+    if {"kv_lora_rank", "qk_rope_head_dim"} <= known:
+        changes |= {key: size for key, size in _LATENT.items() if key in known}
     sub_configs: Any = config_class.sub_configs
     for key in sub_configs:
         inner = getattr(usual, key, None)

@@ -16,7 +16,7 @@ from torch import nn
 import interp
 from interp.models.anatomy import find_anatomy
 from interp.models.anatomy_proof import check_anatomy
-from tests.helpers.architecture_table import CHANGES, make_pair, prove, sweep
+from tests.helpers.architecture_table import CHANGES, format_row, make_pair, prove, sweep
 from tests.helpers.every_architecture import list_architectures, make_tiny
 from tests.helpers.tiny_models import question
 
@@ -70,7 +70,7 @@ def test_layered_has_the_losses_of_full(name):
     if verdict.outcome != "opened":
         assert name not in BY_HAND
         pytest.skip(f"{verdict.outcome}: {verdict.detail}")
-    assert f"{row} `{verdict.parts[0]}` | `{verdict.parts[1]}` |" in OPENED
+    assert format_row(name, verdict) in OPENED
 
 
 @pytest.mark.parametrize("name", mark(BY_HAND, SAMPLE))
@@ -209,7 +209,9 @@ def test_scaled_logits_in_every_distance():
         ),
         ("RobertaForCausalLM", "layer 0: the attention block does not return"),
         ("RecurrentGemmaForCausalLM", "tokens are mixed by a RecurrentGemmaRecurrentBlock"),
-        ("MixtralForCausalLM", "is a mixture of experts"),
+        ("ZayaForCausalLM", "layer 1 reads more of layer 0 than its residual stream"),
+        ("Llama4ForCausalLM", "layer 0: its Llama4TextExperts are not run as transformers runs"),
+        ("BeamForCausalLM", "the MLP's output is not that of its experts and one shared expert"),
     ],
 )
 def test_what_cannot_be_told_is_named(name, says):

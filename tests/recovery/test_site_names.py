@@ -11,7 +11,8 @@ import torch
 import interp
 from interp import LanguageModel
 from interp.recovery.batches import Batch, make_batch
-from interp.recovery.hooks import record, remove_on_exit
+from interp.recovery.hooks import record
+from interp.recovery.module_hooks import remove_on_exit
 from interp.recovery.site_names import AFTER_NORM, AFTER_RESIDUAL, HOOK_POINTS, translate_site_name
 from interp.recovery.sites import ACTIVATION_SITES, SiteName
 from tests.helpers.tiny_models import ARCHITECTURES, NUM_LAYERS, mixed_trajectories, tiny

@@ -12,7 +12,8 @@ from torch import Tensor
 from interp.data.trajectories import Trajectory
 from interp.recovery.batches import Batch
 from interp.recovery.engines.forwards import Score, measure_by_forwards
-from interp.recovery.hooks import LayerStates, record, restore_sites, swap_parameters
+from interp.recovery.hooks import LayerStates, record, restore_sites
+from interp.recovery.module_hooks import swap_parameters
 from interp.recovery.pair import Pair
 from interp.recovery.sites import Restoration
 

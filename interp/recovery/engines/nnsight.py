@@ -29,7 +29,7 @@ from interp.recovery.engines.nnsight_trace import (
     make_tensor_inputs,
     run_windows,
 )
-from interp.recovery.hooks import get_residual
+from interp.recovery.module_hooks import get_residual
 from interp.recovery.pair import Pair
 from interp.recovery.sites import Restoration
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from interp.models.anatomy import PASSES
 from interp.models.language_model import LanguageModel
 from interp.recovery.batches import Batch
 from interp.recovery.sites import Restoration
@@ -68,12 +67,12 @@ def group_by_module(
                 where = batch.select_positions(restoration.positions)[..., None]
                 units = restoration.units_of(layer)
                 if units is not None:
-                    every = anatomy.channels(site, range(anatomy.num_units(site)))
+                    every = anatomy.channels(site, range(anatomy.num_units(site, layer)))
                     chosen = where.new_zeros(len(every))
                     chosen[anatomy.channels(site, units)] = True
                     where = where & chosen
-                role, side = PASSES[site]
-                module = by_path[paths[getattr(parts, role)]]
+                passed, side = parts.get_pass(site)
+                module = by_path[paths[passed]]
                 (module.inputs if side == "input" else module.outputs)[window] = where
         if "norms" in restoration.sites and anatomy.num_layers - 1 in restoration.layers:
             modules += anatomy.final_norms

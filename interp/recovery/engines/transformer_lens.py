@@ -27,7 +27,8 @@ from interp.models.conversion import build_bridge, copy_modules
 from interp.models.language_model import LanguageModel
 from interp.recovery.batches import Batch
 from interp.recovery.engines.forwards import Score, measure_by_forwards
-from interp.recovery.hooks import LayerStates, blend, restore_sites, swap_parameters
+from interp.recovery.hooks import LayerStates, restore_sites
+from interp.recovery.module_hooks import blend, swap_parameters
 from interp.recovery.pair import Pair
 from interp.recovery.site_names import HOOK_POINTS
 from interp.recovery.sites import ACTIVATION_SITES, PARAMETER_SITES, Restoration

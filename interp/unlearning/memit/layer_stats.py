@@ -71,6 +71,16 @@ def solve_least_squares(
     return update
 
 
+def check_dense(model: LanguageModel, layers: Sequence[int]) -> None:
+    """Raise ValueError where an edit layer is a mixture of experts."""
+    for layer in layers:
+        if model.anatomy.layers[layer].mixture is not None:
+            raise ValueError(
+                f"layer {layer} of {model.name!r} is a mixture of experts, and MEMIT edits one "
+                "down projection: name layers that are dense"
+            )
+
+
 def count_coefficients(values: nn.Module) -> int:
     """Return d_mlp of a down projection."""
     weight = values.weight
@@ -105,12 +115,13 @@ def measure_second_moments(
         By layer, in float64, on the model's device.
 
     Raises:
-        ValueError: a layer that the model lacks, fewer tokens than coefficients, or a damaged file
-            in the cache.
+        ValueError: a layer that the model lacks or that is a mixture of experts, fewer tokens than
+            coefficients, or a damaged file in the cache.
     """
     for layer in layers:
         if not 0 <= layer < model.num_layers:
             raise ValueError(f"layer {layer} is out of range 0 to {model.num_layers - 1}")
+    check_dense(model, layers)
     max_length = min(max_length, getattr(model.text_config, "max_position_embeddings", max_length))
     rows = sorted((ids[:max_length] for text in texts if (ids := model.encode(text))), key=len)
     num_tokens = sum(map(len, rows))

@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.models.language_model import LanguageModel
 from interp.unlearning.config import MemitConfig
 from interp.unlearning.examples import count_shared_tokens, pad_rows
-from interp.unlearning.memit.layer_stats import count_coefficients
+from interp.unlearning.memit.layer_stats import check_dense, count_coefficients
 
 DEFAULTS = MemitConfig()
 
@@ -170,7 +170,8 @@ def check_edits(
     """Return the edit layers and the layers that are read out, if both fit the model.
 
     Raises:
-        ValueError: nothing to edit, packed weights, or layers that the model lacks.
+        ValueError: nothing to edit, packed weights, a mixture of experts, or layers that the model
+            lacks.
     """
     if not edits:
         raise ValueError("there is nothing to edit: give at least one fact")
@@ -183,6 +184,7 @@ def check_edits(
     for layer in (*layers, *read_out):
         if not 0 <= layer < vanilla.num_layers:
             raise ValueError(f"layer {layer} is out of range 0 to {vanilla.num_layers - 1}")
+    check_dense(vanilla, layers)
     if read_out and read_out[0] < layers[-1]:
         raise ValueError(
             f"entropy is read out at layer {read_out[0]}, below the top edit layer {layers[-1]}, "

@@ -9,14 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from interp.models.anatomy import LayerParts
-from interp.recovery.hooks import replace_forward
+from interp.recovery.module_hooks import replace_forward
 
 
 def iterate_position_wise(parts: LayerParts) -> Iterator[nn.Module]:
     """Yield the modules of a layer that treat every position alone, past attention's mixing."""
     yield parts.attn_out
-    yield from parts.keys
-    yield parts.values
+    if parts.mixture is None:
+        yield from parts.keys
+        yield parts.values
 
 
 @contextmanager
@@ -57,10 +58,12 @@ def replace_mlp(parts: LayerParts, mlp_out: Tensor) -> Iterator[None]:
     """Replace the MLP by a known output, without running it."""
     adds_residual = parts.paths.mlp_adds_residual
 
-    def give(hidden: Tensor, *residual: Tensor) -> Tensor:
+    def give(hidden: Tensor, *residual: Tensor) -> Tensor | tuple[Tensor | None, ...]:
         repeats = hidden.numel() // hidden.shape[-1] // (mlp_out.shape[0] * mlp_out.shape[1])
         output = mlp_out.to(hidden.device).repeat(repeats, 1, 1).view(*hidden.shape[:-1], -1)
-        return output + residual[0] if adds_residual else output
+        output = output + residual[0] if adds_residual else output
+        others = parts.paths.mlp_num_outputs - 1
+        return output if others < 0 else (output, *[None] * others)
 
     with ExitStack() as stack:
         if parts.mlp is not None:

@@ -16,14 +16,8 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from interp.models.anatomy import Anatomy
 from interp.recovery.batches import Batch
-from interp.recovery.hooks import (
-    LayerStates,
-    get_residual,
-    make_recording_hooks,
-    remove_on_exit,
-    replace_forward,
-    split_call,
-)
+from interp.recovery.hooks import LayerStates, make_recording_hooks
+from interp.recovery.module_hooks import get_residual, remove_on_exit, replace_forward, split_call
 
 
 class KeysAndValues(DynamicCache):

@@ -82,7 +82,7 @@ class Sizes:
     def for_pair(cls, pair: Pair) -> Sizes:
         """Compute the sizes for a pair's widths and precision."""
         d_model = pair.base.text_config.hidden_size
-        d_mlp = pair.base.anatomy.num_units("coef")
+        d_mlp = max(parts.stored_width for parts in pair.base.anatomy.layers)
         size = torch.finfo(pair.base.dtype).bits // 8
         return cls(
             row=d_model * size,

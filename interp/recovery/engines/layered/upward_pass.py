@@ -41,14 +41,11 @@ from interp.recovery.engines.layered.layerwise_run import (
     call_layer,
     get_device,
 )
-from interp.recovery.hooks import (
-    blend,
-    require_state,
-    restore_sites,
-    swap_parameters,
-)
+from interp.recovery.hooks import require_state, restore_sites
+from interp.recovery.mixture_hooks import restore_output
+from interp.recovery.module_hooks import blend, swap_parameters
 from interp.recovery.pair import Pair
-from interp.recovery.sites import ACTIVATION_SITES, Positions, Restoration
+from interp.recovery.sites import STATE_SITES, Positions, Restoration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,12 +227,12 @@ class UpwardPass:
         # They come from where the layer below lives.
         rows = [row.to(device) for row in rows]
         attn, mlp_out = None, None
-        if everywhere or not sites & set(ACTIVATION_SITES):
+        if everywhere or not sites & STATE_SITES:
             attn, mlp_out = self._compute_known_outputs(layer, treatment, segment)
         if attn is not None:
             sites = sites - {"attn", "head"}
         if mlp_out is not None:
-            sites = sites - {"coef", "mlp_out", "value"}
+            sites = sites - {"coef", "mlp_out", "value", "router", "router_weights"}
         with ExitStack() as stack:
             put = stack.enter_context
             if layer == self.base.num_layers - 1:
@@ -280,13 +277,22 @@ class UpwardPass:
         if "mlp_out" in sites:
             mlp_out = donor_states.mlp_out
         elif ("coef" in sites and not own_too) or (fresh and sites == {"value"}):
-            coef = require_state(states.coef)
-            if "coef" in sites:
-                coef = _restore_state(require_state(donor_states.coef), coef, real, channels)
             with ExitStack() as stack:
                 if "value" in sites:
-                    stack.enter_context(swap_parameters(parts.values, donor_parts.values))
-                mlp_out = parts.values(coef.to(get_device(parts.layer)))
+                    pairs = zip(
+                        parts.list_weights("value"), donor_parts.list_weights("value"), strict=True
+                    )
+                    for (module, names), (other, _) in pairs:
+                        stack.enter_context(swap_parameters(module, other, names))
+                if parts.mixture is not None:
+                    donor = donor_states.mixture if "coef" in sites else None
+                    mlp_out = restore_output(parts, states.mixture, donor, channels)
+                else:
+                    coef = require_state(states.coef)
+                    if "coef" in sites:
+                        donor = require_state(donor_states.coef)
+                        coef = _restore_state(donor, coef, real, channels)
+                    mlp_out = parts.values(coef.to(get_device(parts.layer)))
         return attn, mlp_out
 
     def _get_channels(self, treatment: _Treatment) -> list[int] | None:
