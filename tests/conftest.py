@@ -7,12 +7,17 @@ times as slow.
 test_engines.py checks them in a process of its own.
 """
 
+import signal
 from importlib.util import find_spec
 
 import hypothesis
 import jaxtyping
 import pytest
 import torch
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what it runs in the background; the tests' own processes would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHECKED = [
     "interp.models.anatomy",

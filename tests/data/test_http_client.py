@@ -477,12 +477,15 @@ def test_one_interruption_ends_all_at_once_and_keeps_what_was_answered(serve, ca
     server = serve(reply)
     command = [sys.executable, "-c", PROGRAM, server.url, str(cache)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        for _ in range(3):
-            assert hanging.acquire(timeout=60)
-        time.sleep(0.2)
-        started = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=30)[1]
+        try:
+            for _ in range(3):
+                assert hanging.acquire(timeout=60)
+            time.sleep(0.2)
+            started = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            told = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
     assert time.monotonic() - started < 5
     assert process.returncode == 130
     assert told == "interp: stopped; the same command goes on where it was\n"
