@@ -48,7 +48,7 @@ class LayerPaths:
     """Module paths of one decoder layer, from the layer.
 
     Attributes:
-        attn: the attention block, or what mixes tokens in its place (linear attention, Mamba).
+        attn: the attention block.
         attn_out: its output projection; its output is the site `attn`.
         mlp: the MLP block, or None where the layer holds its matrices directly.
         keys: the MLP's first matrices (gate and up, both in one, or the one).
@@ -130,6 +130,7 @@ def derive_paths(model: PreTrainedModel) -> Paths:
         if any(of_layer.mixture is not None for of_layer in parts):
             _check_cache(model)
         final, scale, cap = find_readout(trace, layers)
+        shared = _find_shared_arguments(trace, layers[0])
     return Paths(
         layers=trace.names[layers],
         parts=tuple(parts),
@@ -137,7 +138,7 @@ def derive_paths(model: PreTrainedModel) -> Paths:
         logit_scale=scale,
         logit_cap=cap,
         additive=additive,
-        shared_arguments=_find_shared_arguments(trace, layers[0]),
+        shared_arguments=shared,
     )
 
 
@@ -182,11 +183,7 @@ def run_with_known_blocks(
             put = _make_replacement(computed, adds_residual)
             handle = layer.get_submodule(block).register_forward_hook(put, with_kwargs=True)
             stack.callback(handle.remove)
-        if call.args:
-            result = layer(hidden, *call.args[1:], **call.kwargs)
-        else:
-            result = layer(**call.kwargs | {"hidden_states": hidden})
-    output = get_first(result)
+        output = get_first(call.repeat(layer, hidden))
     assert output is not None
     return output
 
@@ -251,14 +248,11 @@ def _check_streams(trace: Trace, layers: nn.ModuleList) -> None:
     for index, (below, layer) in enumerate(pairwise(layers), start=1):
         call = trace.calls[layer][0]
         assert call.hidden is not None
-        args, kwargs = call.without(trace.calls[below][0].others)
-        if all(map(is_, (*args, *kwargs.values()), (*call.args, *call.kwargs.values()))):
+        cut = call.without(trace.calls[below][0].others)
+        if all(map(is_, (*cut.args, *cut.kwargs.values()), (*call.args, *call.kwargs.values()))):
             continue
         try:
-            if args:
-                output = get_first(layer(call.hidden, *args[1:], **kwargs))
-            else:
-                output = get_first(layer(**kwargs | {"hidden_states": call.hidden}))
+            output = get_first(cut.repeat(layer, call.hidden))
         except (TypeError, ValueError, AttributeError):
             output = None
         if not is_same(call.output, output):
@@ -350,11 +344,7 @@ def _mixes_tokens(block: nn.Module, call: Call) -> bool:
     # Some layers merge the axes of questions and tokens.
     before = hidden.view(NUM_TOKENS, -1)[:-1]
     before.copy_(before.flip(-1) * 2 + before.abs().mean())
-    if call.args:
-        result = block(hidden, *call.args[1:], **call.kwargs)
-    else:
-        result = block(**call.kwargs | {"hidden_states": hidden})
-    output = get_first(result)
+    output = get_first(call.repeat(block, hidden))
     assert output is not None
     assert call.output is not None
     last, other = call.output.view(NUM_TOKENS, -1)[-1], output.view(NUM_TOKENS, -1)[-1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from interp.models.anatomy_trace import Trace, find_scale_and_cap, is_same
+from interp.models.anatomy_trace import Trace, is_same
 
 
 def find_readout(
@@ -41,4 +42,29 @@ def find_readout(
         raise ValueError("its unembedding does not read what its body returns")
     config = trace.model.config.get_text_config().to_dict()
     numbers = [v for v in config.values() if type(v) in (int, float) and v > 0]
-    return tuple(final), *find_scale_and_cap(call.output, trace.logits, numbers)
+    return tuple(final), *_find_scale_and_cap(call.output, trace.logits, numbers)
+
+
+def _find_scale_and_cap(
+    probe: Tensor, logits: Tensor, numbers: list[float]
+) -> tuple[float, float | None]:
+    """Find s and c of logits that are c·tanh(s·z / c), or s·z, of what was put in, z.
+
+    Both are numbers of the configuration, or their inverses, where one is close to what is found.
+    """
+    known = [1.0, *numbers, *(1 / number for number in numbers)]
+
+    def refine(found: float) -> float:
+        """Return the number of the configuration that is meant: here it is seen rounded."""
+        best = min(known, key=lambda number: abs(number - found))
+        return float(best if is_same(logits.new_tensor(found), logits.new_tensor(best)) else found)
+
+    logits = logits.to(probe.device)
+    place = probe[0, 0].abs().argmin()
+    scale = refine(float(logits[0, 0, place].double() / probe[0, 0, place].double()))
+    if is_same(logits, probe.double() * scale):
+        return scale, None
+    cap = refine(float(logits.abs().max()))
+    if is_same(logits, cap * torch.tanh(probe.double() * scale / cap)):
+        return scale, cap
+    raise ValueError("its logits are not the unembedding's outputs, scaled or capped")

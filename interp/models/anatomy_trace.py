@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,12 +32,18 @@ class Call:
     num_outputs: int = 0
     others: tuple[Tensor, ...] = ()
 
-    def without(self, tensors: Sequence[Tensor]) -> tuple[tuple, dict[str, Any]]:
-        """Return the arguments, with None in the place of some tensors."""
+    def without(self, tensors: Sequence[Tensor]) -> Call:
+        """Return the call with None in the place of some tensors among its arguments."""
         unwanted = {id(tensor) for tensor in tensors}
         args = tuple(None if id(value) in unwanted else value for value in self.args)
         kwargs = {k: None if id(value) in unwanted else value for k, value in self.kwargs.items()}
-        return args, kwargs
+        return replace(self, args=args, kwargs=kwargs)
+
+    def repeat(self, module: nn.Module, hidden: Tensor) -> Any:
+        """Run a module with these arguments, and another state in the place of the first."""
+        if self.args:
+            return module(hidden, *self.args[1:], **self.kwargs)
+        return module(**self.kwargs | {"hidden_states": hidden})
 
     def list_states(self, shape: torch.Size) -> list[Tensor]:
         """List further arguments that have the shape of a state."""
@@ -170,28 +176,3 @@ def make_probe(outputs: Tensor) -> Tensor:
     sizes = torch.logspace(-2, largest, size, device=outputs.device)
     signs = 1 - 2 * (torch.arange(size, device=outputs.device) % 2)
     return (sizes * signs).to(outputs.dtype).expand_as(outputs).clone()
-
-
-def find_scale_and_cap(
-    probe: Tensor, logits: Tensor, numbers: list[float]
-) -> tuple[float, float | None]:
-    """Find s and c of logits that are c·tanh(s·z / c), or s·z, of what was put in, z.
-
-    Both are numbers of the configuration, or their inverses, where one is close to what is found.
-    """
-    known = [1.0, *numbers, *(1 / number for number in numbers)]
-
-    def refine(found: float) -> float:
-        """Return the number of the configuration that is meant: here it is seen rounded."""
-        best = min(known, key=lambda number: abs(number - found))
-        return float(best if is_same(logits.new_tensor(found), logits.new_tensor(best)) else found)
-
-    logits = logits.to(probe.device)
-    place = probe[0, 0].abs().argmin()
-    scale = refine(float(logits[0, 0, place].double() / probe[0, 0, place].double()))
-    if is_same(logits, probe.double() * scale):
-        return scale, None
-    cap = refine(float(logits.abs().max()))
-    if is_same(logits, cap * torch.tanh(probe.double() * scale / cap)):
-        return scale, cap
-    raise ValueError("its logits are not the unembedding's outputs, scaled or capped")

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from interp.files import write_digests
-from interp.models.gguf_header import read_header
+from interp.models.gguf_header import Header, read_header
 from interp.models.gguf_settings import apply_settings, check_kind, check_model
 from interp.models.gguf_tokenizer import check_tokenizer
 
@@ -176,7 +176,8 @@ def _convert_once(name: str, *, final: Path, source: Callable[[Path], Path]) -> 
 
 def _convert(file: Path, directory: Path, *, name: str) -> None:
     try:
-        config = _read_checked_config(file)
+        header = read_header(file)
+        config = _read_checked_config(header)
         model: PreTrainedModel
         model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
             str(file.parent),
@@ -194,7 +195,7 @@ def _convert(file: Path, directory: Path, *, name: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(
             str(file.parent), gguf_file=str(file), local_files_only=True, trust_remote_code=False
         )
-        check_tokenizer(tokenizer.backend_tokenizer, read_header(file))
+        check_tokenizer(tokenizer.backend_tokenizer, header)
     except UNREADABLE as error:
         raise ValueError(f"{name!r} could not be converted: {summarize_error(error)}") from error
     model.save_pretrained(directory)
@@ -208,7 +209,7 @@ def _convert(file: Path, directory: Path, *, name: str) -> None:
     ).save_pretrained(directory)
 
 
-def _read_checked_config(file: Path) -> PretrainedConfig:
+def _read_checked_config(header: Header) -> PretrainedConfig:
     """Read the configuration in a header, which must announce no more than there is.
 
     The library that reads it goes on over the end of the file for as long as a damaged length
@@ -219,8 +220,8 @@ def _read_checked_config(file: Path) -> PretrainedConfig:
             taken over, or there are more weights in the file than in the model that the header
             describes, or fewer.
     """
-    header = read_header(file)
     check_kind(header)
+    file = header.file
     config = AutoConfig.from_pretrained(
         str(file.parent), gguf_file=str(file), local_files_only=True, trust_remote_code=False
     )
