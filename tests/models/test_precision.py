@@ -15,6 +15,7 @@ from interp.models.precision import (
     check_possible,
     compute_in_float32,
     compute_model_in_float32,
+    computes_bfloat16,
     has_matrix_units,
     set_matmul_precision,
     set_precision,
@@ -384,3 +385,13 @@ def test_training_is_in_bfloat16_only_where_there_are_instructions_for_it(
     examples = {"forget": [Example(prompt="w3 w4", answer=" w5", language="en")]}
     train(tiny(), examples, TrainingConfig(objective="ga", num_steps=1), progress=False)
     assert seen == {("cpu", torch.bfloat16, has_instructions)}
+
+
+@pytest.mark.parametrize(("has_avx", "has_tiles"), [(False, False), (True, False), (False, True)])
+def test_instructions_for_bfloat16_are_asked_of_the_processor(monkeypatch, has_avx, has_tiles):
+    """Intel's before Cooper Lake: oneDNN says that it supports bfloat16, and emulates it."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles)
+    assert computes_bfloat16(torch.device("cpu")) == (has_avx or has_tiles)
+    assert computes_bfloat16(torch.device("cuda"))
