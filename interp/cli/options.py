@@ -42,7 +42,8 @@ class ChatOptions:
         chat: ask in the chat template of the tokenizer: the prompt is a user's message, and the end
             of turn ends an answer; what a file says of a query stays.
         system: a system message before each chat.
-        stop: texts before which an answer ends, such as '\\n', a line break; none by default.
+        stop: texts before which an answer ends, such as '\\n', a line break, which ends those to
+            built-in questions by default, or '' for none; a chat ends with its turn in any case.
     """
 
     chat: bool = False

@@ -78,12 +78,14 @@ def make_turns(
 
 
 def make_stops(given: Any) -> tuple[str, ...]:
-    """Make a tuple of stops: one text, or several.
+    """Make a tuple of stops: one text, or several; none of the empty text.
 
     Raises:
-        ValueError: one is no text, empty, or cannot be encoded.
+        ValueError: one of several is empty, or one is no text or cannot be encoded.
     """
     stops = (given,) if isinstance(given, str) else tuple(given)
+    if stops == ("",):
+        return ()
     for stop in stops:
         if not isinstance(stop, str) or not stop or not _is_encodable(stop):
             raise ValueError(f"a stop must be a text that is not empty, not {reprlib.repr(stop)}")

@@ -46,6 +46,9 @@ READERS: Mapping[str, Callable[..., Dataset[Any]]] = MappingProxyType(
 )
 """Readers of data sets by the prefix of their sources."""
 
+LINE_BREAK = ("\n",)
+"""Stop of built-in questions: a base model that has answered goes on with questions of its own."""
+
 
 def queries(
     source: str | PathLike[str],
@@ -74,8 +77,9 @@ def queries(
         chat: ask as a chat: the prompt becomes a user's message in the chat template of the
             tokenizer. What a file says of a query stays.
         system: a system message before each chat.
-        stop: a text, or several, before which an answer ends; the end of turn ends those of chats
-            in any case.
+        stop: a text, or several, before which an answer ends, and "" for none. If None, a line
+            break ends answers to built-in questions that are no chats. What a file says of a query
+            stays, unless it is "". The end of turn ends answers in chats in any case.
 
     Returns:
         Language by language, in the source's order (built-in: best-known countries first).
@@ -90,7 +94,8 @@ def queries(
     name = str(source)
     reader, colon, path = name.partition(":")
     if name in BUILT_IN:
-        entries = _make_built_in(name, languages, form, wording)
+        own_stop = LINE_BREAK if stop is None and not chat else ()
+        entries = _make_built_in(name, languages, form, wording, own_stop)
     elif wording != 1:
         raise ValueError(f"wording {wording} is for built-in queries: {', '.join(BUILT_IN)}")
     elif colon and reader in READERS:
@@ -102,9 +107,23 @@ def queries(
 
 
 def make_query(
-    fact: Fact, language: str, *, concept: str, form: str = "question", wording: int = 1
+    fact: Fact,
+    language: str,
+    *,
+    concept: str,
+    form: str = "question",
+    wording: int = 1,
+    stop: Sequence[str] = LINE_BREAK,
 ) -> Query:
     """Make a query of a fact, which its answer in that language completes.
+
+    Args:
+        fact: the fact.
+        language: BCP-47 code of a language that has it.
+        concept: the group that the query belongs to.
+        form: `question` or `cloze`.
+        wording: which of the wordings of that form, from 1.
+        stop: texts before which an answer ends.
 
     Raises:
         ValueError: the language lacks templates, the fact or that wording.
@@ -117,11 +136,12 @@ def make_query(
         answer=fact.object[language],
         aliases=fact.aliases.get(language, ()),
         concept=concept,
+        stop=tuple(stop),
     )
 
 
 def _make_built_in(
-    name: str, languages: Sequence[str] | None, form: str, wording: int
+    name: str, languages: Sequence[str] | None, form: str, wording: int, stop: Sequence[str]
 ) -> list[Query]:
     wanted = list_template_languages() if languages is None else tuple(dict.fromkeys(languages))
     for code in wanted:
@@ -130,7 +150,7 @@ def _make_built_in(
                 f"no questions in {code!r}; valid languages: {', '.join(list_template_languages())}"
             )
     return [
-        make_query(fact, code, concept=name, form=form, wording=wording)
+        make_query(fact, code, concept=name, form=form, wording=wording, stop=stop)
         for code in wanted
         for fact in select_facts(BUILT_IN[name], languages=[code])
     ]

@@ -115,10 +115,11 @@ def change_form(
         queries: the queries.
         chat: ask all as chats.
         system: the system message of chats that have none.
-        stop: a text, or several, before which answers end, of queries that have none.
+        stop: a text, or several, before which answers end, of queries that have none. An empty
+            text, or none at all, takes theirs from those that have some.
 
     Raises:
-        ValueError: a system message where nothing is a chat, or a text that is empty.
+        ValueError: a system message where nothing is a chat, or one of several stops is empty.
     """
     queries = list(queries)
     if not chat and system is None and stop is None:
@@ -130,7 +131,8 @@ def change_form(
             raise ValueError("system is for chats, and nothing here is one: ask with chat, too")
     changed = []
     for query in queries:
-        its = {"chat": query.chat or chat, "stop": query.stop or stops, "system": query.system}
+        own = query.stop if stop is None or stops else ()
+        its = {"chat": query.chat or chat, "stop": own or stops, "system": query.system}
         if system is not None and its["chat"] and not any(m.role == "system" for m in query.turns):
             its["system"] = system
         changed.append(replace(query, **its))

@@ -162,7 +162,10 @@ def test_built_in_queries_as_chats():
     (query,) = interp.queries("capitals", languages=["en"], limit=1, chat=True, stop=["\n"])
     (plain,) = interp.queries("capitals", languages=["en"], limit=1)
     assert query.turns == (Message(role="user", content=plain.prompt),)
-    assert (plain.chat, plain.stop, query.stop) == (False, (), ("\n",))
+    assert (plain.chat, plain.stop, query.stop) == (False, ("\n",), ("\n",))
+    # The end of turn ends a chat: an answer may have several lines.
+    (bare,) = interp.queries("capitals", languages=["en"], limit=1, chat=True)
+    assert bare.stop == ()
 
 
 def test_fields_are_what_they_were():
