@@ -117,7 +117,7 @@ def engines(config: Config) -> None:
         def run(items: Sequence = restorations, engine=engine, options=options) -> torch.Tensor:
             # A new pair each time: nothing is known but V's Gram matrix, kept as long as V.
             pair = Pair(vanilla=vanilla, unlearned=unlearned)
-            return ENGINES[engine](pair, answers, items, **options)
+            return ENGINES[engine](pair, answers, items, **options).losses
 
         try:
             run(restorations[:4])

@@ -48,7 +48,7 @@ def demo(
 
 
 def _find_sweep_options(_args: Sequence[str]) -> OptionSet:
-    from interp.recovery.sweep import SweepConfig
+    from interp.recovery.sweep_config import SweepConfig
 
     configs = (QueryOptions, ChatOptions, SweepConfig, AnswerOptions, ModelOptions, LaunchConfig)
     return OptionSet(configs=configs, without=("remote",))
@@ -77,7 +77,7 @@ def sweep(
     """
     import interp
     from interp.models.precision import WEIGHTS
-    from interp.recovery.sweep import SweepConfig
+    from interp.recovery.sweep_config import SweepConfig
 
     check_folder(out)
     select_options(LaunchConfig(), options)

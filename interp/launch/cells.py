@@ -17,7 +17,7 @@ from interp.data.trajectories import Trajectory, encode_query
 from interp.models.chat import compute_template_hash
 from interp.models.generation import compute_text_hash
 from interp.models.language_model import LanguageModel
-from interp.recovery.sweep import SweepConfig
+from interp.recovery.sweep_config import SweepConfig
 from interp.results import RunDirectory, hash_place, read_manifest, read_table
 
 ANSWERED_TOGETHER = 128

@@ -28,7 +28,7 @@ from interp.launch.ray_worker import RayWorker, check_same_model
 from interp.launch.work_items import WorkItem
 from interp.models.conversion import check_installed
 from interp.models.language_model import LanguageModel
-from interp.recovery.sweep import SweepConfig
+from interp.recovery.sweep_config import SweepConfig
 
 MAX_DEATHS = 3
 """Workers that may die one after the other at the same item, or at their start."""

@@ -12,7 +12,7 @@ import torch
 
 from interp.launch.worker import Worker
 from interp.models.loading import load
-from interp.recovery.sweep import SweepConfig
+from interp.recovery.sweep_config import SweepConfig
 
 
 class RayWorker:

@@ -42,7 +42,7 @@ from interp.launch.worker import LocalWorkers, Worker
 from interp.models.language_model import LanguageModel, check_language_model
 from interp.recovery.noise_floor import warn_of_noise
 from interp.recovery.site_names import translate_site_name
-from interp.recovery.sweep import DEFAULT_SITES, SweepConfig
+from interp.recovery.sweep_config import DEFAULT_SITES, SweepConfig
 
 BLOCK = 32
 """Questions per cell."""

@@ -19,7 +19,8 @@ from interp.models.loading import load
 from interp.models.pairs import are_identical, check_pair
 from interp.recovery.cost_estimate import CostEstimate, estimate_cost
 from interp.recovery.pair import Pair
-from interp.recovery.sweep import SweepConfig, measure
+from interp.recovery.sweep import measure
+from interp.recovery.sweep_config import SweepConfig
 
 
 class Worker:

@@ -27,4 +27,4 @@ from interp.recovery.sites import SITES as SITES
 from interp.recovery.sites import Restoration as Restoration
 from interp.recovery.sites import SiteName as SiteName
 from interp.recovery.sites import make_windows as make_windows
-from interp.recovery.sweep import SweepConfig as SweepConfig
+from interp.recovery.sweep_config import SweepConfig as SweepConfig

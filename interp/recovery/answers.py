@@ -20,7 +20,7 @@ from interp.recovery.pair import Direction, Pair
 from interp.recovery.restored_model import apply_restoration
 from interp.recovery.site_names import translate_site_name
 from interp.recovery.sites import Positions
-from interp.recovery.sweep import SweepConfig
+from interp.recovery.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -139,7 +139,7 @@ def attribution(
         for _ in range(NUM_RANDOM):
             random = _draw_from_same_layers(best, slopes.shape[1], generator)
             choices += [random[:count] for count in counts]
-        losses = layered.losses(
+        losses = layered.measure(
             pair,
             scored,
             [NOTHING, *map(_make_restoration, choices)],

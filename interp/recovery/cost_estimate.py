@@ -20,7 +20,8 @@ from interp.recovery.distances import have_same_unembedding
 from interp.recovery.engines.layered.row_budget import Job, JobPlanner, RowBudget
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, Restoration
-from interp.recovery.sweep import NUM_SELF_PATCHED, SweepConfig
+from interp.recovery.sweep import NUM_SELF_PATCHED
+from interp.recovery.sweep_config import SweepConfig
 
 UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"))
 

@@ -17,7 +17,7 @@ Legend: row = restorations, scored = scored positions, d = what the unembedding 
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -57,6 +57,22 @@ def compute_distance(
     if distance == "answer_logprob":  # A look at the values, for which the CPU waits for a GPU.
         check_answered(distance, bool((next_ids >= 0).all()))
     return _compute_distance(distance, target, logits, next_ids)
+
+
+def compare_logits(
+    distance: Distance,
+    target: Float[Tensor, "scored vocab"],
+    logits: Float[Tensor, "scored vocab"],
+    next_ids: Int[Tensor, " scored"],
+) -> Float[Tensor, "2 scored"]:
+    """Compare a run's logits with V's and with V's answer.
+
+    Returns:
+        The distances (`compute_distance`), and 1 where the likeliest token is the answer's next.
+    """
+    distances = compute_distance(distance, target, logits, next_ids)
+    is_likeliest = logits.argmax(-1) == next_ids
+    return torch.stack([distances, is_likeliest.to(distances.dtype)])
 
 
 def _compute_distance(
@@ -161,6 +177,23 @@ class DistanceScorer:
             return self._compute_by_gram(target, states, readout)
         return self._compute_by_logits(target, states, next_ids, readout)
 
+    def get_unembedding(self, readout: Readout) -> nn.Linear:
+        """Return the unembedding of one of the two models."""
+        return self._anatomy[readout].unembed
+
+    def finish_logits(self, logits: Tensor) -> Tensor:
+        """Scale and cap an unembedding's outputs as the model does that runs."""
+        return self._runs.finish_logits(logits)
+
+    def read_in_parts(
+        self, states: Float[Tensor, "state d"], readout: Readout
+    ) -> Iterator[Float[Tensor, "part vocab"]]:
+        """Yield the logits of final states, as many at a time as the budget has room for."""
+        unembed = self._anatomy[readout].unembed
+        size = max(1, self._logits_budget // (unembed.weight.shape[0] * 4))
+        for part in states.to(unembed.weight.device).split(size):
+            yield self.finish_logits(unembed(part))
+
     def _compute_by_gram(self, target: Tensor, states: Tensor, readout: Readout) -> Tensor:
         self.prepare(readout)
         gram, cross, constant = self._grams[readout]
@@ -190,7 +223,7 @@ class DistanceScorer:
             here = slice(start, start + step)
             target_logits = vanilla.logits(target[here]).to(device)
             for row in range(states.shape[0]):
-                logits = self._runs.finish_logits(reader.unembed(states[row, here]))
+                logits = self.finish_logits(reader.unembed(states[row, here]))
                 if not self._own_precision:
                     target_logits, logits = target_logits.float(), logits.float()
                 losses[row, here] = _compute_distance(

@@ -15,7 +15,7 @@ from interp.models.language_model import LanguageModel
 from interp.recovery.module_hooks import get_residual, remove_on_exit
 from interp.recovery.site_names import translate_site_name
 from interp.recovery.sites import ACTIVATION_SITES, STATE_SITES, SiteName
-from interp.recovery.sweep import SweepConfig
+from interp.recovery.sweep_config import SweepConfig
 
 
 def heads(model: LanguageModel) -> list[str]:

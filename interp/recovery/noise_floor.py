@@ -24,40 +24,40 @@ from interp.data.trajectories import Trajectory
 from interp.models.precision import compute_model_in_float32, set_matmul_precision
 from interp.recovery.distances import Distance
 from interp.recovery.engines import layered
+from interp.recovery.measured import Measured
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, Restoration
-
-Losses = tuple[Float[Tensor, "1 query"], Float[Tensor, "restoration query"]]
-"""loss(V, U) and loss(V, R) of every question."""
 
 NUM_WINDOWS = 3
 """Windows of a site whose scores are computed again in float32."""
 
 
-def measure_losses(
-    engine: Callable[..., Tensor],
+def measure_pair(
+    engine: Callable[..., Measured],
     pair: Pair,
     trajectories: Sequence[Trajectory],
     restorations: Sequence[Restoration],
     *,
     advance: Callable[[float], object] = lambda _questions: None,
     **options: Any,
-) -> Losses:
-    """Measure loss(V, U) and the losses of restorations, in the pair's direction."""
+) -> tuple[Measured, Measured]:
+    """Measure U itself, and restorations in the pair's direction."""
     if pair.direction == "restore":
         wanted = [NOTHING, *restorations]
-        losses = engine(pair, trajectories, wanted, advance=advance, **options)
-        return losses[:1], losses[1:]
-    losses = engine(pair, trajectories, restorations, advance=advance, **options)
+        losses, answered = engine(pair, trajectories, wanted, advance=advance, **options)
+        if answered is None:
+            return Measured(losses[:1]), Measured(losses[1:])
+        return Measured(losses[:1], answered[:1]), Measured(losses[1:], answered[1:])
+    restored = engine(pair, trajectories, restorations, advance=advance, **options)
     forwards = Pair(vanilla=pair.vanilla, unlearned=pair.unlearned)
-    return engine(forwards, trajectories, [NOTHING], **options), losses
+    return engine(forwards, trajectories, [NOTHING], **options), restored
 
 
 def measure_rounding(
     pair: Pair,
     trajectories: Sequence[Trajectory],
     restorations: Sequence[Restoration],
-    losses: Losses,
+    losses: tuple[Float[Tensor, "1 query"], Float[Tensor, "restoration query"]],
     distance: Distance,
 ) -> dict[str, float]:
     """Measure how far scores are from float32 with the same weights, the most of each site.
@@ -66,7 +66,8 @@ def measure_rounding(
         pair: V and U, computing in the precision used.
         trajectories: a few questions.
         restorations: every window of every site, of which some are measured again.
-        losses: of these questions and all these restorations, in the precision used.
+        losses: of U itself and of all these restorations on these questions, in the precision
+            used.
         distance: as they were measured.
     """
     by_site: dict[str, list[int]] = {}
@@ -83,10 +84,10 @@ def measure_rounding(
         compute_model_in_float32(pair.vanilla),
         compute_model_in_float32(pair.unlearned),
     ):
-        unlearned, restored = measure_losses(
-            layered.losses, pair, trajectories, checked, distance=distance
+        unlearned, restored = measure_pair(
+            layered.measure, pair, trajectories, checked, distance=distance, answers=False
         )
-    exact = restored.sum(1) / unlearned.sum()
+    exact = restored.losses.sum(1) / unlearned.losses.sum()
     used = losses[1][rows].sum(1) / losses[0].sum()
     moved: dict[str, float] = {}
     for row, difference in zip(rows, (used - exact).abs().tolist(), strict=True):

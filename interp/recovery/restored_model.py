@@ -37,7 +37,7 @@ from interp.recovery.sites import (
     Restoration,
     SiteName,
 )
-from interp.recovery.sweep import SweepConfig
+from interp.recovery.sweep_config import SweepConfig
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from interp import LanguageModel, Query, Trajectory
 from interp.recovery import Direction, Pair, full, layered
 
-OWN_ENGINES = {"layered": layered.losses, "full": full.losses}
+OWN_ENGINES = {"layered": layered.measure, "full": full.measure}
 """Engines over plain transformers; those over other libraries have tests of their own."""
 
 VOCAB_SIZE = 50

@@ -132,7 +132,7 @@ if len(sys.argv) > 2:
 pair = Pair(vanilla=vanilla, unlearned=unlearned)
 sites = [("coef",), ("attn",), ("value",), ("coef", "attn")]
 rows = [NOTHING, *(Restoration(sites=site, layers=(10, 11, 12)) for site in sites)]
-layered.losses(pair, mixed_trajectories(2), rows)
+layered.measure(pair, mixed_trajectories(2), rows).losses
 status = open("/proc/self/status").read()
 print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
 """

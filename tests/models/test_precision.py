@@ -30,6 +30,7 @@ from interp.recovery import (
     measure_rounding,
     warn_of_noise,
 )
+from interp.recovery.measured import Measured
 from interp.results import read_manifest
 from interp.unlearning import Example, TrainingConfig, train
 from tests.helpers.tiny_models import (
@@ -171,7 +172,7 @@ def test_mixed_scores_in_float32(architecture):
         for engine in (full, layered):
             loss = engine.losses(pair, [item], [NOTHING]).item()
             assert loss == pytest.approx(expected, rel=1e-5)
-    coarse = layered.losses(pair, [item], [NOTHING]).item()
+    coarse = layered.measure(pair, [item], [NOTHING]).losses.item()
     assert coarse != pytest.approx(expected, rel=1e-5)
 
 
@@ -181,7 +182,7 @@ def test_engines_agree(dtype):
     if dtype == "bf32" and not has_matrix_units():
         pytest.skip("this CPU multiplies no bfloat16 matrices")
     pair = tiny_pair("llama", hidden_size=64, intermediate_size=128)
-    exact = full.losses(pair, ITEMS, [NOTHING, *make_windows("coef+attn", num_layers=5)])
+    exact = full.measure(pair, ITEMS, [NOTHING, *make_windows("coef+attn", num_layers=5)]).losses
     if dtype == "mixed":
         for model in (pair.vanilla, pair.unlearned):
             model.model.to(torch.bfloat16)
@@ -247,10 +248,10 @@ def test_rounding_by_hand(monkeypatch):
     1.4, 2, 2.8 and 3.6. So scores move by 0.1, 0 and 0.05, and by 0.1.
     """
     monkeypatch.setattr(
-        "interp.recovery.noise_floor.measure_losses",
+        "interp.recovery.noise_floor.measure_pair",
         lambda *_run, **_options: (
-            torch.tensor([[2.0, 2.0]]),
-            torch.tensor([[1.0, 0.4], [1.0, 1.0], [1.4, 1.4], [1.8, 1.8]]),
+            Measured(torch.tensor([[2.0, 2.0]])),
+            Measured(torch.tensor([[1.0, 0.4], [1.0, 1.0], [1.4, 1.4], [1.8, 1.8]])),
         ),
     )
     losses = (
@@ -276,8 +277,8 @@ def test_rounding_is_measured_against_the_same_weights(direction):
     shares = []
     for each in (pair, exact_pair):
         forwards = Pair(vanilla=each.vanilla, unlearned=each.unlearned)
-        before = full.losses(forwards, ITEMS[:2], [NOTHING])
-        after = full.losses(each, ITEMS[:2], restorations)
+        before = full.measure(forwards, ITEMS[:2], [NOTHING]).losses
+        after = full.measure(each, ITEMS[:2], restorations).losses
         shares.append((before, after, after.sum(1) / before.sum()))
     differences = (shares[0][2] - shares[1][2]).abs()
     rounding = measure_rounding(pair, ITEMS[:2], restorations, shares[0][:2], "logit_mse")
@@ -296,7 +297,7 @@ def test_the_floor_sees_what_self_patching_does_not():
         parameter.data += noise.to(torch.bfloat16)
     restoration = make_windows("coef", num_layers=5)[2]
     itself = Pair(vanilla=vanilla, unlearned=vanilla)
-    assert full.losses(itself, ITEMS[:2], [restoration]).tolist() == [[0.0, 0.0]]
+    assert full.measure(itself, ITEMS[:2], [restoration]).losses.tolist() == [[0.0, 0.0]]
     recovery = interp.sweep(
         vanilla, unlearned, ITEMS, sites=["coef"], engine="full", progress=False
     )

@@ -34,7 +34,7 @@ def planted(name: str, places: list[tuple[int, int]]) -> Pair:
 
 
 def mean_loss(pair: Pair, restoration: Restoration) -> float:
-    return float(full.losses(pair, ANSWERS, [restoration]).mean())
+    return float(full.measure(pair, ANSWERS, [restoration]).losses.mean())
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox", "bloom", "opt"])
@@ -138,7 +138,7 @@ def test_both_models_are_as_they_were():
 def test_a_sweep_before_changes_nothing():
     """Gram matrices that engines keep of V's unembedding are differentiated through here."""
     fresh, swept = planted("llama", [(1, 5)]), planted("llama", [(1, 5)])
-    layered.losses(swept, ANSWERS[:3], [NOTHING])
+    layered.measure(swept, ANSWERS[:3], [NOTHING])
     result = [
         attribution(pair.vanilla, pair.unlearned, ANSWERS[:3], num=2, progress=False).ranked
         for pair in (fresh, swept)

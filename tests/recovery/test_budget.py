@@ -138,7 +138,7 @@ def test_what_was_found_before_memory_ran_out_is_kept(monkeypatch):
     """Ten questions in passes of two, of which the third fails: its questions alone run twice."""
     items = mixed_trajectories(10)
     restorations = budget_restorations()
-    expected = layered.losses(PAIR, items, restorations)
+    expected = layered.measure(PAIR, items, restorations).losses
     ran: list[list[int]] = []
     init = upward_pass.UpwardPass.__init__
 
@@ -151,7 +151,7 @@ def test_what_was_found_before_memory_ran_out_is_kept(monkeypatch):
     monkeypatch.setattr(upward_pass.UpwardPass, "__init__", failing)
     longest = max(item.scored.stop for item in items)
     budget = RowBudget(chunk_tokens=2 * longest, bytes=1 << 20)
-    found = layered.losses(PAIR, items, restorations, budget=budget)
+    found = layered.measure(PAIR, items, restorations, budget=budget).losses
     torch.testing.assert_close(found, expected)
     succeeded = [question for number, pass_ in enumerate(ran) if number != 2 for question in pass_]
     assert sorted(succeeded) == list(range(10))
@@ -172,7 +172,7 @@ def test_one_layers_states_are_alive_at_a_time(monkeypatch):
 
     monkeypatch.setattr(upward_pass.UpwardPass, "_run_layer", spy)
     monkeypatch.setattr(budget_module, "SAVED_TOKENS", 1)
-    layered.losses(PAIR, trajectories_after((5, 6, 7), 3), budget_restorations())
+    layered.measure(PAIR, trajectories_after((5, 6, 7), 3), budget_restorations())
     assert len(alive) == 5 * 4
     for layer in range(5):
         expected = [number == layer for number in range(5)]
@@ -206,7 +206,7 @@ def peak():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 def run(count, budget):
     start = time.process_time()
-    found = layered.losses(pair, items[:count], rows, budget=budget)
+    found = layered.measure(pair, items[:count], rows, budget=budget).losses
     return time.process_time() - start, found
 def wanted(count):
     every = RowBudget(chunk_tokens=1800, bytes=1 << 60)
@@ -279,7 +279,7 @@ def test_a_twentieth_of_the_wanted_budget_on_the_embedded_model(gemma_pair, site
     def run(num_bytes: int) -> tuple[float, torch.Tensor]:
         start = time.process_time()
         budget = RowBudget(chunk_tokens=1800, bytes=num_bytes)
-        found = layered.losses(gemma_pair, items, rows, budget=budget)
+        found = layered.measure(gemma_pair, items, rows, budget=budget).losses
         return time.process_time() - start, found
 
     run(wanted)

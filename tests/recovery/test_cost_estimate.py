@@ -14,7 +14,7 @@ from interp.recovery.engines import layered
 from interp.recovery.engines.layered import upward_pass
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING
-from interp.recovery.sweep import SweepConfig
+from interp.recovery.sweep_config import SweepConfig
 from tests.helpers.tiny_models import mixed_trajectories, tiny_pair, trajectory, wrap
 
 # Llama in the tests, per layer: q and o 16 × 16, k and v 16 × 8; gate, up, down 16 × 24.
@@ -117,7 +117,7 @@ def test_it_is_what_the_sweep_does(monkeypatch):
     assert ran == []
     restorations = [NOTHING, *config.restorations(5)]
     for cell in (items[:3], items[3:]):
-        layered.losses(pair, cell, restorations)
+        layered.measure(pair, cell, restorations)
     assert found.num_forwards == len(ran) == 2
     assert found.num_questions == sum(questions for questions, _ in ran) == 4
     assert {rows for _, rows in ran} == {found.num_rows} == {11}

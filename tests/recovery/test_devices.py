@@ -15,7 +15,7 @@ from interp.recovery import batches
 from interp.recovery.engines import full, layered
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, SITES, Restoration
-from interp.recovery.sweep import SweepConfig
+from interp.recovery.sweep_config import SweepConfig
 from tests.helpers import ROOT
 from tests.helpers.tiny_models import (
     mixed_trajectories,
@@ -88,7 +88,7 @@ def dispatched(architecture: str, seed: int):
 @pytest.mark.parametrize("architecture", ["gemma3", "bloom", "gpt2"])
 def test_hooks_change_no_number(architecture):
     items = mixed_trajectories()
-    expected = full.losses(tiny_pair(architecture), items, RESTORATIONS)
+    expected = full.measure(tiny_pair(architecture), items, RESTORATIONS).losses
     pair = Pair(vanilla=dispatched(architecture, 0), unlearned=dispatched(architecture, 1))
     before = [
         {name: module.forward for name, module in model.model.named_modules()}

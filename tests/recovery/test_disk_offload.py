@@ -92,7 +92,7 @@ def test_what_the_file_lost_is_no_row():
 def test_a_pass_whose_rows_wait_outside(num_bytes, monkeypatch):
     pair, items = tiny_pair(), mixed_trajectories(3)
     restorations = [NOTHING, *make_windows("coef", num_layers=5, window=3)]
-    expected = layered.losses(pair, items, restorations)
+    expected = layered.measure(pair, items, restorations).losses
     written = []
     write = OffloadedRows._write
     monkeypatch.setattr(
@@ -101,6 +101,6 @@ def test_a_pass_whose_rows_wait_outside(num_bytes, monkeypatch):
         lambda self, name, row: (written.append(name), write(self, name, row)),
     )
     budget = RowBudget(chunk_tokens=100, bytes=num_bytes)
-    found = layered.losses(pair, items, restorations, budget=budget)
+    found = layered.measure(pair, items, restorations, budget=budget).losses
     assert written
     torch.testing.assert_close(found, expected)

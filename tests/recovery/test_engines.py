@@ -95,7 +95,7 @@ def assert_same(actual, expected, scale, restorations, tolerance=1e-5):
 
 
 def vanilla_against_unlearned(architecture: str) -> torch.Tensor:
-    scale = full.losses(tiny_pair(architecture), TRAJECTORIES, [NOTHING])[0]
+    scale = full.measure(tiny_pair(architecture), TRAJECTORIES, [NOTHING]).losses[0]
     assert scale.min() > 1e-3
     return scale
 
@@ -123,21 +123,21 @@ def test_layered_equals_full(architecture, direction):
     pair = tiny_pair(architecture, direction=direction)
     restorations = every_restoration()
     scale = vanilla_against_unlearned(architecture)
-    expected = full.losses(pair, TRAJECTORIES, restorations)
+    expected = full.measure(pair, TRAJECTORIES, restorations).losses
     for side in ("right", "left"):
-        actual = layered.losses(pair, TRAJECTORIES, restorations, padding_side=side)
+        actual = layered.measure(pair, TRAJECTORIES, restorations, padding_side=side).losses
         assert_same(actual, expected, scale, restorations)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_padding_changes_nothing(architecture):
     pair, restorations = tiny_pair(architecture), some_restorations()
-    alone = full.losses(pair, TRAJECTORIES, restorations, batch_size=1)
+    alone = full.measure(pair, TRAJECTORIES, restorations, batch_size=1).losses
     scale = alone[0]
     for side in ("right", "left"):
         for size in (2, 5):
             options = {"padding_side": side, "batch_size": size}
-            together = full.losses(pair, TRAJECTORIES, restorations, **options)
+            together = full.measure(pair, TRAJECTORIES, restorations, **options).losses
             assert_same(together, alone, scale, restorations)
 
 
@@ -146,10 +146,10 @@ def test_one_question_alone(architecture):
     restorations = some_restorations()
     for direction in ("restore", "corrupt"):
         pair = tiny_pair(architecture, direction=direction)
-        expected = full.losses(pair, TRAJECTORIES[:1], restorations)
+        expected = full.measure(pair, TRAJECTORIES[:1], restorations).losses
         scale = vanilla_against_unlearned(architecture)[:1]
         for side in ("right", "left"):
-            actual = layered.losses(pair, TRAJECTORIES[:1], restorations, padding_side=side)
+            actual = layered.measure(pair, TRAJECTORIES[:1], restorations, padding_side=side).losses
             assert_same(actual, expected, scale, restorations)
 
 
@@ -157,21 +157,21 @@ def test_one_question_alone(architecture):
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "phi", "opt_post_norm"])
 def test_other_distances(architecture, distance):
     restorations = some_restorations()
-    found = full.losses(tiny_pair(architecture), TRAJECTORIES, [NOTHING], distance=distance)
+    found = full.measure(tiny_pair(architecture), TRAJECTORIES, [NOTHING], distance=distance).losses
     # One answer's log-probability may by chance be nearly the same.
     scale = found.abs().mean()
     assert scale > 1e-2
     for direction in ("restore", "corrupt"):
         pair = tiny_pair(architecture, direction=direction)
-        expected = full.losses(pair, TRAJECTORIES, restorations, distance=distance)
-        actual = layered.losses(pair, TRAJECTORIES, restorations, distance=distance)
+        expected = full.measure(pair, TRAJECTORIES, restorations, distance=distance).losses
+        actual = layered.measure(pair, TRAJECTORIES, restorations, distance=distance).losses
         assert_same(actual, expected, scale, restorations)
 
 
 @pytest.mark.parametrize("own_precision", [False, True])
 def test_bfloat16(own_precision):
     pair, restorations = tiny_pair("llama"), some_restorations()
-    exact = full.losses(pair, TRAJECTORIES, restorations)
+    exact = full.measure(pair, TRAJECTORIES, restorations).losses
     for model in (pair.vanilla.model, pair.unlearned.model):
         model.to(torch.bfloat16)
     assert pair.base.dtype == torch.bfloat16
@@ -197,11 +197,11 @@ BUDGETS = [
 @pytest.mark.parametrize("architecture", ["llama", "bloom", "xglm"])
 def test_budgets_change_nothing(architecture, budget):
     pair, restorations = tiny_pair(architecture), some_restorations()
-    expected = full.losses(pair, TRAJECTORIES, restorations)
+    expected = full.measure(pair, TRAJECTORIES, restorations).losses
     progress: list[float] = []
-    actual = layered.losses(
+    actual = layered.measure(
         pair, TRAJECTORIES, restorations, budget=budget, advance=progress.append
-    )
+    ).losses
     assert_same(actual, expected, expected[0], restorations)
     assert sum(progress) == pytest.approx(len(TRAJECTORIES))
 
@@ -243,10 +243,10 @@ OUT_OF_MEMORY = [
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_out_of_memory(monkeypatch, error, max_rows):
     pair, restorations = tiny_pair(), some_restorations()
-    expected = layered.losses(pair, TRAJECTORIES, restorations)
+    expected = layered.measure(pair, TRAJECTORIES, restorations).losses
     progress: list[float] = []
     with memory_for(monkeypatch, pair.base, max_rows, error) as refused:
-        actual = layered.losses(pair, TRAJECTORIES, restorations, advance=progress.append)
+        actual = layered.measure(pair, TRAJECTORIES, restorations, advance=progress.append).losses
     assert refused
     assert_same(actual, expected, expected[0], restorations, tolerance=1e-6)
     assert sum(progress) == pytest.approx(len(TRAJECTORIES))
@@ -259,7 +259,7 @@ def test_memory_that_suffices_for_nothing(monkeypatch):
         memory_for(monkeypatch, pair.base, 0, OUT_OF_MEMORY[0]),
         pytest.raises(torch.OutOfMemoryError),
     ):
-        layered.losses(pair, TRAJECTORIES, some_restorations())
+        layered.measure(pair, TRAJECTORIES, some_restorations())
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
@@ -268,7 +268,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
         memory_for(monkeypatch, pair.base, 7, RuntimeError("shapes")) as refused,
         pytest.raises(RuntimeError, match="shapes"),
     ):
-        layered.losses(pair, TRAJECTORIES, some_restorations())
+        layered.measure(pair, TRAJECTORIES, some_restorations())
     assert len(refused) == 1
 
 
@@ -300,10 +300,10 @@ def test_a_shared_prefix_changes_nothing(monkeypatch, architecture, direction):
     pair = tiny_pair(architecture, direction=direction)
     items = trajectories_after(FEW_SHOT)
     restorations = some_restorations()
-    expected = full.losses(pair, items, restorations)
-    scale = full.losses(tiny_pair(architecture), items, [NOTHING])[0]
+    expected = full.measure(pair, items, restorations).losses
+    scale = full.measure(tiny_pair(architecture), items, [NOTHING]).losses[0]
     with prefixes_run(monkeypatch) as found:
-        actual = layered.losses(pair, items, restorations)
+        actual = layered.measure(pair, items, restorations).losses
     assert found == [(4, len(FEW_SHOT))]
     assert_same(actual, expected, scale, restorations)
 
@@ -315,9 +315,9 @@ def test_every_restoration_behind_a_shared_prefix(monkeypatch, architecture):
         trajectories_after(FEW_SHOT, 3),
         every_restoration(),
     )
-    expected = full.losses(pair, items, restorations)
+    expected = full.measure(pair, items, restorations).losses
     with prefixes_run(monkeypatch) as found:
-        actual = layered.losses(pair, items, restorations)
+        actual = layered.measure(pair, items, restorations).losses
     assert found == [(3, len(FEW_SHOT))]
     assert_same(actual, expected, expected[0], restorations)
 
@@ -326,10 +326,12 @@ def test_every_restoration_behind_a_shared_prefix(monkeypatch, architecture):
 def test_budgets_change_nothing_behind_a_shared_prefix(monkeypatch, budget):
     pair, restorations = tiny_pair("gemma3"), some_restorations()
     items = trajectories_after(FEW_SHOT, 6)
-    expected = full.losses(pair, items, restorations)
+    expected = full.measure(pair, items, restorations).losses
     progress: list[float] = []
     with prefixes_run(monkeypatch):
-        actual = layered.losses(pair, items, restorations, budget=budget, advance=progress.append)
+        actual = layered.measure(
+            pair, items, restorations, budget=budget, advance=progress.append
+        ).losses
     assert_same(actual, expected, expected[0], restorations)
     assert sum(progress) == pytest.approx(len(items))
 
@@ -344,9 +346,9 @@ def test_each_group_of_questions_has_its_own_prefix(monkeypatch):
     ]
     items = items[::2] + items[1::2]
     pair, restorations = tiny_pair(), some_restorations()
-    expected = full.losses(pair, items, restorations)
+    expected = full.measure(pair, items, restorations).losses
     with prefixes_run(monkeypatch, saved=64) as found:
-        actual = layered.losses(pair, items, restorations)
+        actual = layered.measure(pair, items, restorations).losses
     assert sorted(found) == [(1, 0), (9, 40), (9, 40)]
     assert_same(actual, expected, expected[0], restorations)
 
@@ -355,10 +357,10 @@ def test_where_prefixes_are_not_shared(monkeypatch):
     pair, items = tiny_pair(), trajectories_after(FEW_SHOT)
     for saved, options in ((22, {}), (1, {"padding_side": "left"})):
         with prefixes_run(monkeypatch, saved=saved) as found:
-            layered.losses(pair, items, [NOTHING], **options)
+            layered.measure(pair, items, [NOTHING], **options)
         assert found == [(4, 0)]
     with prefixes_run(monkeypatch, saved=21) as found:
-        layered.losses(pair, items, [NOTHING])
+        layered.measure(pair, items, [NOTHING])
     assert found == [(4, 7)]
 
 
@@ -494,7 +496,7 @@ def test_full_is_the_definition(architecture, paths):
             by_hand(paths, pair.vanilla.model, pair.unlearned.model, item, sites, layers, positions)
             for item in items
         ]
-        found = full.losses(pair, items, [restoration])[0].tolist()
+        found = full.measure(pair, items, [restoration]).losses[0].tolist()
         assert found == pytest.approx(expected, rel=1e-5), restoration
         backwards = Pair(vanilla=pair.vanilla, unlearned=pair.unlearned, direction="corrupt")
         corrupted = [
@@ -502,7 +504,7 @@ def test_full_is_the_definition(architecture, paths):
             by_hand_corrupt(paths, pair, item, sites, layers, positions)
             for item in items[:1]
         ]
-        found = full.losses(backwards, items[:1], [restoration])[0].tolist()
+        found = full.measure(backwards, items[:1], [restoration]).losses[0].tolist()
         assert found == pytest.approx(corrupted, rel=1e-5), restoration
 
 
@@ -519,7 +521,7 @@ def test_units_are_the_definition(architecture, paths):
             by_hand(paths, *models, item, (site,), (1, 2), "all", channels)
             for item in TRAJECTORIES[:3]
         ]
-        found = full.losses(pair, TRAJECTORIES[:3], [NOTHING, restoration])
+        found = full.measure(pair, TRAJECTORIES[:3], [NOTHING, restoration]).losses
         assert found[1].tolist() == pytest.approx(expected, rel=1e-5)
         assert found[1].tolist() != pytest.approx(found[0].tolist(), rel=1e-4)
 

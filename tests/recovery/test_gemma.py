@@ -29,10 +29,10 @@ def test_layered_equals_full_on_gemma(gemma_pair, direction):
         ),
     ]
     pair = Pair(vanilla=vanilla, unlearned=unlearned, direction=direction)
-    plain = full.losses(pair, answers, restorations).mean(1)
-    fast = layered.losses(pair, answers, restorations).mean(1)
+    plain = full.measure(pair, answers, restorations).losses.mean(1)
+    fast = layered.measure(pair, answers, restorations).losses.mean(1)
     forwards = Pair(vanilla=vanilla, unlearned=unlearned)
-    scale = full.losses(forwards, answers, [NOTHING]).mean()
+    scale = full.measure(forwards, answers, [NOTHING]).losses.mean()
     # 1 − loss / scale: the difference of two KRS.
     assert ((plain - fast).abs() / scale).max() < 1e-5
     assert (plain[1:] / scale).std() > 0.01

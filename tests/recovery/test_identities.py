@@ -210,7 +210,7 @@ def test_positions_before_a_change_do_not_see_it():
         Restoration(sites=("resid",), layers=ALL_LAYERS, positions=positions)
         for positions in ("answer", "prompt")
     )
-    for engine in (full.losses, layered.losses):
+    for engine in (full.measure, layered.measure):
         found = engine(pair, [first], [NOTHING, answer, prompt])[:, 0]
         assert found[1] == pytest.approx(found[0].item(), rel=1e-6)
         assert abs(found[2] / found[0] - 1) > 1e-2

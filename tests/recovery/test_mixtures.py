@@ -31,7 +31,7 @@ FAMILIES = (
     "DeepseekV3ForCausalLM",
     "Qwen2MoeForCausalLM",
 )
-ENGINES = {"full": full.losses, "layered": layered.losses}
+ENGINES = {"full": full.measure, "layered": layered.measure}
 
 
 @cache
@@ -146,7 +146,10 @@ def test_what_is_put_back_is_what_the_definition_says(name):
     sites = ("coef", "router", "router_weights", "value", "key")
     restorations = [Restoration(sites=(site,), layers=LAYERS) for site in sites]
     restorations.append(Restoration(sites=("coef",), layers=LAYERS, units=(units,) * 3))
-    found = {engine: losses(pair, TRAJECTORIES, restorations) for engine, losses in ENGINES.items()}
+    found = {
+        engine: measure(pair, TRAJECTORIES, restorations).losses
+        for engine, measure in ENGINES.items()
+    }
     for row, restoration in enumerate(restorations):
         for column, item in enumerate(TRAJECTORIES):
             ids = torch.tensor([[*item.prompt_ids, *item.answer_ids]])
@@ -250,11 +253,11 @@ def test_engines_agree_at_positions_and_behind_a_prefix(name, direction):
         )
     ]
     answers = trajectories_after(range(3, 40))
-    found = [losses(pair, answers, restorations) for losses in ENGINES.values()]
-    between, *_ = full.losses(there, answers, [NOTHING])
+    found = [measure(pair, answers, restorations).losses for measure in ENGINES.values()]
+    between, *_ = full.measure(there, answers, [NOTHING]).losses
     assert ((found[0] - found[1]).abs() < 1e-5 * between).all()
     # Every restoration changes something.
-    none, *_ = full.losses(pair, answers, [NOTHING])
+    none, *_ = full.measure(pair, answers, [NOTHING]).losses
     assert ((found[0] - none).abs().amax(dim=1) > 1e-4 * between.max()).all()
 
 
@@ -282,8 +285,8 @@ def test_models_are_as_before():
     before = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in models]
     copies = [{name: tensor.clone() for name, tensor in of.items()} for of in before]
     for site in ("coef", "router", "router_weights", "value", "key"):
-        for losses in ENGINES.values():
-            losses(pair, TRAJECTORIES, [Restoration(sites=(site,), layers=LAYERS)])
+        for measure in ENGINES.values():
+            measure(pair, TRAJECTORIES, [Restoration(sites=(site,), layers=LAYERS)])
     for model, tensors, kept in zip(models, before, copies, strict=True):
         after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name, tensor in after.items():
@@ -317,7 +320,7 @@ def test_dense_layers_among_mixtures_have_no_router():
             pair.vanilla, pair.unlearned, TRAJECTORIES, sites=["router@0"], window=1, progress=False
         )
     wider = [Restoration(sites=("router",), layers=layers) for layers in ((0, 1), (1,))]
-    both = full.losses(pair, TRAJECTORIES, wider)
+    both = full.measure(pair, TRAJECTORIES, wider).losses
     torch.testing.assert_close(both[0], both[1], rtol=0, atol=0)
 
 
@@ -382,5 +385,5 @@ def test_restore_runs_the_bare_model_restored(site):
         wanted = pair.vanilla.model(input_ids=ids).logits
         stack.enter_context(interp.restore(pair.unlearned, pair.vanilla, site, layers=LAYERS))
         logits = pair.unlearned.model(input_ids=ids).logits
-    found = full.losses(pair, [item], [Restoration(sites=(site,), layers=LAYERS)]).item()
+    found = full.measure(pair, [item], [Restoration(sites=(site,), layers=LAYERS)]).losses.item()
     assert ((wanted - logits)[0, scored] ** 2).mean().item() == pytest.approx(found, rel=1e-5)

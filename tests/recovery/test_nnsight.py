@@ -21,7 +21,7 @@ from interp.recovery import distances
 from interp.recovery.engines import full, nnsight, nnsight_remote
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, Restoration
-from interp.recovery.sweep import SweepConfig
+from interp.recovery.sweep_config import SweepConfig
 from tests.helpers import ROOT
 from tests.helpers.tiny_models import (
     ARCHITECTURES,
@@ -46,7 +46,7 @@ TRAJECTORIES = mixed_trajectories()
 def scale_of(pair: Pair) -> torch.Tensor:
     """loss(V, U), question by question."""
     forwards = Pair(vanilla=pair.vanilla, unlearned=pair.unlearned)
-    return full.losses(forwards, TRAJECTORIES, [NOTHING])[0]
+    return full.measure(forwards, TRAJECTORIES, [NOTHING]).losses[0]
 
 
 # Parity
@@ -57,13 +57,13 @@ def scale_of(pair: Pair) -> torch.Tensor:
 def test_equals_full(architecture, direction):
     pair, restorations = tiny_pair(architecture, direction=direction), some_restorations()
     scale = scale_of(pair)
-    expected = full.losses(pair, TRAJECTORIES, restorations)
+    expected = full.measure(pair, TRAJECTORIES, restorations).losses
     for options in (
         {"padding_side": "left", "invokes": 1},
         {"padding_side": "left", "invokes": 5},
         {"padding_side": "right", "invokes": len(restorations)},
     ):
-        actual = nnsight.losses(pair, TRAJECTORIES, restorations, **options)
+        actual = nnsight.measure(pair, TRAJECTORIES, restorations, **options).losses
         assert_same(actual, expected, scale, restorations)
 
 
@@ -74,8 +74,8 @@ def test_equals_full(architecture, direction):
 def test_equals_full_everywhere(architecture, direction):
     pair, restorations = tiny_pair(architecture, direction=direction), every_restoration()
     items, scale = TRAJECTORIES[:3], scale_of(pair)[:3]
-    expected = full.losses(pair, items, restorations)
-    actual = nnsight.losses(pair, items, restorations, invokes=16, padding_side="left")
+    expected = full.measure(pair, items, restorations).losses
+    actual = nnsight.measure(pair, items, restorations, invokes=16, padding_side="left").losses
     assert_same(actual, expected, scale, restorations)
     # Restorations differ, so that parity says something.
     assert (expected / scale).mean(1).std() > 0.01
@@ -84,16 +84,16 @@ def test_equals_full_everywhere(architecture, direction):
 @pytest.mark.parametrize("distance", ["kl", "answer_logprob"])
 def test_other_distances(distance):
     pair, restorations = tiny_pair("gemma2"), some_restorations()
-    expected = full.losses(pair, TRAJECTORIES, restorations, distance=distance)
-    actual = nnsight.losses(pair, TRAJECTORIES, restorations, distance=distance, invokes=4)
+    expected = full.measure(pair, TRAJECTORIES, restorations, distance=distance).losses
+    actual = nnsight.measure(pair, TRAJECTORIES, restorations, distance=distance, invokes=4).losses
     assert_same(actual, expected, expected[0].abs().mean(), restorations)
 
 
 def test_windows_in_one_forward_do_not_mix():
     """Windows do not mix: a loss is the same whatever is beside it, and in whatever order."""
     pair, restorations = tiny_pair("opt"), some_restorations()
-    together = nnsight.losses(pair, TRAJECTORIES, restorations, invokes=len(restorations))
-    backwards = nnsight.losses(pair, TRAJECTORIES, restorations[::-1], invokes=7)
+    together = nnsight.measure(pair, TRAJECTORIES, restorations, invokes=len(restorations)).losses
+    backwards = nnsight.measure(pair, TRAJECTORIES, restorations[::-1], invokes=7).losses
     assert torch.allclose(together, backwards.flip(0), rtol=1e-5)
 
 
@@ -112,8 +112,10 @@ def test_equals_full_on_gemma(gemma_pair):
         Restoration(sites=("coef", "attn"), layers=(3, 4, 5), positions="answer"),
     ]
     before = unlearned.content_hash()
-    expected = full.losses(gemma_pair, answers, restorations)
-    actual = nnsight.losses(gemma_pair, answers, restorations, invokes=3, padding_side="left")
+    expected = full.measure(gemma_pair, answers, restorations).losses
+    actual = nnsight.measure(
+        gemma_pair, answers, restorations, invokes=3, padding_side="left"
+    ).losses
     assert_same(actual.mean(1, True), expected.mean(1, True), expected[0].mean(), restorations)
     assert unlearned.content_hash() == before
 
@@ -149,7 +151,7 @@ def test_models_stay_as_they_were(direction):
     for model in (pair.vanilla, pair.unlearned):
         model.anatomy.layers[1].layer.register_forward_hook(lambda *run: calls.append(len(run)))
     before = [everything_about(model) for model in (pair.vanilla, pair.unlearned)]
-    nnsight.losses(pair, TRAJECTORIES, some_restorations(), invokes=3)
+    nnsight.measure(pair, TRAJECTORIES, some_restorations(), invokes=3)
     assert before == [everything_about(model) for model in (pair.vanilla, pair.unlearned)]
     # A person's own hook ran with the model.
     assert len(calls) > 10
@@ -169,12 +171,12 @@ def test_models_stay_as_they_were_after_an_exception(invokes):
     before = [everything_about(model) for model in (pair.vanilla, pair.unlearned)]
     count = 0
     with pytest.raises(RuntimeError, match="enough"):
-        nnsight.losses(pair, TRAJECTORIES, some_restorations(), invokes=invokes)
+        nnsight.measure(pair, TRAJECTORIES, some_restorations(), invokes=invokes)
     assert before == [everything_about(model) for model in (pair.vanilla, pair.unlearned)]
     hook.remove()
     restorations = some_restorations()
-    expected = full.losses(pair, TRAJECTORIES, restorations)
-    actual = nnsight.losses(pair, TRAJECTORIES, restorations, invokes=invokes)
+    expected = full.measure(pair, TRAJECTORIES, restorations).losses
+    actual = nnsight.measure(pair, TRAJECTORIES, restorations, invokes=invokes).losses
     assert_same(actual, expected, expected[0], restorations)
 
 
@@ -192,8 +194,8 @@ def test_a_model_that_a_person_traces_with_nnsight():
         return seen[0]
 
     before = looked_at()
-    expected = full.losses(pair, TRAJECTORIES, restorations)
-    actual = nnsight.losses(pair, TRAJECTORIES, restorations, invokes=3)
+    expected = full.measure(pair, TRAJECTORIES, restorations).losses
+    actual = nnsight.measure(pair, TRAJECTORIES, restorations, invokes=3).losses
     assert_same(actual, expected, expected[0], restorations)
     assert torch.equal(looked_at(), before)
 
@@ -273,22 +275,22 @@ def test_what_is_no_adapter_on_the_base(tmp_path):
     pair = lora_pair(tmp_path / "a")
     other = Pair(vanilla=tiny("llama", **UNTIED), unlearned=tiny("llama", seed=1, **UNTIED))
     with pytest.raises(ValueError, match=r"directory of a LoRA adapter on 'V', and 'U' is not one"):
-        nnsight.losses(other, TRAJECTORIES, [NOTHING], remote="local")
+        nnsight.measure(other, TRAJECTORIES, [NOTHING], remote="local")
     # A third model's weights are not V's plus the adapter.
     stranger = Pair(vanilla=tiny("llama", seed=3, **UNTIED), unlearned=pair.unlearned)
     with pytest.raises(ValueError, match=r"'U3' plus its adapter, and model\.embed_tokens\.weight"):
-        nnsight.losses(stranger, TRAJECTORIES, [NOTHING], remote="local")
+        nnsight.measure(stranger, TRAJECTORIES, [NOTHING], remote="local")
     # One that is changed where the adapter does nothing, and one changed where it does.
     for path in ("model.layers.1.self_attn.v_proj", "model.layers.1.self_attn.q_proj"):
         weight = pair.unlearned.model.get_submodule(path).weight
         own, weight.data = weight.data, weight.data + 0.01
         with pytest.raises(ValueError, match=f"and {path}.weight of .* is not$"):
-            nnsight.losses(pair, TRAJECTORIES, [NOTHING], remote="local")
+            nnsight.measure(pair, TRAJECTORIES, [NOTHING], remote="local")
         weight.data = own
-    nnsight.losses(pair, TRAJECTORIES, [NOTHING], remote="local")
+    nnsight.measure(pair, TRAJECTORIES, [NOTHING], remote="local")
     dora = lora_pair(tmp_path / "d", use_dora=True, target_modules=["q_proj"])
     with pytest.raises(ValueError, match=r"plain LoRA matrices, and .* also has .*magnitude"):
-        nnsight.losses(dora, TRAJECTORIES, [NOTHING], remote="local")
+        nnsight.measure(dora, TRAJECTORIES, [NOTHING], remote="local")
 
 
 # Requests
@@ -301,13 +303,13 @@ def test_simulated_request_equals_full(architecture, direction, tmp_path):
     restorations = some_restorations()
     scale = scale_of(pair)
     assert scale.min() > 0.01
-    expected = full.losses(pair, TRAJECTORIES, restorations)
+    expected = full.measure(pair, TRAJECTORIES, restorations).losses
     before = [everything_about(model) for model in (pair.vanilla, pair.unlearned)]
     path, loaded = list(sys.path), set(sys.modules)
     for side, invokes in (("left", 4), ("right", 1), ("left", len(restorations))):
-        actual = nnsight.losses(
+        actual = nnsight.measure(
             pair, TRAJECTORIES, restorations, remote="local", invokes=invokes, padding_side=side
-        )
+        ).losses
         assert_same(actual, expected, scale, restorations)
     assert (sys.path, loaded - set(sys.modules)) == (path, set())
     assert before == [everything_about(model) for model in (pair.vanilla, pair.unlearned)]
@@ -316,17 +318,19 @@ def test_simulated_request_equals_full(architecture, direction, tmp_path):
 @pytest.mark.parametrize("distance", ["kl", "answer_logprob"])
 def test_simulated_request_with_other_distances(distance, tmp_path):
     pair, restorations = lora_pair(tmp_path), some_restorations()
-    expected = full.losses(pair, TRAJECTORIES, restorations, distance=distance)
-    actual = nnsight.losses(
+    expected = full.measure(pair, TRAJECTORIES, restorations, distance=distance).losses
+    actual = nnsight.measure(
         pair, TRAJECTORIES, restorations, distance=distance, remote="local", invokes=9
-    )
+    ).losses
     assert_same(actual, expected, expected[0].abs().mean(), restorations)
 
 
 def test_noise_floor_of_a_simulated_request(tmp_path):
     """V into V: nothing is added anywhere."""
     pair = lora_pair(tmp_path).with_itself()
-    found = nnsight.losses(pair, TRAJECTORIES, some_restorations(), remote="local", invokes=8)
+    found = nnsight.measure(
+        pair, TRAJECTORIES, some_restorations(), remote="local", invokes=8
+    ).losses
     assert found.max() < 1e-10
 
 
@@ -340,7 +344,7 @@ def test_request_runs_where_this_library_is_not(tmp_path, monkeypatch):
 
     pair = lora_pair(tmp_path, name="owner/base@v2")
     restorations = some_restorations()
-    expected = full.losses(pair, TRAJECTORIES, restorations)
+    expected = full.measure(pair, TRAJECTORIES, restorations).losses
     server = TransformersModel(
         tiny_model(**UNTIED), tokenizer=tiny().tokenizer, task="text-generation"
     )
@@ -369,7 +373,7 @@ def test_request_runs_where_this_library_is_not(tmp_path, monkeypatch):
     # Their checks of types, which only tests have, hide a function's source.
     for module, name in ((distances, "check_distance"), (nnsight_remote, "compute_distance")):
         monkeypatch.setattr(module, name, inspect.unwrap(getattr(module, name)))
-    actual = nnsight.losses(pair, TRAJECTORIES, restorations, remote=True, invokes=6)
+    actual = nnsight.measure(pair, TRAJECTORIES, restorations, remote=True, invokes=6).losses
     assert_same(actual, expected, expected[0], restorations)
     (key,) = asked
     model_class, _, identity = key.partition(":")
@@ -389,7 +393,7 @@ def test_a_vanilla_model_that_is_not_hosted(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     pair = lora_pair(tmp_path, name=name)
     with pytest.raises(ValueError, match=f"its Hub id .owner/name., and '{name}' is not one"):
-        nnsight.losses(pair, TRAJECTORIES, [NOTHING], remote=True)
+        nnsight.measure(pair, TRAJECTORIES, [NOTHING], remote=True)
 
 
 # Sweeps
@@ -441,4 +445,4 @@ def test_nnsight_too_old_or_missing(monkeypatch, installed, says):
 
     monkeypatch.setattr("interp.models.conversion.version", version)
     with pytest.raises(ImportError, match=says):
-        nnsight.losses(tiny_pair(), TRAJECTORIES, [NOTHING])
+        nnsight.measure(tiny_pair(), TRAJECTORIES, [NOTHING])

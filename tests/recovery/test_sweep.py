@@ -14,7 +14,8 @@ from interp import LanguageModel, Query
 from interp.recovery.engines import ENGINES, full
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, make_windows
-from interp.recovery.sweep import COLUMNS, SweepConfig, measure
+from interp.recovery.sweep import COLUMNS, measure
+from interp.recovery.sweep_config import SweepConfig
 from tests.helpers.tiny_models import question, tiny, trajectory
 
 ANSWERS = [
@@ -83,10 +84,10 @@ def test_the_losses_are_the_engines(pair, direction, distance):
         if not item.scored:
             continue
         models = dict(zip(("vanilla", "unlearned"), pair, strict=True))
-        expected = full.losses(
+        expected = full.measure(
             Pair(**models, direction=direction), [item], restorations, distance=distance
-        )[:, 0]
-        before = full.losses(Pair(**models), [item], [NOTHING], distance=distance).item()
+        ).losses[:, 0]
+        before = full.measure(Pair(**models), [item], [NOTHING], distance=distance).losses.item()
         rows = losses[
             (losses["query_id"] == item.query.id) & (losses["language"] == item.query.language)
         ]

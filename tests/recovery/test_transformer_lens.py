@@ -48,23 +48,23 @@ def test_the_references_losses(architecture, direction):
     sides, restorations = ("right", "left"), RESTORATIONS
     if direction == "corrupt":
         sides, restorations = ("left",), RESTORATIONS[::3]
-    expected = full.losses(pair, TRAJECTORIES, restorations)
+    expected = full.measure(pair, TRAJECTORIES, restorations).losses
     base = scale if direction == "restore" else 0
     for restoration, losses in zip(restorations[1:], expected[1:], strict=True):
         # Each does something; OLMo's norms have no weights.
         if (architecture, restoration.site) != ("olmo", "norms"):
             assert (losses - base).abs().max() > 1e-4 * scale.max(), restoration
     for side in sides:
-        found = transformer_lens.losses(pair, TRAJECTORIES, restorations, padding_side=side)
+        found = transformer_lens.measure(pair, TRAJECTORIES, restorations, padding_side=side).losses
         assert_same(found, expected, scale, restorations)
 
 
 def test_windows_of_every_site():
     pair, restorations = tiny_pair("gemma3"), every_restoration()[::8]
-    expected = full.losses(pair, TRAJECTORIES, restorations)
-    found = transformer_lens.losses(
+    expected = full.measure(pair, TRAJECTORIES, restorations).losses
+    found = transformer_lens.measure(
         pair, TRAJECTORIES, restorations, padding_side="left", batch_size=2
-    )
+    ).losses
     assert_same(found, expected, expected[0], restorations)
 
 
@@ -72,8 +72,8 @@ def test_windows_of_every_site():
 @pytest.mark.parametrize("architecture", ["gemma2", "phi"])
 def test_other_distances(architecture, distance):
     pair = tiny_pair(architecture)
-    expected = full.losses(pair, TRAJECTORIES, RESTORATIONS, distance=distance)
-    found = transformer_lens.losses(pair, TRAJECTORIES, RESTORATIONS, distance=distance)
+    expected = full.measure(pair, TRAJECTORIES, RESTORATIONS, distance=distance).losses
+    found = transformer_lens.measure(pair, TRAJECTORIES, RESTORATIONS, distance=distance).losses
     # One answer's log-probability may by chance be nearly the same.
     assert_same(found, expected, expected[0].abs().mean(), RESTORATIONS)
 
@@ -114,7 +114,7 @@ def fingerprint(pair: Pair) -> list[object]:
 def test_models_are_as_before_and_bridges_too(architecture):
     pair = tiny_pair(architecture)
     before = fingerprint(pair)
-    expected = transformer_lens.losses(pair, TRAJECTORIES, RESTORATIONS)
+    expected = transformer_lens.measure(pair, TRAJECTORIES, RESTORATIONS).losses
     assert fingerprint(pair) == before
     for stop in (1, 4, len(RESTORATIONS) - 1):
         calls = []
@@ -125,15 +125,15 @@ def test_models_are_as_before_and_bridges_too(architecture):
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            transformer_lens.losses(pair, TRAJECTORIES, RESTORATIONS, advance=interrupt)
+            transformer_lens.measure(pair, TRAJECTORIES, RESTORATIONS, advance=interrupt)
         assert fingerprint(pair) == before
     # No weight stayed swapped in a bridge and no hook in it.
-    assert torch.equal(transformer_lens.losses(pair, TRAJECTORIES, RESTORATIONS), expected)
+    assert torch.equal(transformer_lens.measure(pair, TRAJECTORIES, RESTORATIONS).losses, expected)
 
 
 def test_an_exception_inside_a_restored_forward(monkeypatch):
     pair = tiny_pair("gpt_neox")
-    expected = transformer_lens.losses(pair, TRAJECTORIES, RESTORATIONS)
+    expected = transformer_lens.measure(pair, TRAJECTORIES, RESTORATIONS).losses
     before = fingerprint(pair)
     everything = [Restoration(sites=tuple(SITES), layers=(0, 2, 4))]
 
@@ -143,9 +143,9 @@ def test_an_exception_inside_a_restored_forward(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(transformer_lens, "blend", failing)
         with pytest.raises(torch.OutOfMemoryError):
-            transformer_lens.losses(pair, TRAJECTORIES, everything)
+            transformer_lens.measure(pair, TRAJECTORIES, everything)
     assert fingerprint(pair) == before
-    assert torch.equal(transformer_lens.losses(pair, TRAJECTORIES, RESTORATIONS), expected)
+    assert torch.equal(transformer_lens.measure(pair, TRAJECTORIES, RESTORATIONS).losses, expected)
 
 
 def test_bridges_are_built_once_for_a_pair_and_go_with_it(monkeypatch):
@@ -159,10 +159,10 @@ def test_bridges_are_built_once_for_a_pair_and_go_with_it(monkeypatch):
     monkeypatch.setattr(transformer_lens, "build_bridge", build)
     pair = tiny_pair()
     for _ in range(3):
-        transformer_lens.losses(pair, TRAJECTORIES, [NOTHING])
+        transformer_lens.measure(pair, TRAJECTORIES, [NOTHING])
     assert [name for name, _ in built] == ["U", "V"]
     itself = pair.with_itself()
-    transformer_lens.losses(itself, TRAJECTORIES, [NOTHING])
+    transformer_lens.measure(itself, TRAJECTORIES, [NOTHING])
     assert [name for name, _ in built] == ["U", "V", "V"]
     del pair, itself
     gc.collect()
@@ -183,7 +183,7 @@ def test_bridges_hold_the_parameters_themselves():
 def test_architectures_that_transformer_lens_does_not_run():
     assert set(ARCHITECTURES) - set(BRIDGED) == {"phi_qk_norm"}
     with pytest.raises(ValueError, match=r"does not run this PhiForCausalLM: .*'q_layernorm'") as e:
-        transformer_lens.losses(tiny_pair("phi_qk_norm"), TRAJECTORIES, [NOTHING])
+        transformer_lens.measure(tiny_pair("phi_qk_norm"), TRAJECTORIES, [NOTHING])
     assert "\n" not in str(e.value)
     assert ". " not in str(e.value)
 
@@ -196,7 +196,9 @@ def test_a_bridge_with_other_logits_is_refused():
     block.self_attn.register_forward_hook(lambda _m, _a, output: (output[0] * 2, *output[1:]))
     vanilla = wrap(model)
     with pytest.raises(ValueError, match="gives other logits for this PhiForCausalLM"):
-        transformer_lens.losses(Pair(vanilla=vanilla, unlearned=tiny("phi", seed=1)), [], [NOTHING])
+        transformer_lens.measure(
+            Pair(vanilla=vanilla, unlearned=tiny("phi", seed=1)), [], [NOTHING]
+        )
 
 
 # A real model
@@ -218,9 +220,11 @@ def test_on_gemma(gemma_pair):
             for item in make_windows(site, num_layers=18)[-6:][:1]
         ),
     ]
-    expected = full.losses(gemma_pair, answers, restorations, padding_side="left").mean(1)
+    expected = full.measure(gemma_pair, answers, restorations, padding_side="left").losses.mean(1)
     before = vanilla.content_hash()
-    found = transformer_lens.losses(gemma_pair, answers, restorations, padding_side="left").mean(1)
+    found = transformer_lens.measure(
+        gemma_pair, answers, restorations, padding_side="left"
+    ).losses.mean(1)
     assert vanilla.content_hash() == before
     # 1 − loss / loss(V, U): the difference of two KRS.
     assert ((found - expected).abs() / expected[0]).max() < 1e-5

@@ -1,4 +1,4 @@
-"""Losses by whole forwards, one per restoration, read from the model's own logits."""
+"""Losses and answers by whole forwards, one per restoration, read from the model's own logits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from interp.data.trajectories import Trajectory
 from interp.recovery.batches import Batch, PaddingSide, make_batch
-from interp.recovery.distances import Distance, compute_distance
+from interp.recovery.distances import Distance, compare_logits
+from interp.recovery.measured import Measured
 from interp.recovery.pair import Pair
 from interp.recovery.sites import Restoration
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""V's logits and a run's [scored, vocab] → distances [scored]."""
+"""V's logits and a run's [scored, vocab] → `distances.compare_logits`, [2, scored]."""
 
 
 @runtime_checkable
@@ -25,8 +26,8 @@ class BatchRunner(Protocol):
 
     def __call__(
         self, batch: Batch, restorations: Sequence[Restoration], score: Score
-    ) -> Iterator[Float[Tensor, " scored"]]:
-        """Yield the distances of each restoration's logits from V's, in order."""
+    ) -> Iterator[Float[Tensor, "2 scored"]]:
+        """Yield what `score` gives of each restoration's logits, in order."""
         ...
 
 
@@ -40,9 +41,10 @@ def measure_by_forwards(
     own_precision: bool = False,
     padding_side: PaddingSide = "right",
     batch_size: int = 8,
+    answers: bool = True,
     advance: Callable[[float], object] = lambda _questions: None,
-) -> Float[Tensor, "restoration query"]:
-    """Measure the loss of every restoration on every question, batch by batch.
+) -> Measured:
+    """Measure every restoration on every question, batch by batch.
 
     Args:
         runs: the engine's way to run a batch.
@@ -53,12 +55,11 @@ def measure_by_forwards(
         own_precision: compute the distance in the models' own precision.
         padding_side: where shorter questions are padded.
         batch_size: questions per forward.
+        answers: find also whether a run gives V's answer.
         advance: called after each forward with how many questions' worth of work is done.
-
-    Returns:
-        float64 on the CPU.
     """
     losses = torch.empty(len(restorations), len(trajectories), dtype=torch.float64)
+    answered = torch.empty(losses.shape, dtype=torch.bool)
     with torch.inference_mode():
         for start in range(0, len(trajectories), batch_size):
             here = slice(start, start + batch_size)
@@ -70,9 +71,10 @@ def measure_by_forwards(
             def score(target: Tensor, logits: Tensor, next_ids: Tensor = next_ids) -> Tensor:
                 if not own_precision:
                     target, logits = target.float(), logits.float()
-                return compute_distance(distance, target, logits, next_ids)
+                return compare_logits(distance, target, logits, next_ids.to(logits.device))
 
             for row, scored in enumerate(runs(batch, restorations, score)):
-                losses[row, here] = batch.average_per_question(scored.double()).cpu()
+                means = batch.average_per_question(scored.double()).cpu()
+                losses[row, here], answered[row, here] = means[0], means[1] == 1
                 advance(len(trajectories[here]) / len(restorations))
-    return losses
+    return Measured(losses=losses, answered=answered if answers else None)

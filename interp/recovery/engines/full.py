@@ -6,25 +6,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from interp.data.trajectories import Trajectory
 from interp.recovery.batches import Batch
 from interp.recovery.engines.forwards import Score, measure_by_forwards
 from interp.recovery.hooks import LayerStates, record, restore_sites
+from interp.recovery.measured import Measured
 from interp.recovery.module_hooks import swap_parameters
 from interp.recovery.pair import Pair
 from interp.recovery.sites import Restoration
 
 
-def losses(
+def measure(
     pair: Pair,
     trajectories: Sequence[Trajectory],
     restorations: Sequence[Restoration],
     **options: Any,
-) -> Float[Tensor, "restoration query"]:
-    """Measure the loss of every restoration on every question, by one forward each.
+) -> Measured:
+    """Measure every restoration on every question, by one forward each.
 
     Args and result are those of `forwards.measure_by_forwards`.
     """

@@ -29,6 +29,7 @@ from interp.recovery.engines.nnsight_trace import (
     make_tensor_inputs,
     run_windows,
 )
+from interp.recovery.measured import Measured
 from interp.recovery.module_hooks import get_residual
 from interp.recovery.pair import Pair
 from interp.recovery.sites import Restoration
@@ -37,7 +38,7 @@ INVOKES = 4
 """Windows per forward: more are faster on a CPU, but each needs memory for all its logits."""
 
 
-def losses(
+def measure(
     pair: Pair,
     trajectories: Sequence[Trajectory],
     restorations: Sequence[Restoration],
@@ -45,8 +46,8 @@ def losses(
     invokes: int = INVOKES,
     remote: bool | str = False,
     **options: Any,
-) -> Float[Tensor, "restoration query"]:
-    """Measure the loss of every restoration on every question.
+) -> Measured:
+    """Measure every restoration on every question.
 
     Args and result are those of `forwards.measure_by_forwards`, but for:
 

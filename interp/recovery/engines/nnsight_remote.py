@@ -3,7 +3,7 @@
 One request runs all windows of a batch of questions. In each forward the first row block runs V
 as it is; the others run U, by adding the adapter's low-rank matrices to what its modules return
 (not where a parameter site restores the module), and V's states are put in at activation sites.
-Distances are computed there, and one number per scored position comes back.
+Distances are computed there, and two numbers per scored position come back.
 
 This needs an NDIF key (`nnsight.login()`), and the precision is that of the hosted model.
 `remote="local"` runs the same round trip here: the request is serialised, read back without this
@@ -25,7 +25,7 @@ from interp.models.conversion import copy_modules
 from interp.models.language_model import LanguageModel
 from interp.models.ndif import LowRank, parse_hub_id, read_low_rank_deltas
 from interp.recovery.batches import Batch
-from interp.recovery.distances import Distance, compute_distance
+from interp.recovery.distances import Distance, compare_logits
 from interp.recovery.engines.forwards import BatchRunner, Score
 from interp.recovery.engines.nnsight_trace import (
     Edit,
@@ -80,11 +80,11 @@ def make_remote_runner(
                 logits = logits.float()
             if row == 0:
                 target[:] = [logits]
-            return compute_distance(distance, target[0], logits, next_ids.to(logits.device)).cpu()
+            return compare_logits(distance, target[0], logits, next_ids.to(logits.device)).cpu()
 
         inputs = make_tensor_inputs(batch, pair.vanilla)
-        for distances in _run_session(hosted, remote, inputs, forwards, read):
-            yield from (item.to(batch.scored.device) for item in distances[first:])
+        for compared in _run_session(hosted, remote, inputs, forwards, read):
+            yield from (item.to(batch.scored.device) for item in compared[first:])
 
     return runs
 
@@ -184,7 +184,7 @@ def _send_by_value() -> Iterator[None]:
 
     modules = [
         sys.modules[called.__module__]
-        for called in (run_windows, make_low_rank_change, compute_distance)
+        for called in (run_windows, make_low_rank_change, compare_logits)
     ]
     path = list(sys.path)
     for module in modules:

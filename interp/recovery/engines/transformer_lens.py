@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from interp.data.trajectories import Trajectory
@@ -28,6 +28,7 @@ from interp.models.language_model import LanguageModel
 from interp.recovery.batches import Batch
 from interp.recovery.engines.forwards import Score, measure_by_forwards
 from interp.recovery.hooks import LayerStates, restore_sites
+from interp.recovery.measured import Measured
 from interp.recovery.module_hooks import blend, swap_parameters
 from interp.recovery.pair import Pair
 from interp.recovery.site_names import HOOK_POINTS
@@ -51,13 +52,13 @@ _BRIDGED: WeakKeyDictionary[Pair, tuple[_Bridged, _Bridged]] = WeakKeyDictionary
 """Base and donor of the pairs in use: a pair's models do not change while it lives."""
 
 
-def losses(
+def measure(
     pair: Pair,
     trajectories: Sequence[Trajectory],
     restorations: Sequence[Restoration],
     **options: Any,
-) -> Float[Tensor, "restoration query"]:
-    """Measure the loss of every restoration on every question, by one forward each.
+) -> Measured:
+    """Measure every restoration on every question, by one forward each.
 
     Args and result are those of `forwards.measure_by_forwards`.
 

@@ -4,4 +4,4 @@
 own run beside it, `row_budget` what fits in memory and `disk_offload` the rows that do not.
 """
 
-from interp.recovery.engines.layered.engine import losses as losses
+from interp.recovery.engines.layered.engine import measure as measure

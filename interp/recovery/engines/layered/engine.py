@@ -33,19 +33,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from interp.data.trajectories import Trajectory
 from interp.recovery.batches import PaddingSide
 from interp.recovery.distances import Distance
 from interp.recovery.engines.layered.row_budget import JobPlanner, RowBudget
 from interp.recovery.engines.layered.upward_pass import UpwardPass
+from interp.recovery.measured import Measured
 from interp.recovery.pair import Pair
 from interp.recovery.sites import Restoration
 
 
-def losses(
+def measure(
     pair: Pair,
     trajectories: Sequence[Trajectory],
     restorations: Sequence[Restoration],
@@ -54,11 +53,12 @@ def losses(
     own_precision: bool = False,
     padding_side: PaddingSide = "right",
     budget: RowBudget | None = None,
+    answers: bool = True,
     advance: Callable[[float], object] = lambda _questions: None,
-) -> Float[Tensor, "restoration query"]:
-    """Measure the loss of every restoration on every question.
+) -> Measured:
+    """Measure every restoration on every question.
 
-    Args and result are those of the reference engine (`full.losses`), but for:
+    Args and result are those of the reference engine (`full.measure`), but for:
 
     Args:
         budget: how much is computed at once; what suits the device's free memory if None. It is
@@ -66,7 +66,8 @@ def losses(
     """
     budget = budget or RowBudget.for_pair(pair)
     scorer = pair.get_scorer(distance, own_precision=own_precision)
-    losses_by_row = torch.empty(len(restorations), len(trajectories), dtype=torch.float64)
+    losses = torch.empty(len(restorations), len(trajectories), dtype=torch.float64)
+    answered = torch.empty(losses.shape, dtype=torch.bool) if answers else None
     planner = JobPlanner(pair, trajectories, padding_side=padding_side)
     waiting = planner.plan_jobs(len(restorations), budget)[::-1]
     with torch.inference_mode():
@@ -92,7 +93,7 @@ def losses(
                     room=job.room,
                     padding_side=padding_side,
                     prefix=job.prefix,
-                ).run(scorer, layer_done)
+                ).run(scorer, layer_done, answers=answers)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error) or job.is_smallest:
                     raise
@@ -101,8 +102,11 @@ def losses(
                 # What was measured so far stays; what is left is cut anew.
                 waiting = planner.replan([*waiting, job], len(restorations), budget)
                 continue
-            losses_by_row[:, list(job.questions)] = result
-    return losses_by_row
+            questions = list(job.questions)
+            losses[:, questions] = result.losses
+            if answered is not None and result.answered is not None:
+                answered[:, questions] = result.answered
+    return Measured(losses=losses, answered=answered)
 
 
 def _is_read_by(pair: Pair, restorations: Sequence[Restoration], readout: str) -> bool:

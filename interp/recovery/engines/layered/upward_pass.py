@@ -26,7 +26,8 @@ from torch import Tensor
 from interp.data.trajectories import Trajectory
 from interp.models.low_rank import hold_sums
 from interp.recovery.batches import Batch, PaddingSide, make_batch, make_prefix_batch
-from interp.recovery.distances import DistanceScorer, check_answered
+from interp.recovery.distances import DistanceScorer, Readout, check_answered
+from interp.recovery.engines.layered.answer_finder import AnswerFinder
 from interp.recovery.engines.layered.disk_offload import OffloadedRows
 from interp.recovery.engines.layered.known_outputs import (
     compute_only_at,
@@ -42,6 +43,7 @@ from interp.recovery.engines.layered.layerwise_run import (
     get_device,
 )
 from interp.recovery.hooks import require_state, restore_sites
+from interp.recovery.measured import Measured
 from interp.recovery.mixture_hooks import restore_output
 from interp.recovery.module_hooks import blend, swap_parameters
 from interp.recovery.pair import Pair
@@ -132,13 +134,14 @@ class UpwardPass:
         ]
 
     def run(
-        self, scorer: DistanceScorer, layer_done: Callable[[], object]
-    ) -> Float[Tensor, "restoration batch"]:
+        self, scorer: DistanceScorer, layer_done: Callable[[], object], *, answers: bool = True
+    ) -> Measured:
         """Go up the layers, and score every restoration.
 
         Args:
             scorer: the distance from V's logits.
             layer_done: called after each layer.
+            answers: find also whether a restoration gives V's answer.
         """
         with OffloadedRows(self.room) as waiting:
             for layer in range(self.base.num_layers):
@@ -146,7 +149,7 @@ class UpwardPass:
                 with hold_sums(self.base.layers[layer].layer, self.donor.layers[layer].layer):
                     self._run_layer(layer, waiting)
                 layer_done()
-            return self._score(scorer, waiting).cpu()
+            return self._score(scorer, waiting, answers)
 
     def _get_history(self, restoration: Restoration, layer: int) -> _History | None:
         """Return a restoration's row after a layer, None while it is the base model's own."""
@@ -313,8 +316,8 @@ class UpwardPass:
         batch_size = segment.batch.input_ids.shape[0]
         return call_layer(self.base, layer, call, hidden, cache, batch_size=batch_size)
 
-    def _score(self, scorer: DistanceScorer, waiting: OffloadedRows) -> Tensor:
-        """Average the losses of the rows above the last layer."""
+    def _score(self, scorer: DistanceScorer, waiting: OffloadedRows, answers: bool) -> Measured:
+        """Average the losses of the rows above the last layer, and find those that answer."""
         segment, last = self.segments[-1], self.base.num_layers - 1
         batch = segment.batch
         base_final = batch.at_scored(require_state(segment.base_run.final))
@@ -322,9 +325,12 @@ class UpwardPass:
         target = donor_final if self.pair.direction == "restore" else base_final
         check_answered(scorer.distance, batch.all_answered)
         next_ids = batch.at_scored(batch.next_ids)
-        own, other = "vanilla", "unlearned"
+        own: Readout = "vanilla"
+        other: Readout = "unlearned"
         if self.pair.direction == "restore":
             own, other = other, own
+        finals = [(base_final, own), (donor_final, other)]
+        finder = AnswerFinder(scorer, batch, finals) if answers else None
         losses = []
         for item in self.restorations:
             history = self._get_history(item, last)
@@ -343,7 +349,10 @@ class UpwardPass:
             row_losses = scorer.compute_losses(target, state[None], next_ids, readout=readout)[0]
             # The two models' unembeddings may live on different devices.
             losses.append(row_losses.to(losses[0].device if losses else row_losses.device))
-        return batch.average_per_question(torch.stack(losses))
+            if finder is not None:
+                finder.add(state, readout)
+        means = batch.average_per_question(torch.stack(losses)).cpu()
+        return Measured(losses=means, answered=None if finder is None else finder.find_all())
 
 
 def _restore_state(

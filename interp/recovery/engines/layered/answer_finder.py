@@ -1,0 +1,125 @@
+"""Which runs give V's answer, told from their final states.
+
+A run does where the likeliest token at every scored position is the answer's next. All logits of a
+run cost more than several layers. So most runs are turned down by a few rivals: the likeliest
+tokens of the two models that the run is made of. Those that are left are read in full, many
+positions at once. What is found is what `argmax` over all logits finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.recovery.batches import Batch
+from interp.recovery.distances import DistanceScorer, Readout
+
+NUM_RIVALS = 8
+"""Likeliest tokens of each of the two models that are tried first."""
+
+RUNS_AT_ONCE = 16
+"""Runs that are kept until those left of them are read in full."""
+
+
+class _Run(NamedTuple):
+    number: int
+    state: Float[Tensor, "scored d"]
+    readout: Readout
+
+
+class AnswerFinder:
+    """Finder of the runs of a batch that give V's answers."""
+
+    def __init__(
+        self,
+        scorer: DistanceScorer,
+        batch: Batch,
+        finals: Sequence[tuple[Float[Tensor, "scored d"], Readout]],
+    ) -> None:
+        """Start.
+
+        Args:
+            scorer: reads final states.
+            batch: the questions.
+            finals: the two models' own final states, and whose unembedding reads them.
+        """
+        self._scorer, self._finals = scorer, finals
+        self._question, self._num_questions = batch.scored_question, batch.scored.shape[0]
+        self._next_ids = batch.at_scored(batch.next_ids)
+        # Per unembedding: those rows of it that are the answers' tokens and their rivals'.
+        self._rows: dict[Readout, tuple[Tensor, Tensor | None]] = {}
+        self._candidates: Int[Tensor, "scored candidate"] | None = None
+        self._waiting: list[_Run] = []
+        self._answered: list[Bool[Tensor, " batch"]] = []
+
+    def add(self, state: Float[Tensor, "scored d"], readout: Readout) -> None:
+        """Add a run, by its final states and whose unembedding reads them."""
+        logits = self._read_candidates(state, readout)
+        # What is nearly equal may be rounded otherwise, and is read in full.
+        margin = max(1e-4, 8 * torch.finfo(state.dtype).eps) * logits.abs().amax(1)
+        is_beaten = logits[:, 1:].amax(1) > logits[:, 0] + margin
+        self._waiting.append(_Run(len(self._answered), state, readout))
+        self._answered.append(self._join(~is_beaten))
+        if len(self._waiting) == RUNS_AT_ONCE:
+            self._read_waiting()
+
+    def find_all(self) -> Bool[Tensor, "run batch"]:
+        """Return whether the runs give V's answers, in the order in which they were added."""
+        self._read_waiting()
+        return torch.stack([answered.cpu() for answered in self._answered])
+
+    def _join(self, is_right: Bool[Tensor, " scored"]) -> Bool[Tensor, " batch"]:
+        """Return for every question whether all its scored positions are right."""
+        question = self._question.to(is_right.device)
+        wrong = is_right.new_zeros(self._num_questions, dtype=torch.int)
+        return wrong.index_add_(0, question, (~is_right).int()) == 0
+
+    def _read_candidates(
+        self, state: Tensor, readout: Readout
+    ) -> Float[Tensor, "scored candidate"]:
+        """Compute the logits of the answer's token, the first, and of its rivals."""
+        if readout not in self._rows:
+            unembed = self._scorer.get_unembedding(readout)
+            chosen = self._find_candidates().to(unembed.weight.device)
+            bias = None if unembed.bias is None else unembed.bias[chosen].float()
+            self._rows[readout] = unembed.weight[chosen].float(), bias
+        weights, bias = self._rows[readout]
+        logits = torch.einsum("pd,pcd->pc", state.to(weights), weights)
+        return self._scorer.finish_logits(logits if bias is None else logits + bias)
+
+    def _find_candidates(self) -> Int[Tensor, "scored candidate"]:
+        if self._candidates is None:
+            device = self._next_ids.device
+            found = [self._next_ids[:, None]]
+            for state, readout in self._finals:
+                parts = self._scorer.read_in_parts(state, readout)
+                likeliest = [part.topk(min(NUM_RIVALS, part.shape[-1])).indices for part in parts]
+                found.append(torch.cat(likeliest).to(device))
+            # The answer's own token among them never beats itself.
+            self._candidates = torch.cat(found, dim=1)
+        return self._candidates
+
+    def _read_waiting(self) -> None:
+        """Read in full what is left of the runs that wait, and forget them."""
+        readouts: tuple[Readout, Readout] = ("vanilla", "unlearned")
+        for readout in readouts:
+            runs = [run for run in self._waiting if run.readout == readout]
+            places = [
+                self._answered[run.number][self._question.to(run.state.device)].nonzero()[:, 0]
+                for run in runs
+            ]
+            left = [run.state[at] for run, at in zip(runs, places, strict=True) if len(at)]
+            if not left:
+                continue
+            parts = self._scorer.read_in_parts(torch.cat(left), readout)
+            likeliest = torch.cat([part.argmax(-1) for part in parts])
+            sizes = [len(at) for at in places]
+            for run, at, tokens in zip(runs, places, likeliest.split(sizes), strict=True):
+                is_right = torch.ones_like(self._question, dtype=torch.bool, device=at.device)
+                is_right[at] = tokens.to(at.device) == self._next_ids.to(at.device)[at]
+                self._answered[run.number] &= self._join(is_right)
+        self._waiting.clear()
