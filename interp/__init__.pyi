@@ -6,6 +6,7 @@ from interp import models as models
 from interp import recovery as recovery
 from interp import report as report
 from interp import unlearning as unlearning
+from interp.data.control_queries import controls as controls
 from interp.data.queries import queries as queries
 from interp.data.query import Query as Query
 from interp.data.trajectories import Trajectory as Trajectory

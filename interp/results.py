@@ -104,16 +104,15 @@ class RunDirectory:
         """What is measured."""
         return self._manifest["config"]
 
-    def add_model(
-        self, role: str, name: str, content_hash: str, *, text_hash: str | None = None
-    ) -> str:
+    def add_model(self, role: str, name: str, content_hash: str, **more: str | bool | None) -> str:
         """Note a model that is measured.
 
         Args:
             role: "vanilla" or "unlearned".
             name: what it was loaded as.
             content_hash: of its weights.
-            text_hash: of its tokenizer and end tokens, where measurements depend on them.
+            more: `text_hash`, of its tokenizer and end tokens, where measurements depend on them;
+                `never`, true of a model that never knew what the others forgot.
 
         Returns:
             The name under which the run knows the model: that of its first measurement, if it is
@@ -122,9 +121,8 @@ class RunDirectory:
         Raises:
             ValueError: the run knows another model under this name, or another vanilla model.
         """
-        entry = {"role": role, "content_hash": content_hash}
-        if text_hash is not None:
-            entry["text_hash"] = text_hash
+        entry: dict[str, Any] = {"role": role, "content_hash": content_hash}
+        entry |= {key: value for key, value in more.items() if value}
         if place := hash_place(name):
             entry["place"] = place
         known_name = self._find_known_name(name, entry)
@@ -185,7 +183,7 @@ class RunDirectory:
     def write_trajectories(self, language: str, trajectories: Sequence[Trajectory]) -> None:
         """Write the trajectories of a language."""
         self._write_manifest()
-        asked = [list_chat_fields(item.query) for item in trajectories]
+        asked = [list_chat_fields(item.query, control=True) for item in trajectories]
         table = pd.DataFrame(
             [
                 {

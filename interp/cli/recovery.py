@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -20,6 +20,11 @@ from interp.cli.options import (
 from interp.files import check_folder
 from interp.launch.options import AnswerOptions, LaunchConfig
 from interp.launch.signature import select_options
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Value = Literal["krs", "answers", "retained"]
 
 
 @has_options(lambda _args: OptionSet(configs=(AnswerOptions, FigureOptions)))
@@ -61,9 +66,11 @@ def sweep(
     unlearned: Annotated[tuple[str, ...], arg(metavar="SPEC [SPEC ...]")],
     queries: Annotated[str, arg(metavar="FILE|NAME")],
     out: Annotated[Path, arg(metavar="DIR")],
+    controls: bool = False,
+    never: Annotated[str | None, arg(metavar="SPEC")] = None,
     **options: Any,
 ) -> None:
-    """Restore every window of layers of an unlearned model and store the losses.
+    """Restore every window of layers of an unlearned model, and store losses and answers.
 
     A SPEC is a Hugging Face directory (a full model or a PEFT adapter), a .gguf file, a Hub id
     (optionally with @revision) or the embedded gemma-3-270m.
@@ -74,6 +81,9 @@ def sweep(
         queries: a .jsonl file, a built-in name such as `capitals`, or a data set (`bmlama:FILE`);
             see `interp queries --help`.
         out: run directory; what it holds already is not measured again.
+        controls: ask as many built-in questions on facts to keep, too, for the damage done; a file
+            marks its own with "control": true.
+        never: a model that never knew what the others forgot, for the excess over it.
     """
     import interp
     from interp.models.precision import WEIGHTS
@@ -94,6 +104,8 @@ def sweep(
         interp.load(vanilla, device=device, dtype=None if dtype is None else WEIGHTS[dtype]),
         unlearned,
         loaded_queries,
+        controls=controls,
+        never=never,
         out=out,
         **options,
     )
@@ -103,16 +115,28 @@ def sweep(
 def krs(
     directory: Annotated[Positional[Path], arg(metavar="DIR")],
     *,
+    value: Value | None = None,
     variant: str | None = None,
     by: Annotated[tuple[str, ...], arg(metavar="COLUMN [COLUMN ...]")] = ("language",),
+    controls: bool = False,
+    only: Literal["known"] | None = None,
+    never: Annotated[str | None, arg(metavar="NAME")] = None,
     csv: Annotated[Path | None, arg(metavar="FILE")] = None,
 ) -> None:
-    """Print the knowledge recovery scores of a run, or write them to a CSV file.
+    """Print what a run measured: recovery scores and answers, or one of them as a CSV file.
+
+    By layer: the knowledge recovery score, the share of V's answers that a restored model gives
+    again, and what V still says with U's parts (of a sweep with --direction both or corrupt). And
+    per language what V knows, and the damage, of a sweep with --controls.
 
     Args:
         directory: the run directory.
+        value: krs, answers or retained alone; all that was measured by default, and with --csv krs.
         variant: paper (ratio of means) or hong2024 (mean of ratios); that of the run by default.
         by: columns that make a group: language, concept, query_id.
+        controls: of the questions on facts to keep instead.
+        only: known leaves out questions to which V does not give the right answer.
+        never: the model that never knew; the one that the sweep was given by default.
         csv: write the whole table here instead.
     """
     from interp.launch.recovery import Recovery
@@ -120,18 +144,56 @@ def krs(
 
     if csv is not None:
         check_output_file(csv)
-    table = Recovery.read(directory).krs(variant=variant, by=by)
+    recovery = Recovery.read(directory)
+    options: dict[str, Any] = {"by": by, "only": only, "never": never or recovery.never}
+    makers = {
+        "krs": lambda: recovery.krs(variant=variant, controls=controls, **options),
+        "answers": lambda: recovery.answers(controls=controls, **options),
+        "retained": lambda: recovery.retained(**options),
+    }
     if csv is not None:
-        write_csv(csv, table)
+        write_csv(csv, makers[value or "krs"]())
         print(csv)
         return
-    name = "effect" if "effect" in table else "krs"
+    wanted = [value] if value else recovery.list_values()
+    print("What V knows: right answers of those asked; loss(V, U)")
+    print(recovery.known(by=by).to_string(index=False, na_rep="–", float_format="{:.3g}".format))
+    if recovery.has_controls:
+        print("\nDamage: loss(V, U) on facts to keep / on those unlearned")
+        shown = recovery.damage(by=by).drop(columns="reason")
+        print(shown.to_string(index=False, na_rep="–", float_format="{:.3g}".format))
+    notes = set()
+    for name in wanted:
+        table = makers[name]()
+        notes |= set(table["reason"]) - {""}
+        _print_by_layer(table, controls)
+    for note in sorted(notes):
+        print(f"note: {note}")
+
+
+_HEADINGS = {
+    "krs": "krs",
+    "effect": "effect",
+    "recovered": "share of V's answers given again",
+    "retained": "share of V's answers that V still gives with U's part",
+    "erased_fall": "erased: what U's part costs V's answers of what that of N costs (log-prob.)",
+    "excess": "excess over the model that never knew",
+}
+"""Columns that are printed by layer, with what stands above them."""
+
+
+def _print_by_layer(table: pd.DataFrame, controls: bool) -> None:
+    """Print the scores of a table by layer."""
     groups = list(table.columns[: list(table.columns).index("site")])
-    wide = table.pivot(index=[*groups, "site"], columns="layer", values=name)
-    print(f"{name} by layer (window centre)")
-    print(wide.to_string(float_format=lambda value: f"{value:.2f}", na_rep="–"))
-    for reason in sorted(set(table["reason"]) - {""}):
-        print(f"note: {reason}")
+    for name, heading in _HEADINGS.items():
+        if name not in table:
+            continue
+        if name == "excess":
+            heading = f"{heading}, of {'krs' if 'krs' in table else 'answers'}"
+        of = " (questions on facts to keep)" if controls else ""
+        wide = table.pivot(index=[*groups, "site"], columns="layer", values=name)
+        print(f"\n{heading} by layer (window centre){of}")
+        print(wide.to_string(float_format=lambda value: f"{value:.2f}", na_rep="–"))
 
 
 @has_options(lambda _args: OptionSet(configs=(FigureOptions,)))

@@ -4,6 +4,7 @@ from interp.data.chat import Message as Message
 from interp.data.chat import list_fields as list_fields
 from interp.data.chat_requests import Connection as Connection
 from interp.data.chat_requests import Reply as Reply
+from interp.data.control_queries import controls as controls
 from interp.data.corpus import REAL_LANGUAGE as REAL_LANGUAGE
 from interp.data.corpus import Corpus as Corpus
 from interp.data.corpus import CorpusGap as CorpusGap

@@ -101,19 +101,21 @@ def check_system(system: Any) -> None:
 def list_fields(item: Any) -> dict[str, Any]:
     """List the fields of a query or a text, without those of `FIELDS` that say nothing.
 
-    So what is no chat, and has no stops, is known by what it was always known by.
+    So what is no chat, has no stops and is no control is known by what it was always known by.
     """
     fields = asdict(item)
+    unsaid: Mapping[str, object] = {**FIELDS, "control": False}
     return {
         key: value
         for key, value in fields.items()
-        if key not in FIELDS or value not in (FIELDS[key], [])
+        if key not in unsaid or value not in (unsaid[key], [])
     }
 
 
-def list_chat_fields(item: Any) -> dict[str, Any]:
-    """List those of `FIELDS` that say something of a query or a text."""
-    return {key: value for key, value in list_fields(item).items() if key in FIELDS}
+def list_chat_fields(item: Any, *, control: bool = False) -> dict[str, Any]:
+    """List those of `FIELDS` that say something of a query or a text; also `control` if wanted."""
+    wanted = (*FIELDS, "control") if control else FIELDS
+    return {key: value for key, value in list_fields(item).items() if key in wanted}
 
 
 def read_chat_fields(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,10 +125,8 @@ def read_chat_fields(row: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: one is not what it must be.
     """
     given = {key: row[key] for key in FIELDS if row.get(key) not in (None, "")}
-    if isinstance(chat := given.get("chat"), str):
-        given["chat"] = _YES_OR_NO.get(chat.strip().lower(), chat)
-    if not isinstance(given.get("chat", False), bool):
-        raise ValueError(f"'chat' must be true or false, not {reprlib.repr(given['chat'])}")
+    if "chat" in given:
+        given["chat"] = read_flag(row, "chat")
     for key in ("messages", "stop"):
         if isinstance(given.get(key), str) and given[key].lstrip().startswith("["):
             given[key] = _parse_json(given[key])
@@ -137,6 +137,20 @@ def read_chat_fields(row: Mapping[str, Any]) -> dict[str, Any]:
             f"'stop' must be a text or a list of texts, not {reprlib.repr(given['stop'])}"
         )
     return given
+
+
+def read_flag(row: Mapping[str, Any], key: str) -> bool:
+    """Read a field of a row of a file that is true or false; false where it is not there.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    given = row.get(key)
+    if isinstance(given, str):
+        given = _YES_OR_NO.get(given.strip().lower(), given)
+    if not isinstance(given, bool | None):
+        raise ValueError(f"{key!r} must be true or false, not {reprlib.repr(given)}")
+    return bool(given)
 
 
 def _make_message(given: Any, number: int) -> Message:

@@ -5,8 +5,9 @@ A line of a query file (JSON Lines) is
 "aliases": ["Paname"], "concept": "capitals"}`; `id`, `language` and `prompt` are required. The
 prompt goes to the tokenizer as it is, with the model's usual special tokens; with `"chat": true` it
 is a user's message in the tokenizer's chat template (`system`, `messages` and `stop`: see
-`interp.data.chat`). A JSON array, CSV, TSV and Parquet with these fields as columns are read, too;
-in CSV and TSV, `aliases` is a JSON list.
+`interp.data.chat`). `"control": true` marks questions on what was to be kept. A JSON array, CSV,
+TSV and Parquet with these fields as columns are read, too; in CSV and TSV, `aliases` is a JSON
+list.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from interp.data.chat import (
     make_stops,
     make_turns,
     read_chat_fields,
+    read_flag,
 )
 from interp.data.row_readers import check_text, read_rows, require_field
 from interp.files import write_atomically
@@ -50,6 +52,7 @@ class Query:
         messages: a whole chat, in place of a prompt, which becomes its last message.
         system: a system message before the chat; None for none.
         stop: texts before which an answer ends; the end of turn ends those of a chat in any case.
+        control: whether it asks for what was to be kept; see `interp.controls`.
 
     Raises:
         ValueError: messages that are no chat (`interp.data.chat.make_messages`), another prompt
@@ -66,6 +69,7 @@ class Query:
     messages: tuple[Message, ...] = ()
     system: str | None = None
     stop: tuple[str, ...] = ()
+    control: bool = False
 
     def __post_init__(self) -> None:
         """Check how it is asked, and bring it into one form."""
@@ -217,6 +221,7 @@ def _parse_list(text: str) -> object:
 def _parse(row: dict[str, Any], where: str) -> Query:
     try:
         asked = read_chat_fields(row)
+        control = read_flag(row, "control")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if "messages" in asked:
@@ -244,6 +249,7 @@ def _parse(row: dict[str, Any], where: str) -> Query:
         "answer": row.get("answer"),
         "aliases": tuple(check_text(alias, where, "aliases") for alias in aliases),
         "concept": row.get("concept") or "",
+        "control": control,
     }
     try:
         return Query(**fields, **asked)

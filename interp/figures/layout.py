@@ -58,12 +58,17 @@ def check_table(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
 
 
 def set_language_layer_axes(
-    figure: go.Figure, languages: Sequence[str], layers: Sequence[int], width: int
+    figure: go.Figure,
+    languages: Sequence[str],
+    layers: Sequence[int],
+    width: int,
+    texts: Sequence[str] | None = None,
 ) -> int:
     """Set the axes of heatmaps of languages by layers; return the step between ticks in layers.
 
     Facets are `width` pixels wide; the first language stands at the top. Categories, which plotly
-    matches and does not show, are the codes as they are; the tick labels are escaped.
+    matches and does not show, are the codes as they are; the tick labels are `texts`, as Plotly
+    reads them, or the languages' names.
     """
     step = next(s for s in (1, 2, 5, 10, 20, 50) if s * width / len(layers) >= 26 or s == 50)
     figure.update_xaxes(
@@ -78,7 +83,7 @@ def set_language_layer_axes(
         categoryarray=languages,
         range=[len(languages) - 0.5, -0.5],
         tickvals=languages,
-        ticktext=[escape(label_language(code)) for code in languages],
+        ticktext=texts or [escape(label_language(code)) for code in languages],
         showgrid=False,
     )
     return step

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import diverging
+from plotly.colors import diverging, sequential
 
 from interp.figures.layout import (
     COLOURS,
@@ -39,11 +39,21 @@ _SITE_TITLES = {
     "mlp_out": "MLP output (mlp_out)",
     "resid": "residual stream (resid)",
 }
-_SCORE_TITLES = {"krs": "KRS", "effect": "effect"}
+_SCORE_TITLES = {
+    "krs": "KRS",
+    "effect": "effect",
+    "recovered": "V's answers<br>given again",
+    "retained": "V's answers<br>still given",
+}
+_SHARES = ("recovered", "retained")
 _COLUMNS = ("language", "site", "layer", "first_layer", "last_layer", "ci_low", "ci_high")
-_COLUMNS += ("num_queries", "noise_floor", "reason")
+_COLUMNS += ("num_queries", "reason")
+
+FEW_KNOWN = 5
+"""Known questions of a language below which its name is grey: little can be said of it."""
 
 _UNDEFINED = "#b3b3b3"
+_FAINT = "#8c8c8c"
 
 # Pixels that the facets of an array should take together.
 _ARRAY_WIDTH = 1500
@@ -53,9 +63,14 @@ def plot_heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     """Draw language × layer, one facet per site, on one colour scale with zero in the middle.
 
     The scale is symmetric and ends at the largest score, but at ±1 at most: scores beyond take
-    the last colour, which the colour bar then says. The traces and the hover hold the true
-    scores. Undefined scores are grey, their reason is in the hover; cells that the table does not
-    hold stay white. Several models (or concepts) stand in one row of facets each.
+    the last colour, which the colour bar then says; that of shares of answers goes from 0 to 1. The
+    traces and the hover hold the true scores. Undefined scores are grey, their reason is in the
+    hover; cells that the table does not hold stay white. Several models (or concepts) stand in one
+    row of facets each.
+
+    Beside a language stands to how many of its questions V gives the right answer, where the table
+    says so (`num_known`, `num_asked`); fewer than `FEW_KNOWN` make its name grey, as scores then
+    speak of no knowledge.
 
     Raises:
         ValueError: the table is empty, lacks columns or holds a cell twice.
@@ -66,7 +81,7 @@ def plot_heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     records = [record for of_facet in cells.values() for record in of_facet]
     languages = list(dict.fromkeys(record["language"] for record in records))
     layers = sorted({record["layer"] for record in records})
-    labels = [label_language(code) for code in languages]
+    labels, is_known = _label_languages(records, languages)
     width = int(np.clip(20 * len(layers), 240, 420))
     columns = choose_num_columns(len(sites), width)
     if len(groups) > 1:
@@ -104,11 +119,21 @@ def plot_heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
             shared |= {"colorscale": [_UNDEFINED, _UNDEFINED], "showscale": False}
             figure.add_trace(go.Heatmap(z=ones, **shared), row=row, col=col)
 
-    set_language_layer_axes(figure, languages, layers, width)
+    texts = [
+        escape(label) if known else f'<span style="color:{_FAINT}">{escape(label)}</span>'
+        for label, known in zip(labels, is_known, strict=True)
+    ]
+    set_language_layer_axes(figure, languages, layers, width, texts)
+    notes = []
     if any(math.isnan(record[name]) for record in records):
+        notes.append(f'<span style="color:{_UNDEFINED}">■</span> undefined')
+    if not all(is_known):
+        notes.append(f'<span style="color:{_FAINT}">grey: V knows fewer than {FEW_KNOWN}</span>')
+    if notes:
         # The corner below the languages' names is always free.
         figure.add_annotation(
-            text=f'<span style="color:{_UNDEFINED}">■</span> undefined',
+            text="<br>".join(notes),
+            align="right",
             showarrow=False,
             xref="paper",
             x=0,
@@ -120,6 +145,22 @@ def plot_heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         )
     figure.update_layout(coloraxis=_make_coloraxis([record[name] for record in records], name))
     return figure
+
+
+def _label_languages(records: list[dict], languages: list[str]) -> tuple[list[str], list[bool]]:
+    """Return the languages' names with what V knows of them, and whether that is enough."""
+    labels, is_known = [], []
+    for code in languages:
+        counts = {
+            (record["num_known"], record["num_asked"])
+            for record in records
+            if record["language"] == code and not math.isnan(record.get("num_known", math.nan))
+        }
+        # Groups, such as concepts, have counts of their own.
+        known = [f"{num_known:.0f}/{num_asked:.0f}" for num_known, num_asked in sorted(counts)]
+        labels.append(" · ".join([label_language(code), *(known if len(known) == 1 else [])]))
+        is_known.append(not counts or max(number for number, _ in counts) >= FEW_KNOWN)
+    return labels, is_known
 
 
 def plot_lines(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
@@ -206,7 +247,7 @@ def _group_cells(table: pd.DataFrame) -> tuple[str, dict[tuple[tuple, str], list
     A group is what stands before `site` besides the language, such as the unlearned model.
     """
     columns = list(table.columns)
-    name = "effect" if "effect" in columns else "krs"
+    name = next((column for column in _SCORE_TITLES if column in columns), "krs")
     check_table(table, (*_COLUMNS, name), "scores")
     group_columns = [c for c in columns[: columns.index("site")] if c != "language"]
     cells: dict[tuple[tuple, str], list[dict]] = {}
@@ -218,6 +259,10 @@ def _group_cells(table: pd.DataFrame) -> tuple[str, dict[tuple[tuple, str], list
 
 
 def _make_coloraxis(scores: list[float], name: str) -> dict[str, Any]:
+    if name in _SHARES:
+        bar = {"title": {"text": _SCORE_TITLES[name], "font": {"size": 14}}, "thickness": 14}
+        bar |= {"lenmode": "pixels", "len": 200, "tickformat": ".0%"}
+        return {"colorscale": sequential.Blues, "cmin": 0, "cmax": 1, "colorbar": bar}
     finite = [score for score in scores if math.isfinite(score)]
     end = min(max(map(abs, finite), default=1.0), 1.0) or 1.0
     text = _SCORE_TITLES[name]
@@ -263,13 +308,19 @@ def _format_hover(record: dict, name: str) -> str:
         f"<b>{escape(label_language(record['language']))}</b>",
         escape(_format_site(record["site"])),
         window,
-        f"{_SCORE_TITLES[name]} " + ("undefined" if math.isnan(score) else f"{score:.3f}"),
+        f"{_SCORE_TITLES[name].replace('<br>', ' ')} "
+        + ("undefined" if math.isnan(score) else f"{score:.3f}"),
     ]
     if not math.isnan(low):
-        text.append(f"bootstrap interval {low:.3f} to {high:.3f}")
+        kind = "" if name in _SHARES else "bootstrap "
+        text.append(f"{kind}interval {low:.3f} to {high:.3f}")
     num_queries = record["num_queries"]
     text.append(f"{num_queries} question" + ("" if num_queries == 1 else "s"))
-    if not math.isnan(record["noise_floor"]):
+    if name in _SHARES and not math.isnan(record.get("unlearned", math.nan)):
+        text.append(f"U itself gives {record['unlearned']:.3f}")
+    if not math.isnan(record.get("num_known", math.nan)):
+        text.append(f"V knows {record['num_known']:.0f} of {record['num_asked']:.0f}")
+    if not math.isnan(record.get("noise_floor", math.nan)):
         text.append(f"noise floor {record['noise_floor']:.1e}")
     if record["reason"]:
         text += map(escape, textwrap.wrap(record["reason"], 60))

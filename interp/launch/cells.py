@@ -185,8 +185,10 @@ class LossStore:
         keys: Sequence[tuple[str, int]],
         cells: Sequence[Cell],
         store: RunDirectory | None,
+        never: str | None = None,
     ) -> None:
         self.keys = keys
+        self._never = never
         self.cells = cells
         self._store = store
         self._hashes: dict[str, str] = {}
@@ -202,7 +204,9 @@ class LossStore:
         """
         self._hashes[unlearned] = content_hash
         if self._store is not None:
-            self._names[unlearned] = self._store.add_model("unlearned", unlearned, content_hash)
+            self._names[unlearned] = self._store.add_model(
+                "unlearned", unlearned, content_hash, never=unlearned == self._never
+            )
         for name, number in self.keys:
             path = self._path(name, number) if name == unlearned else None
             if path is not None and path.exists():
@@ -225,6 +229,10 @@ class LossStore:
     def get_all(self) -> pd.DataFrame:
         """Return all losses, in the order of `keys`."""
         return pd.concat([self._tables[key] for key in self.keys], ignore_index=True)
+
+    def get_name(self, unlearned: str) -> str:
+        """Return what the tables call an unlearned model."""
+        return self._names.get(unlearned, unlearned)
 
     def _path(self, unlearned: str, number: int) -> Path | None:
         if self._store is None:

@@ -23,6 +23,7 @@ from typing import Any
 from torch.nn import Module
 from tqdm.auto import tqdm
 
+from interp.data.control_queries import controls as controls_of
 from interp.data.queries import LINE_BREAK
 from interp.data.query import Query, list_questions
 from interp.data.trajectories import Trajectory, check_trajectories
@@ -56,6 +57,8 @@ def sweep(
     unlearned: LanguageModel | str | os.PathLike[str] | Sequence[LanguageModel | str],
     answers: Sequence[Trajectory] | Sequence[Query],
     *,
+    controls: bool | Sequence[Query] | Sequence[Trajectory] = False,
+    never: LanguageModel | str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **options: Any,
@@ -67,6 +70,10 @@ def sweep(
         unlearned: U, of the same architecture and tokenizer; or several. A specification for
             `interp.load` is loaded when its turn comes.
         answers: V's trajectories on the questions; or the queries, trajectories are then made.
+        controls: questions on what was to be kept, which are measured beside the others; True
+            picks built-in ones (`interp.controls`).
+        never: N, a model that never knew what U forgot, such as V before it was taught: it is
+            measured like an unlearned one, and scores are compared with its (`Recovery.krs`).
         out: a run directory. What it holds already is not measured again. It may take several
             unlearned models, in one call or several.
         progress: show the plan and progress bars on standard error.
@@ -83,7 +90,11 @@ def sweep(
     """
     check_language_model(vanilla, "vanilla")
     unlearned = _list_unlearned(unlearned)
+    never_name = None
+    if never is not None:
+        unlearned, never_name = _join_models(unlearned, _list_unlearned(never))
     answers = list_questions(answers, "answers", Trajectory, Query)
+    answers = [*answers, *_list_controls(answers, controls)]
     check_trajectories(vanilla, answers)
     sites = tuple(translate_site_name(site, vanilla) for site in _list_sites(options))
     config = select_options(SweepConfig(), options | {"sites": sites})
@@ -113,9 +124,12 @@ def sweep(
     ]
     with _start_workers(vanilla, config, launch, models, progress) as workers:
         content_hash = _answer(workers, opens[0], answer_store, num_tokens, progress)
-        losses = LossStore(keys, split_cells(answer_store.get_all(), BLOCK), store)
+        losses = LossStore(keys, split_cells(answer_store.get_all(), BLOCK), store, never_name)
         _measure(workers, opens, content_hash, sources, losses, progress)
-    recovery = Recovery(losses=losses.get_all())
+    recovery = Recovery(
+        losses=losses.get_all(),
+        never=None if never_name is None else losses.get_name(never_name),
+    )
     if config.dtype_of(vanilla) != "float32":
         warn_of_noise(recovery.krs())
     return recovery
@@ -138,6 +152,41 @@ def _list_unlearned(given: Any) -> list[LanguageModel | str]:
         if not isinstance(model, str | os.PathLike):
             check_language_model(model, "unlearned", also="a specification or ")
     return models
+
+
+def _join_models(
+    unlearned: list[LanguageModel | str], never: Sequence[LanguageModel | str]
+) -> tuple[list[LanguageModel | str], str]:
+    """Return the unlearned models with the one that never knew, and its name.
+
+    Raises:
+        ValueError: there is not one.
+    """
+    if len(never) != 1:
+        raise ValueError(f"never must be one model that never knew, not {len(never)}")
+    names = [
+        model.name if isinstance(model, LanguageModel) else os.fspath(model)
+        for model in (*unlearned, *never)
+    ]
+    # It may be among them already.
+    return [*unlearned, *never] if names[-1] not in names[:-1] else unlearned, names[-1]
+
+
+def _list_controls(
+    answers: Sequence[Any], given: bool | Sequence[Query] | Sequence[Trajectory]
+) -> list[Any]:
+    """Return the questions to be measured as controls."""
+    if given is False:
+        return []
+    if given is True:
+        return [*controls_of(answers)]
+    items = list_questions(given, "controls", Trajectory, Query)
+    return [
+        replace(item, query=replace(item.query, control=True))
+        if isinstance(item, Trajectory)
+        else replace(item, control=True)
+        for item in items
+    ]
 
 
 def _drop_stops(answers: Sequence[Any]) -> list[Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
+from interp.behaviour import AliasJudge, Answer
 from interp.data.query import Query
 from interp.data.trajectories import Trajectory, trajectories
 from interp.launch.work_items import WorkItem
@@ -18,7 +20,7 @@ from interp.models.language_model import LanguageModel
 from interp.models.loading import load
 from interp.models.pairs import are_identical, check_pair
 from interp.recovery.cost_estimate import CostEstimate, estimate_cost
-from interp.recovery.pair import Pair
+from interp.recovery.pair import Direction, Pair
 from interp.recovery.sweep import measure
 from interp.recovery.sweep_config import SweepConfig
 
@@ -33,7 +35,8 @@ class Worker:
         self.config = config
         self.progress = progress
         self.advance: Callable[[float], object] = lambda _questions: None
-        self._held: tuple[str, Pair] | None = None
+        # The unlearned model's name, and it with V by what is put into what.
+        self._held: tuple[str, dict[Direction, Pair]] | None = None
 
     def answer(self, queries: Sequence[Query], num_tokens: int) -> list[Trajectory]:
         """Return V's answers."""
@@ -62,16 +65,35 @@ class Worker:
         return pair.unlearned.content_hash() if hashed else ""
 
     def measure(self, unlearned: LanguageModel | str, items: Sequence[Trajectory]) -> pd.DataFrame:
-        """Measure the losses of a cell. See `recovery.sweep.measure`."""
-        return measure(self._pair(unlearned), items, self.config, advance=self.advance)
+        """Measure a cell. See `recovery.sweep.measure`; `known` says what V answers rightly."""
+        configs = self.config.split_directions()
+        table = pd.concat(
+            [
+                measure(
+                    self._pair(unlearned, direction),
+                    items,
+                    config,
+                    advance=lambda done: self.advance(done / len(configs)),
+                )
+                for direction, config in configs.items()
+            ],
+            ignore_index=True,
+        )
+        known = {(item.query.language, item.query.id): judge_known(item) for item in items}
+        names = zip(table["language"], table["query_id"], strict=True)
+        return table.assign(known=[known[name] for name in names])
 
     def estimate_cost(
         self, unlearned: LanguageModel | str, cells: Sequence[Sequence[Trajectory]]
     ) -> CostEstimate:
         """Estimate what measuring some cells takes. See `recovery.cost_estimate`."""
-        return estimate_cost(self._pair(unlearned), cells, self.config)
+        configs = self.config.split_directions()
+        direction, config = next(iter(configs.items()))
+        estimate = estimate_cost(self._pair(unlearned, direction), cells, config)
+        # The other direction runs as many layers.
+        return estimate.times(len(configs)) if len(configs) > 1 else estimate
 
-    def _pair(self, unlearned: LanguageModel | str) -> Pair:
+    def _pair(self, unlearned: LanguageModel | str, direction: Direction = "restore") -> Pair:
         name = unlearned if isinstance(unlearned, str) else unlearned.name
         if self._held is None or self._held[0] != name:
             # The model before goes first: there may be no room for another beside it.
@@ -81,9 +103,23 @@ class Worker:
             else:
                 loaded = unlearned
                 check_pair(self.vanilla, loaded)
-            pair = Pair(vanilla=self.vanilla, unlearned=loaded, direction=self.config.direction)
-            self._held = (name, pair)
-        return self._held[1]
+            self._held = name, {}
+            self._held[1]["restore"] = Pair(vanilla=self.vanilla, unlearned=loaded)
+        pairs = self._held[1]
+        if direction not in pairs:
+            pairs[direction] = replace(pairs["restore"], direction=direction, _scorers={})
+        return pairs[direction]
+
+
+def judge_known(item: Trajectory) -> float:
+    """Judge V's answer by its alias: 1 for a right one, 0 for a wrong one.
+
+    NaN where the question has no right answer to compare with.
+    """
+    if not item.query.answer:
+        return math.nan
+    (verdict,) = AliasJudge()([Answer(query=item.query, text=item.answer)])
+    return math.nan if verdict.value is None else verdict.value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,8 +143,9 @@ def attribution(
             pair,
             scored,
             [NOTHING, *map(_make_restoration, choices)],
+            answers=False,
             advance=lambda done: bar.update(done / len(scored) * (1 - share)),
-        ).mean(1)
+        ).losses.mean(1)
     if losses[0] == 0:
         raise ValueError("loss(V, U) is 0 on these answers, so that the KRS is undefined")
     krs = 1 - losses[1:] / losses[0]

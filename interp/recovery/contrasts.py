@@ -17,6 +17,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from interp.recovery.krs import compute_noise_floors, explain_undefined, scale_losses
+from interp.recovery.question_selection import select_questions
 from interp.statistics import Estimate, compute_percentile_interval, draw_counts, make_undefined
 
 Curves = Mapping[Any, Float[np.ndarray, " layer"]]
@@ -53,7 +54,7 @@ def contrast(
     """
     keys = [*by, "site", "layer"]
     names = ["language", "concept", "query_id"]
-    rows = losses.dropna(subset=["loss_unlearned", "loss_restored"])
+    rows = select_questions(losses).dropna(subset=["loss_unlearned", "loss_restored"])
     if rows.empty:
         return make_undefined("no losses")
     if rows.duplicated([*names, *keys]).any():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -49,6 +49,11 @@ class CostEstimate:
     row_bytes: int
     free_bytes: int
     seconds: float | None
+
+    def times(self, number: int) -> CostEstimate:
+        """Return the cost of as much work so many times, in the same memory."""
+        seconds = None if self.seconds is None else self.seconds * number
+        return replace(self, num_forwards=self.num_forwards * number, seconds=seconds)
 
     def __str__(self) -> str:
         memory = f"V {_format_size(self.vanilla_bytes)} + U {_format_size(self.unlearned_bytes)}"

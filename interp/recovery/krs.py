@@ -17,17 +17,24 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from interp.recovery.question_selection import count_known, select_questions
+
 VARIANTS = ("paper", "hong2024")
 
 SMALLEST = float(np.finfo(np.float32).tiny)
 """Least mean of losses that is told from 0: below it, float32 has no full precision."""
 
+SITE_RANK = "_site_rank"
+"""Column of each site's place among the sites of the whole table."""
+
 _CELL = ["site", "layer", "first_layer", "last_layer"]
 _QUESTION = ["language", "concept", "query_id"]
-_MODELS = ("vanilla", "unlearned")
+MODELS = ("vanilla", "unlearned")
+"""Columns of models, which are never pooled."""
+
 _SETTINGS = ("variant", "direction", "distance", "positions")
 _LOSSES = ("loss_unlearned", "loss_restored", "loss_self")
-_REQUIRED = (*_MODELS, *_QUESTION, *_CELL, *_LOSSES, *_SETTINGS, "reason")
+_REQUIRED = (*MODELS, *_QUESTION, *_CELL, *_LOSSES, *_SETTINGS, "reason")
 
 
 def compute_krs(
@@ -35,6 +42,8 @@ def compute_krs(
     *,
     variant: str | None = None,
     by: Sequence[str] = ("language",),
+    controls: bool = False,
+    only: str | None = None,
     num_resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -59,6 +68,8 @@ def compute_krs(
             writes them. A question with a NaN loss is left out of its cell's means.
         variant: `paper` or `hong2024`; by default the one the losses were measured with.
         by: the columns that make a group.
+        controls: score the questions on what was to be kept, and not those on what was unlearned.
+        only: `known` leaves out questions to which V does not give the right answer.
         num_resamples: the number of bootstrap resamples.
         confidence: the interval's coverage, between 0 and 1.
         seed: of the resamples.
@@ -66,7 +77,9 @@ def compute_krs(
     Returns:
         A table with the columns of `by` (and the models, see above), `site`, `layer` (the
         window's centre), `first_layer`, `last_layer`, `krs` or `effect`, `ci_low`, `ci_high`,
-        `num_queries` (questions in the means), `noise_floor` and `reason`. `noise_floor` is
+        `num_queries` (questions in the means), `num_known` and `num_asked` (of all questions that
+        were asked, to how many V gives the right answer; NaN where that is not known),
+        `noise_floor` and `reason`. `noise_floor` is
         |1 - KRS| of V patched with its own states, per group and site, NaN where it was not
         measured; below float32 it includes how far rounding moves a score (`recovery.noise_floor`).
         `reason` says why a score or an interval is NaN and which questions were left out, and is
@@ -75,12 +88,13 @@ def compute_krs(
 
     Raises:
         ValueError: the table is empty, lacks columns, mixes variants, directions, distances or
-            positions, or holds a duplicate question in a cell; or an argument is out of its range.
+            positions, or holds a duplicate question in a cell; it has no controls, or no right
+            answers to tell what V knows; or an argument is out of its range.
     """
     by = (by,) if isinstance(by, str) else tuple(by)
-    _check_arguments(
-        losses, variant=variant, by=by, num_resamples=num_resamples, confidence=confidence
-    )
+    check_table(losses, required=_REQUIRED, by=by, constant=_SETTINGS)
+    _check_arguments(variant=variant, num_resamples=num_resamples, confidence=confidence)
+    losses = select_questions(losses, controls=controls, only=only)
     measured = losses["variant"].iloc[0]
     variant = variant or measured
     if variant != measured:
@@ -89,17 +103,16 @@ def compute_krs(
             f"{variant!r}, the scored positions are those of {measured!r}.",
             stacklevel=2,
         )
-    models = (name for name in _MODELS if name not in by and len(_list_values(losses, name)) > 1)
+    models = (name for name in MODELS if name not in by and len(_list_values(losses, name)) > 1)
     keys = [*models, *by]
     sites = _list_values(losses, "site")
-    losses = losses.assign(_site_rank=[sites.index(site) for site in losses["site"]])
+    losses = losses.assign(**{SITE_RANK: [sites.index(site) for site in losses["site"]]})
 
     parts = []
     for _, rows in losses.groupby(keys, sort=False, dropna=False):
-        scores = _score_group(
+        scores, _ = score_group(
             rows,
             variant=variant,
-            name="effect" if rows["direction"].iloc[0] == "corrupt" else "krs",
             num_resamples=num_resamples,
             confidence=confidence,
             seed=seed,
@@ -110,26 +123,35 @@ def compute_krs(
     return pd.concat(parts, ignore_index=True)
 
 
-def _check_arguments(
-    losses: pd.DataFrame,
-    *,
-    variant: str | None,
-    by: tuple[str, ...],
-    num_resamples: int,
-    confidence: float,
+def check_table(
+    losses: pd.DataFrame, *, required: Sequence[str], by: Sequence[str], constant: Sequence[str]
 ) -> None:
+    """Check a table of losses.
+
+    Args:
+        losses: the table.
+        required: columns that it must have.
+        by: those that make a group, which it must have, too.
+        constant: those that must have one value.
+
+    Raises:
+        ValueError: one of these does not hold, or the table is empty.
+    """
     if not by:
         raise ValueError("`by` is empty: name at least one column, such as 'language'.")
-    if missing := [name for name in dict.fromkeys((*_REQUIRED, *by)) if name not in losses]:
+    if missing := [name for name in dict.fromkeys((*required, *by)) if name not in losses]:
         raise ValueError(f"The table of losses lacks the columns {', '.join(missing)}.")
     if clash := [name for name in by if name in _CELL]:
         raise ValueError(f"`by` names {clash[0]!r}, which every score has a row for already.")
     if losses.empty:
         raise ValueError("The table of losses is empty: there is nothing to score.")
-    for name in _SETTINGS:
+    for name in constant:
         if len(values := _list_values(losses, name)) > 1:
             given = ", ".join(map(str, values))
             raise ValueError(f"The table of losses mixes several values of {name!r} ({given}).")
+
+
+def _check_arguments(*, variant: str | None, num_resamples: int, confidence: float) -> None:
     if variant not in (None, *VARIANTS):
         raise ValueError(f"Unknown variant {variant!r}; valid: {', '.join(VARIANTS)}.")
     if num_resamples < 1:
@@ -142,17 +164,23 @@ def _list_values(table: pd.DataFrame, name: str) -> list[object]:
     return list(pd.Series(table[name]).unique())
 
 
-def _score_group(
+def score_group(
     rows: pd.DataFrame,
     *,
     variant: str,
-    name: str,
     num_resamples: int,
-    confidence: float,
+    confidence: float = 0.95,
     seed: int,
-) -> pd.DataFrame:
-    """Score every (site, window) of one group's rows; `name` is `krs` or `effect`."""
-    cell_keys = ["_site_rank", *_CELL[1:]]
+) -> tuple[pd.DataFrame, Float[np.ndarray, "resample cell"]]:
+    """Score every (site, window) of one group's rows, which have the site's rank (`SITE_RANK`).
+
+    Returns:
+        The columns of `compute_krs` from `site` on, and the scores in every resample, which are of
+        the same questions wherever as many are used.
+    """
+    name = "effect" if rows["direction"].iloc[0] == "corrupt" else "krs"
+    num_known, num_asked = count_known(rows)
+    cell_keys = [SITE_RANK, *_CELL[1:]]
     cells = rows.drop_duplicates(cell_keys).sort_values(cell_keys)
     # Questions are numbered by their names, not by their rows' order, which must not matter.
     question = rows.groupby(_QUESTION, dropna=False).ngroup().to_numpy()
@@ -200,19 +228,23 @@ def _score_group(
     shares = _divide(counts @ above[drawn], counts @ below[drawn])
     shares[:, ~defined | (num_used < 2)] = np.nan
     sign, offset = (1, 0) if name == "effect" else (-1, 1)
-    low, high = _compute_interval(offset + sign * shares, confidence)
+    resamples = offset + sign * shares
+    low, high = _compute_interval(resamples, confidence)
 
-    return pd.DataFrame(
+    scores = pd.DataFrame(
         {
             **{column: cells[column].to_numpy() for column in _CELL},
             name: offset + sign * share,
             "ci_low": low,
             "ci_high": high,
             "num_queries": num_used,
+            "num_known": num_known,
+            "num_asked": num_asked,
             "noise_floor": floor,
             "reason": _explain(used, why, undefined),
         }
     )
+    return scores, resamples
 
 
 def _check_unique(rows: pd.DataFrame, place: Int[np.ndarray, " row"]) -> None:

@@ -31,6 +31,8 @@ COLUMNS = (
     "language",
     "query_id",
     "concept",
+    "control",
+    "known",
     "site",
     "layer",
     "first_layer",
@@ -70,7 +72,8 @@ def measure(
         One row per question, site and layer, with `COLUMNS`. Losses are NaN, with the reason,
         where a question scores nothing and where states overflow. `answered_unlearned` and
         `answered_restored` are 1 where U and R give V's answer (`Measured.answered`), else 0; NaN
-        where the losses are, and in the variant hong2024, which scores other positions.
+        where the losses are, and in the variant hong2024, which scores other positions. `known` is
+        NaN here: `Worker.measure` judges V's answers.
 
     Raises:
         TypeError: what is given is no pair, or no question with an answer.
@@ -121,6 +124,8 @@ def measure(
                     "language": item.query.language,
                     "query_id": item.query.id,
                     "concept": item.query.concept,
+                    "control": item.query.control,
+                    "known": math.nan,
                     "site": restoration.site,
                     "layer": restoration.centre,
                     "first_layer": layers[0],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from interp.models.integrity import check_runnable
@@ -46,7 +46,8 @@ class SweepConfig:
         engine: layered (fast), full (the plain reference), transformer_lens or nnsight.
         variant: paper, or hong2024 for the released notebooks' positions and averaging.
         positions: where activation sites are restored: all, prompt or answer.
-        direction: restore (V's parts into U), or corrupt (U's parts into V).
+        direction: restore (V's parts into U); corrupt (U's parts into V: what V still reads in
+            them); or both, of which the second is measured by answer_logprob.
         distance: logit_mse, kl or answer_logprob.
         remote: with the engine nnsight, True runs the forwards on NDIF, where V is hosted, and
             needs a key of it and a U that is a LoRA adapter on V; "local" simulates that here.
@@ -60,7 +61,7 @@ class SweepConfig:
     engine: str = "layered"
     variant: Variant = "paper"
     positions: Positions = "all"
-    direction: Direction = "restore"
+    direction: Direction | Literal["both"] = "restore"
     distance: Distance = "logit_mse"
     remote: Remote = False
     dtype: Dtype | None = None
@@ -81,9 +82,12 @@ class SweepConfig:
                 f"unknown variant {self.variant!r}; valid: {', '.join(get_args(Variant))}"
             )
         check_positions(self.positions)
-        if self.direction not in get_args(Direction):
+        if self.direction not in (valid := (*get_args(Direction), "both")):
+            raise ValueError(f"unknown direction {self.direction!r}; valid: {', '.join(valid)}")
+        if self.variant == "hong2024" and self.direction == "both":
             raise ValueError(
-                f"unknown direction {self.direction!r}; valid: {', '.join(get_args(Direction))}"
+                "direction 'both' scores answers, and the variant hong2024 positions that predict "
+                "none: use the variant paper, or the direction restore or corrupt"
             )
         check_distance(self.distance)
         if self.remote not in get_args(Remote):
@@ -102,6 +106,13 @@ class SweepConfig:
                 "the variant hong2024 scores a position that predicts no answer token; "
                 "use the distance logit_mse or kl, or the variant paper"
             )
+
+    def split_directions(self) -> dict[Direction, SweepConfig]:
+        """Return a configuration for each direction that is measured."""
+        if self.direction != "both":
+            return {self.direction: self}
+        reverse = replace(self, direction="corrupt", distance="answer_logprob")
+        return {"restore": replace(self, direction="restore"), "corrupt": reverse}
 
     def dtype_of(self, model: LanguageModel) -> str:
         """Return the precision computed in, by name: that of the model if none is set."""

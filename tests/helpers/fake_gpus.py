@@ -160,7 +160,7 @@ def main(num_vanilla: int, num_unlearned: int, architecture: str) -> None:
                     assert crowded.run(scorer, lambda: None).shape == losses.shape
         batch = faked(make_batch)(mixed_trajectories(), device=pair.base.device)
         with patch.object(full, "measure_by_forwards", lambda runs, *_: runs):
-            runs = full.measure(pair, [], RESTORATIONS).losses
+            runs = full.measure(pair, [], RESTORATIONS)
         distances = list(
             runs(batch, RESTORATIONS, lambda target, logits: (target - logits).sum(-1))
         )

@@ -18,8 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from interp import LanguageModel, Query, Trajectory
 from interp.recovery import Direction, Pair, full, layered
 
-OWN_ENGINES = {"layered": layered.measure, "full": full.measure}
-"""Engines over plain transformers; those over other libraries have tests of their own."""
+OWN_ENGINES = {
+    "layered": lambda *given, **options: layered.measure(*given, **options).losses,
+    "full": lambda *given, **options: full.measure(*given, **options).losses,
+}
+"""Losses by engines over plain transformers; those over other libraries have tests of their own."""
 
 VOCAB_SIZE = 50
 NUM_LAYERS = 5

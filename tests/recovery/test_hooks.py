@@ -109,7 +109,7 @@ def test_models_are_as_before_after_an_exception(monkeypatch, engine, architectu
 
 def test_an_interrupted_run_does_not_change_the_next(monkeypatch):
     pair, restorations = tiny_pair(), everything()
-    expected = OWN_ENGINES["layered"](pair, TRAJECTORIES, restorations).losses
+    expected = OWN_ENGINES["layered"](pair, TRAJECTORIES, restorations)
     forward = nn.Linear.forward
     calls = 0
 
@@ -124,7 +124,7 @@ def test_an_interrupted_run_does_not_change_the_next(monkeypatch):
         patch.setattr(nn.Linear, "forward", failing)
         with pytest.raises(KeyboardInterrupt):
             OWN_ENGINES["layered"](pair, TRAJECTORIES, restorations)
-    assert torch.equal(OWN_ENGINES["layered"](pair, TRAJECTORIES, restorations).losses, expected)
+    assert torch.equal(OWN_ENGINES["layered"](pair, TRAJECTORIES, restorations), expected)
 
 
 def test_replacements_nest_and_are_undone_in_order():

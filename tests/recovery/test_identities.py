@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from interp import LanguageModel
-from interp.recovery.engines import full, layered
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, SITES, Restoration, make_windows
 from tests.helpers.tiny_models import (
@@ -210,7 +209,7 @@ def test_positions_before_a_change_do_not_see_it():
         Restoration(sites=("resid",), layers=ALL_LAYERS, positions=positions)
         for positions in ("answer", "prompt")
     )
-    for engine in (full.measure, layered.measure):
+    for engine in OWN_ENGINES.values():
         found = engine(pair, [first], [NOTHING, answer, prompt])[:, 0]
         assert found[1] == pytest.approx(found[0].item(), rel=1e-6)
         assert abs(found[2] / found[0] - 1) > 1e-2

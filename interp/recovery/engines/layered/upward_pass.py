@@ -329,8 +329,9 @@ class UpwardPass:
         other: Readout = "unlearned"
         if self.pair.direction == "restore":
             own, other = other, own
-        finals = [(base_final, own), (donor_final, other)]
-        finder = AnswerFinder(scorer, batch, finals) if answers else None
+        finder = None
+        if answers:
+            finder = AnswerFinder(scorer, batch, [(base_final, own), (donor_final, other)])
         losses = []
         for item in self.restorations:
             history = self._get_history(item, last)
