@@ -51,7 +51,13 @@ def models(tmp_path_factory) -> Path:
     import interp
 
     home = tmp_path_factory.mktemp("models")
-    for name, seed in (("models/vanilla", 0), ("models/unlearned", 1), ("runs/demo/unlearned", 1)):
+    for name, seed in (
+        ("models/vanilla", 0),
+        ("models/taught", 0),
+        ("models/unlearned", 1),
+        ("models/untaught", 2),
+        ("runs/demo/unlearned", 1),
+    ):
         model = tiny("llama", seed=seed, max_position_embeddings=256)
         chatting = tokenizer()
         chatting.chat_template = CHAT_TEMPLATE

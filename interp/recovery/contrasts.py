@@ -60,7 +60,8 @@ def contrast(
     if rows.duplicated([*names, *keys]).any():
         duplicate = rows[rows.duplicated([*names, *keys])].iloc[0]["query_id"]
         raise ValueError(
-            f"duplicate question {duplicate!r} in a cell: name what tells the rows apart in `by`"
+            f"duplicate question {duplicate!r} in a cell: name what tells the rows apart in `by`, "
+            "such as unlearned, and give losses of one direction"
         )
     question = rows.groupby(names, dropna=False).ngroup().to_numpy()
     cell = rows.groupby(keys, dropna=False).ngroup().to_numpy()
