@@ -69,30 +69,61 @@ def run_demo(
     wide = table.pivot(index=["countries", "model"], columns="language", values="accuracy")
     print(wide[list(languages)].round(2).to_string(), flush=True)
 
-    forgotten_queries = queries(
-        "capitals", languages=languages, ids=[fact.id for fact in forgotten]
+    forgotten_queries, kept_queries = (
+        queries("capitals", languages=languages, ids=[fact.id for fact in group])
+        for group in (forgotten, kept)
     )
-    recovery = sweep(vanilla, unlearned, forgotten_queries, num_tokens=num_tokens, out=out)
+    recovery = sweep(
+        vanilla,
+        unlearned,
+        forgotten_queries,
+        controls=kept_queries,
+        num_tokens=num_tokens,
+        out=out,
+    )
     title = "Knowledge recovered, 12 capitals unlearned in English, Gemma-3-270M"
     drawn = {
         out / "figures" / "heatmap": recovery.heatmap(title=title),
         out / "figures" / "lines": recovery.lines(title=title),
+        out / "figures" / "answers": recovery.heatmap(
+            value="answers", title=f"Answers given again: {title[0].lower()}{title[1:]}"
+        ),
     }
     paths = export(drawn, formats=formats)
-
-    scores = recovery.krs()
-    best = scores.loc[scores.groupby(["language", "site"], sort=False)["krs"].idxmax()]
-    print("\nKRS at the best window of five layers:")
-    print(
-        best.pivot(index="site", columns="language", values="krs")
-        .loc[list(dict.fromkeys(scores["site"])), list(languages)]
-        .round(2)
-        .to_string()
-    )
+    _print_scores(recovery, languages)
     print(f"\nThe figures ({time.monotonic() - start:.0f} s in all):")
     for path in paths:
         print(f"  {path}")
     return recovery
+
+
+def _print_scores(recovery: Recovery, languages: Sequence[str]) -> None:
+    """Print what V knows, the damage, and both scores at their best windows."""
+    counts, damages = {}, {}
+    for row in recovery.known().to_dict("records"):
+        counts[row["language"]] = f"{row['num_known']:.0f}/{row['num_asked']}"
+    for row in recovery.damage().to_dict("records"):
+        damages[row["language"]] = f"{row['damage']:.2f}"
+    rows = {"known to the vanilla model": counts, "damage on kept capitals": damages}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(languages))
+    print("\nWhat the scores rest on (damage: loss on kept capitals / on forgotten ones):")
+    print(table.to_string())
+    for name, scores, heading in (
+        ("krs", recovery.krs(), "KRS"),
+        ("recovered", recovery.answers(), "Share of the vanilla model's answers given again"),
+    ):
+        best: dict[str, dict[str, str]] = {}
+        for _, cells in scores.groupby(["site", "language"], sort=False):
+            site, code = cells[["site", "language"]].iloc[0]
+            best.setdefault(site, {})[code] = f"{cells[name].max():.2f}"
+        table = pd.DataFrame.from_dict(best, orient="index", columns=list(languages))
+        print(f"\n{heading} at the best window of five layers:")
+        print(table.to_string())
+    print(
+        "\nThese say which of the vanilla model's parts bring its answers back. Whether the "
+        "unlearned\nmodel still holds them they cannot say: no model that never knew capitals "
+        "stands beside it\n(docs/krs.md)."
+    )
 
 
 def find_known_facts(model: LanguageModel) -> list[Fact]:
