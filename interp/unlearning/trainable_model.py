@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.models.anatomy import Anatomy
+from interp.models.anatomy_trace import is_linear
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import copy_with_shared_tensors
@@ -175,9 +176,12 @@ def _find_names(vanilla: LanguageModel, parameters: str, layers: Sequence[int]) 
             weights = (*parts.list_weights("key"), *parts.list_weights("value"))
             modules += [module for module, _ in weights]
         elif parameters == "attn":
-            modules += [*parts.attn_weights, parts.attn_out]
+            modules += parts.attn_weights
         elif parameters == "lora":
-            modules += [*parts.keys, parts.values, *parts.attn_weights, parts.attn_out]
+            # Of token mixers the linear maps: adapters change the outputs of modules, and state
+            # spaces and convolutions are not computed by calls of theirs.
+            projections = filter(is_linear, parts.attn_weights)
+            modules += [*parts.keys, parts.values, *projections]
         else:
             modules.append(parts.layer)
     if parameters == "layers":
