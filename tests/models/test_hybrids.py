@@ -122,7 +122,7 @@ def test_full_puts_back_what_is_meant(name, site):
     found = measure(name, "full", [item], restorations)[:, 0]
     assert found[0].item() == pytest.approx(loss, rel=1e-5)
     # It is not what U computes by itself.
-    assert abs(found[0] - found[1]) > 1e-3 * found[1]
+    assert abs(found[0] - found[1]) > 1e-4 * found[1]
 
 
 def test_coefficients_and_value_vectors_are_the_output_of_two_blocks():
@@ -197,11 +197,11 @@ def test_only_attention_shares_a_prefix():
     assert sorted(index for job in jobs for index in job.questions) == [0, 1, 2, 3]
 
 
-def test_a_hybrid_whose_recurrent_layers_see_no_prefix_is_found_out():
+def test_one_convolution_that_sees_no_prefix_is_found_out():
     """Alike but for one layer of four, the last: every layer is compared."""
-    model = make_tiny(QWEN, layer_types=["full_attention"] * 3 + ["linear_attention"])
+    model = make_tiny(LFM, layer_types=["full_attention"] * 3 + ["conv"])
     assert not can_share_prefix(model)
-    model = make_tiny(QWEN, layer_types=["full_attention"] * 4)
+    model = make_tiny(LFM, layer_types=["full_attention"] * 4)
     assert can_share_prefix(model)
 
 
