@@ -178,9 +178,10 @@ def _find_names(vanilla: LanguageModel, parameters: str, layers: Sequence[int]) 
         elif parameters == "attn":
             modules += parts.attn_weights
         elif parameters == "lora":
-            # Of token mixers the linear maps: adapters change the outputs of modules, and state
-            # spaces and convolutions are not computed by calls of theirs.
-            projections = filter(is_linear, parts.attn_weights)
+            # Adapters change what linear maps return. A state space, the module with the skip
+            # connection D, may read its output projection's weight without calling it.
+            unused = [mixer.out for mixer in parts.mixers if "D" in mixer.block._parameters]
+            projections = [m for m in parts.attn_weights if is_linear(m) and m not in unused]
             modules += [*parts.keys, parts.values, *projections]
         else:
             modules.append(parts.layer)

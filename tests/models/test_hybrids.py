@@ -17,9 +17,11 @@ import interp
 from interp.models import check_anatomy, find_anatomy, generate_continuations
 from interp.models.caching import CacheSupport, find_cache_support
 from interp.recovery import Pair, Restoration, SweepConfig, full, layered
+from interp.recovery.engines import nnsight
 from interp.recovery.engines.layered.prefix_sharing import can_share_prefix
 from interp.recovery.engines.layered.row_budget import JobPlanner, RowBudget
 from interp.recovery.restored_model import apply_restoration
+from interp.unlearning.trainable_model import TrainableModel
 from tests.helpers.architecture_table import CHANGES
 from tests.helpers.every_architecture import make_tiny
 from tests.helpers.hand_hooks import OUTPUTS, run_restored
@@ -268,6 +270,18 @@ def test_generation_restored(name):
     assert plain != found
 
 
+@pytest.mark.parametrize("name", [QWEN, FALCON])
+def test_nnsight_has_the_losses_of_full(name):
+    pytest.importorskip("nnsight")
+    sites = ["coef", "value", "mlp_out", "resid", *(["attn"] if name == QWEN else [])]
+    restorations = [Restoration(sites=(site,), layers=(1, 2, 3)) for site in sites]
+    items = mixed_trajectories(2)
+    by_full = measure(name, "full", items, restorations)
+    torch.testing.assert_close(
+        nnsight.losses(pair_of(name), items, restorations), by_full, rtol=1e-5, atol=1e-9
+    )
+
+
 def test_what_is_refused_is_said():
     pair = pair_of(MINIMAX)
     with (
@@ -343,3 +357,14 @@ def test_a_sweep_answers_and_a_restored_table():
             generate_continuations(pair.base, [item.prompt_ids for item in answers], num_tokens=3)
         )
     assert [found[n] for n in range(2)] == [item.answer_ids for item in answers]
+
+
+def test_lora_adapts_linear_maps_alone():
+    """Of Falcon-H1 not the state space's output projection, whose weight kernels read."""
+    trainable = TrainableModel(pair_of(FALCON).vanilla, "lora", layers=[1], lora_rank=2)
+    adapted = {name.partition(".lora_")[0].partition("layers.1.")[2] for name in trainable.trained}
+    assert adapted == {
+        "mamba.in_proj",
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"feed_forward.{name}_proj" for name in ("gate", "up", "down")),
+    }
