@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 import interp
 from interp.models import Anatomy, check_anatomy
-from interp.recovery.engines.layered.prefix_sharing import can_share_prefix
+from interp.recovery import can_share_prefix
 from tests.helpers.every_architecture import list_architectures, make_tiny
 from tests.helpers.tiny_models import mixed_trajectories, trajectories_after, wrap
 

@@ -14,14 +14,19 @@ import torch
 from transformers import DynamicCache
 
 import interp
-from interp.models import check_anatomy, find_anatomy, generate_continuations
-from interp.models.caching import CacheSupport, find_cache_support
+from interp.models import (
+    CacheSupport,
+    check_anatomy,
+    find_anatomy,
+    find_cache_support,
+    generate_continuations,
+)
 from interp.recovery import Pair, Restoration, SweepConfig, full, layered
 from interp.recovery.engines import nnsight
 from interp.recovery.engines.layered.prefix_sharing import can_share_prefix
 from interp.recovery.engines.layered.row_budget import JobPlanner, RowBudget
 from interp.recovery.restored_model import apply_restoration
-from interp.unlearning.trainable_model import TrainableModel
+from interp.unlearning import TrainableModel
 from tests.helpers.architecture_table import CHANGES
 from tests.helpers.every_architecture import make_tiny
 from tests.helpers.hand_hooks import OUTPUTS, run_restored
