@@ -13,8 +13,8 @@ for the unembedding and the norms.
 
 | group | parameters |
 |---|---|
-| `qkv` | what makes queries, keys and values of attention |
-| `attn_out` | attention's output projection |
+| `qkv` | what makes queries, keys and values of attention; all else that mixes tokens |
+| `attn_out` | attention's output projection, or another token mixer's |
 | `key`, `value` | the MLP's first matrices (gate and up), and its down projection; all experts' |
 | `router` | in a mixture of experts, what chooses the experts and their weights |
 | `norms` | every normalisation inside the layer |
@@ -140,7 +140,8 @@ def _iterate_modules(
     anatomy = model.anatomy
     for layer, parts in enumerate(anatomy.layers):
         for module in parts.attn_weights:
-            yield (layer, "attn_out" if module is parts.attn_out else "qkv"), module, None
+            is_last = any(module is mixer.out for mixer in parts.mixers)
+            yield (layer, "attn_out" if is_last else "qkv"), module, None
         for group, site in (("key", "key"), ("value", "value"), ("router", "router_weights")):
             for module, names in parts.list_weights(site):
                 yield (layer, group), module, names

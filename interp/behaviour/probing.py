@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import DynamicCache
 
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.registry import BY, metric
 from interp.data.query import Query
 from interp.data.trajectories import encode_query, join_answer
+from interp.models.caching import make_cache, make_position_inputs, select_rows
 from interp.models.integrity import check_readout, check_runnable
 from interp.models.language_model import LanguageModel
 from interp.statistics import Estimate, compute_wilson_interval, estimate_groups, estimate_share
@@ -253,7 +253,7 @@ def _score_batch(
         return torch.tensor(values, device=device)
 
     rows = [(number, row) for number, (_, candidates) in enumerate(prompts) for row in candidates]
-    cache = DynamicCache(config=model.model.config)
+    cache = make_cache(model.model)
     states = anatomy.body(
         input_ids=put([prompt for prompt, _ in prompts]), past_key_values=cache, use_cache=True
     ).last_hidden_state[:, -1]
@@ -262,11 +262,15 @@ def _score_batch(
     nll = -first[prompt, put([row[0] for _, row in rows])]
     longer = [(at, number, row) for at, (number, row) in enumerate(rows) if len(row) > 1]
     if longer:
-        cache.batch_select_indices(put([number for _, number, _ in longer]))
+        select_rows(cache, put([number for _, number, _ in longer]))
         # The last token predicts nothing that is scored.
         ids = pad_rows([row for _, _, row in longer], device)[0][:, :-1]
+        num_read = len(prompts[0][0]) + ids.shape[1]
+        places = make_position_inputs(
+            anatomy.body, torch.ones_like(ids[:, :1]).expand(-1, num_read), ids.shape[1]
+        )
         states = anatomy.body(
-            input_ids=ids, past_key_values=cache, use_cache=True
+            input_ids=ids, past_key_values=cache, use_cache=True, **places
         ).last_hidden_state
         where = [(i, place) for i, (*_, row) in enumerate(longer) for place in range(len(row) - 1)]
         at, places = (put(column) for column in zip(*where, strict=True))

@@ -36,12 +36,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import DynamicCache
 
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.logit_lens import check_finite, collect_residuals, tokenize_answers
 from interp.behaviour.registry import BY, metric
 from interp.data.query import Query
+from interp.models.caching import make_cache, make_position_inputs, select_rows
 from interp.models.integrity import check_readout
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
@@ -210,10 +210,10 @@ def _patch_states(
     start, stop = rows[0].first_label - 1, batch.input_ids.shape[1] - 1
     num_runs = len(donors) * num_layers + 1
     repeated = torch.arange(len(rows), device=vanilla.device).repeat(num_runs)
-    cache = DynamicCache(config=vanilla.model.config)
+    cache = make_cache(vanilla.model)
     if start:
         body(input_ids=batch.input_ids[:, :start], past_key_values=cache, use_cache=True)
-        cache.batch_select_indices(repeated)
+        select_rows(cache, repeated)
     given = [collect_residuals(donor, batch)[1:] for donor in donors]
     with ExitStack() as stack:
         for layer, parts in enumerate(vanilla.anatomy.layers):
@@ -227,7 +227,11 @@ def _patch_states(
             replaced = replace_output(parts.layer, states.flatten(0, 1), where.flatten(0, 1))
             stack.enter_context(replaced)
         ids = batch.input_ids[repeated, start:stop]
-        final = body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        read = torch.ones_like(batch.input_ids[repeated, :stop])
+        places = make_position_inputs(body, read, stop - start)
+        final = body(
+            input_ids=ids, past_key_values=cache, use_cache=True, **places
+        ).last_hidden_state
     final = final.unflatten(0, (num_runs, -1))[:, batch.mask]
     logprobs = compute_label_logprobs(
         vanilla.anatomy, final.flatten(0, 1), batch.targets.repeat(num_runs)

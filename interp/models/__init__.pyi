@@ -2,6 +2,8 @@ from interp.models.anatomy import Anatomy as Anatomy
 from interp.models.anatomy import LayerParts as LayerParts
 from interp.models.anatomy import find_anatomy as find_anatomy
 from interp.models.anatomy_proof import check_anatomy as check_anatomy
+from interp.models.caching import CacheSupport as CacheSupport
+from interp.models.caching import find_cache_support as find_cache_support
 from interp.models.chat import ChatFormat as ChatFormat
 from interp.models.chat import encode_chat as encode_chat
 from interp.models.chat import find_chat_format as find_chat_format

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from interp.models.anatomy_blocks import MixerPaths
 from interp.models.anatomy_paths import LayerPaths, Paths, derive_paths
 from interp.models.mixture import Mixture, MixturePaths
 from interp.models.multimodal import suggest_text_model
@@ -36,24 +37,62 @@ Weights = Sequence[tuple[nn.Module, tuple[str, ...] | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mixer:
+    """Modules of a token mixer: the block and its output projection."""
+
+    paths: MixerPaths
+    block: nn.Module
+    out: nn.Module
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerParts:
     """Modules of one decoder layer, by role; `paths` are theirs, from the layer.
 
+    `mixers` are the token mixer, or those that stand side by side, in the order in which they run.
     In a mixture of experts `values` holds all experts' matrices, `keys` is empty, and `mixture` has
     the parts. `mlp` is None where the layer holds the MLP's matrices directly. `attn_weights` are
-    the projections inside the attention block, `norms` every normalisation inside the layer.
+    all that token mixers hold but norms, `norms` every normalisation inside the layer.
     """
 
     paths: LayerPaths
     layer: nn.Module
-    attn: nn.Module
-    attn_out: nn.Module
+    mixers: tuple[Mixer, ...]
     mlp: nn.Module | None
     keys: tuple[nn.Module, ...]
     values: nn.Module
     attn_weights: tuple[nn.Module, ...]
     norms: tuple[nn.Module, ...]
     mixture: Mixture | None = None
+
+    @property
+    def attn_out(self) -> nn.Module:
+        """Return the output projection of the only token mixer.
+
+        Raises:
+            ValueError: two mixers stand side by side.
+        """
+        mixer, *others = self.mixers
+        if others:
+            named = " and ".join(mixer.paths.block for mixer in self.mixers)
+            raise ValueError(
+                f"the site attn of two token mixers side by side ({named}) is no one tensor: "
+                "measure it with interp.sweep, by the engine layered or full"
+            )
+        return mixer.out
+
+    @property
+    def kind(self) -> str:
+        """Return what mixes tokens: "attention", or the name of another kind, such as MambaMixer.
+
+        Those that stand side by side are joined by "+".
+        """
+        return "+".join(mixer.paths.kind for mixer in self.mixers)
+
+    @property
+    def shared_block(self) -> nn.Module | None:
+        """Return the block of a mixture's shared expert that stands beside the mixture's own."""
+        return None if self.mixture is None else self.mixture.shared_block
 
     @property
     def num_units(self) -> int:
@@ -69,11 +108,13 @@ class LayerParts:
         """Return the module that a state passes, and on which side of it.
 
         Raises:
-            ValueError: a mixture's coefficients and router pass no one module.
+            ValueError: a mixture's coefficients and router pass no one module, nor do the states of
+                two blocks side by side.
         """
-        if self.mixture is not None and site == "mlp_out":
+        if self.mixture is not None and site == "mlp_out" and self.shared_block is None:
             return self.layer.get_submodule(self.paths.mlp_out), "output"
-        if site not in PASSES or (self.mixture is not None and site == "coef"):
+        several = self.mixture is not None and site in ("coef", "mlp_out")
+        if site not in PASSES or several:
             raise ValueError(
                 f"the site {site} of a mixture of experts is no one tensor: measure it with "
                 "interp.sweep, by the engine layered or full"
@@ -104,7 +145,7 @@ class Anatomy:
     """Parts of one loaded model.
 
     `path` is that of the list of layers. `body` maps token ids to final hidden states (after
-    `final`), without the unembedding. `num_heads` is the number of attention heads. The
+    `final`), without the unembedding. `num_heads` is the number of heads in attention layers. The
     unembedding's outputs are multiplied by `logit_scale`; `logit_cap` is then c in
     z := c·tanh(z / c), None where logits are not capped. `additive` says that a layer only adds to
     the residual stream, never normalises it (OPT-350M does). `shared_arguments` of layers are the
@@ -132,6 +173,11 @@ class Anatomy:
         """Return whether some layers are mixtures of experts."""
         return any(parts.mixture is not None for parts in self.layers)
 
+    @property
+    def attention_layers(self) -> list[int]:
+        """Return the layers whose only token mixer is attention, all of them but in hybrids."""
+        return [layer for layer, parts in enumerate(self.layers) if parts.kind == "attention"]
+
     def num_units(self, site: str, layer: int | None = None) -> int:
         """Count the units of the site `coef` (coefficients) or `head` (heads) in a layer.
 
@@ -142,11 +188,11 @@ class Anatomy:
         layers = self.layers if layer is None else (self.layers[layer],)
         return min(parts.num_units for parts in layers)
 
-    def channels(self, site: str, units: Sequence[int]) -> list[int]:
+    def channels(self, site: str, units: Sequence[int], layer: int) -> list[int]:
         """Return units' indices in a site's last axis: one per coefficient, d_head per head."""
         width = 1
         if site == "head":
-            width = _count_inputs(self.layers[0].attn_out) // self.num_heads
+            width = _count_inputs(self.layers[layer].attn_out) // self.num_heads
         return [unit * width + place for unit in units for place in range(width)]
 
     @property
@@ -216,7 +262,7 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         layers=layer_parts,
         final=final,
         unembed=unembed,
-        num_heads=model.config.get_text_config().num_attention_heads,
+        num_heads=getattr(model.config.get_text_config(), "num_attention_heads", 0),
         logit_scale=paths.logit_scale,
         logit_cap=paths.logit_cap,
         additive=paths.additive,
@@ -242,17 +288,22 @@ def _describe_kind(model: PreTrainedModel) -> str:
 
 
 def _find_layer_parts(layer: nn.Module, paths: LayerPaths) -> LayerParts:
-    attn = layer.get_submodule(paths.attn)
+    mixers = tuple(
+        Mixer(paths=of, block=layer.get_submodule(of.block), out=layer.get_submodule(of.out))
+        for of in paths.mixers
+    )
     return LayerParts(
         paths=paths,
         layer=layer,
-        attn=attn,
-        attn_out=layer.get_submodule(paths.attn_out),
+        mixers=mixers,
         mlp=None if paths.mlp is None else layer.get_submodule(paths.mlp),
         keys=tuple(layer.get_submodule(path) for path in paths.keys),
         values=layer.get_submodule(paths.values),
         attn_weights=tuple(
-            module for module in attn.modules() if module._parameters and not is_norm(module)
+            module
+            for mixer in mixers
+            for module in mixer.block.modules()
+            if module._parameters and not is_norm(module)
         ),
         norms=tuple(module for module in layer.modules() if is_norm(module)),
         mixture=None if paths.mixture is None else _find_mixture(layer, paths.mixture),
@@ -274,6 +325,7 @@ def _find_mixture(layer: nn.Module, paths: MixturePaths) -> Mixture:
         shared_keys=tuple(layer.get_submodule(path) for path in paths.shared_keys),
         shared_values=find(paths.shared_values),
         shared_gate=find(paths.shared_gate),
+        shared_block=find(paths.shared_block),
     )
 
 

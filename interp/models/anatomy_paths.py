@@ -3,7 +3,8 @@
 Nothing is known beforehand of the architecture. Of what every module was given and returned follows
 
     the list of layers      modules one after the other, each reading what the one before returned
-    the attention block     the block of a layer in which a token changes what a later one gets
+    the token mixer         the block of a layer in which a token changes what a later one gets
+                            (attention, linear attention, a state-space layer, a convolution)
     the MLP                 the other one
     their last matrices     the linear maps whose outputs the blocks return
     the MLP's first ones    the linear maps that read what the MLP reads
@@ -14,17 +15,23 @@ What is found is proven afterwards, on all layers, by `anatomy_proof.check_anato
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from interp.models.anatomy_blocks import (
+    MixerPaths,
+    find_last_matrix,
+    find_mixers,
+    split_blocks,
+)
 from interp.models.anatomy_readout import find_readout
 from interp.models.anatomy_trace import (
     NUM_TOKENS,
@@ -39,39 +46,42 @@ from interp.models.anatomy_trace import (
 from interp.models.mixture import MixturePaths
 from interp.models.mixture_paths import find_experts, find_mixture
 
-# A token's output when an earlier one changes: to the bit, but for the order of sums.
-_UNCHANGED = 1e-5
-
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPaths:
     """Module paths of one decoder layer, from the layer.
 
     Attributes:
-        attn: the attention block.
-        attn_out: its output projection; its output is the site `attn`.
+        mixers: the block that mixes tokens, or those that do so side by side.
         mlp: the MLP block, or None where the layer holds its matrices directly.
         keys: the MLP's first matrices (gate and up, both in one, or the one).
         values: the down projection; its input is the site `coef`, its weight the site `value`. In
             a mixture of experts, the module that holds all experts' matrices.
         mixture: the parts of the MLP where it is a mixture of experts; `keys` is then empty.
-        attn_adds_residual: the attention block takes the residual stream as an argument of its own
-            and adds it itself.
-        mlp_adds_residual: the MLP does.
-        attn_num_outputs: length of the tuple that the attention block returns; 0 for a tensor.
-        mlp_num_outputs: of the tuple that the MLP returns.
+        mlp_adds_residual: the MLP takes the residual stream as an argument of its own and adds it
+            itself.
+        mlp_num_outputs: length of the tuple that the MLP returns; 0 for a tensor.
     """
 
-    attn: str
-    attn_out: str
+    mixers: tuple[MixerPaths, ...]
     mlp: str | None
     keys: tuple[str, ...]
     values: str
     mixture: MixturePaths | None = None
-    attn_adds_residual: bool = False
     mlp_adds_residual: bool = False
-    attn_num_outputs: int = 2
     mlp_num_outputs: int = 0
+
+    @property
+    def attn_out(self) -> str:
+        """Return the module whose output is the site `attn`.
+
+        Raises:
+            ValueError: two mixers stand side by side, each with a last matrix of its own.
+        """
+        mixer, *others = self.mixers
+        if others:
+            raise ValueError(f"the site attn is {', '.join(mixer.out for mixer in self.mixers)}")
+        return mixer.out
 
     @property
     def mlp_out(self) -> str:
@@ -127,10 +137,8 @@ def derive_paths(model: PreTrainedModel) -> Paths:
             for index in {alike[0], alike[-1]}:
                 additive &= _only_adds(trace, layers[index], known[kind])
         parts = [known[kind] for kind in kinds]
-        if any(of_layer.mixture is not None for of_layer in parts):
-            _check_cache(model)
         final, scale, cap = find_readout(trace, layers)
-        shared = _find_shared_arguments(trace, layers[0])
+        shared = _find_shared_arguments(trace, [layers[kinds.index(kind)] for kind in known])
     return Paths(
         layers=trace.names[layers],
         parts=tuple(parts),
@@ -142,41 +150,48 @@ def derive_paths(model: PreTrainedModel) -> Paths:
     )
 
 
-def _find_shared_arguments(trace: Trace, layer: nn.Module) -> frozenset[str | int]:
-    """Find the arguments of a layer that do not grow with the number of questions."""
-    seen: list[dict[str | int, Any]] = []
+def _find_shared_arguments(trace: Trace, layers: Sequence[nn.Module]) -> frozenset[str | int]:
+    """Find the arguments of layers, one of each kind, that questions do not make longer."""
+    seen: dict[nn.Module, dict[str | int, Any]] = {}
 
-    def keep(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.append(dict(enumerate(args)) | kwargs)
+    def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen[module] = dict(enumerate(args)) | kwargs
 
     with ExitStack() as stack:
-        handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
-        stack.callback(handle.remove)
+        for layer in layers:
+            handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
+            stack.callback(handle.remove)
         trace.model(input_ids=make_tokens(trace.model).repeat(2, 1), use_cache=False)
-    call = trace.calls[layer][0]
-    alone, (twice,) = dict(enumerate(call.args)) | call.kwargs, seen
-    return frozenset(
-        key
-        for key, value in alone.items()
-        if isinstance(value, Tensor)
-        and value.ndim > 1
-        and value.shape[0] > 1
-        and isinstance(twice.get(key), Tensor)
-        and twice[key].shape[0] == value.shape[0]
-    )
+    found = set()
+    for layer, twice in seen.items():
+        call = trace.calls[layer][0]
+        alone = dict(enumerate(call.args)) | call.kwargs
+        found |= {
+            key
+            for key, value in alone.items()
+            if isinstance(value, Tensor)
+            and value.ndim > 1
+            and value.shape[0] > 1
+            and isinstance(twice.get(key), Tensor)
+            and twice[key].shape[0] == value.shape[0]
+        }
+    return frozenset(found)
 
 
 def run_with_known_blocks(
     trace: Trace, layer: nn.Module, paths: LayerPaths, hidden: Tensor
 ) -> Tensor:
-    """Run a layer on a residual stream, with what its attention block and MLP once computed.
+    """Run a layer on a residual stream, with what its token mixer and MLP once computed.
 
     Nothing but their states is given: what else the blocks return is None.
     """
     call = trace.get_only_call(layer)
     assert call is not None
-    matrices = (paths.attn, paths.attn_out, paths.attn_adds_residual)
-    blocks = [matrices, (paths.mlp or paths.values, paths.mlp_out, paths.mlp_adds_residual)]
+    blocks = [(mixer.block, mixer.out, mixer.adds_residual) for mixer in paths.mixers]
+    blocks.append((paths.mlp or paths.values, paths.mlp_out, paths.mlp_adds_residual))
+    if paths.mixture is not None and paths.mixture.shared_block is not None:
+        assert paths.mixture.shared_values is not None
+        blocks.append((paths.mixture.shared_block, paths.mixture.shared_values, False))
     with ExitStack() as stack:
         for block, matrix, adds_residual in blocks:
             computed = trace.calls[layer.get_submodule(matrix)][0].output
@@ -206,10 +221,10 @@ def _make_replacement(computed: Tensor | None, adds_residual: bool) -> Callable[
 
 
 def _only_adds(trace: Trace, layer: nn.Module, paths: LayerPaths) -> bool:
-    """Return whether layer(0; attention and MLP known) + residual = layer(residual).
+    """Return whether layer(0; mixer and MLP known) + residual = layer(residual).
 
     Raises:
-        ValueError: nor is layer(residual; attention and MLP known).
+        ValueError: nor is layer(residual; mixer and MLP known).
     """
     call = trace.get_only_call(layer)
     assert call is not None
@@ -261,14 +276,6 @@ def _check_streams(trace: Trace, layers: nn.ModuleList) -> None:
             )
 
 
-def _check_cache(model: PreTrainedModel) -> None:
-    """Raise ValueError unless keys and values are all that a model keeps of its tokens."""
-    try:
-        model(input_ids=make_tokens(model), past_key_values=DynamicCache(), use_cache=True)
-    except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError("its attention keeps more of its tokens than keys and values") from error
-
-
 def _is_stream(call: Call) -> bool:
     """Return whether a module was given and returned a residual stream."""
     hidden, output = call.hidden, call.output
@@ -278,35 +285,25 @@ def _is_stream(call: Call) -> bool:
 
 
 def _find_parts(trace: Trace, layer: nn.Module, where: str) -> LayerPaths:
-    mixers, points, matrices = [], [], []
-    for name, block in layer.named_children():
-        call = trace.get_only_call(block)
-        if is_linear(block):
-            matrices += [block] if call is not None else []
-        elif call is not None and _is_block(block, call):
-            # One whose matrices are zero mixes nothing.
-            mixes = "Attention" in type(block).__name__ or _mixes_tokens(block, call)
-            (mixers if mixes else points).append((name, block))
-    if len(mixers) != 1:
-        named = ", ".join(name for name, _ in mixers) or "none"
-        raise ValueError(f"{where}: one block that mixes tokens is wanted, and there are: {named}")
-    attn_name, attn = mixers[0]
-    kind = type(attn).__name__
-    if "Attention" not in kind or "Linear" in kind:
-        raise ValueError(f"{where}: tokens are mixed by a {kind}, which is no attention")
-    if any(isinstance(module, nn.Conv1d) for module in attn.modules()):
-        raise ValueError(f"{where}: its {kind} also convolves, and keeps more than keys and values")
-    attn_out, attn_adds = _find_last_matrix(trace, attn, f"{where}: the attention block")
+    blocks, points, matrices = split_blocks(trace, layer)
+    mixers = find_mixers(trace, layer, blocks, where)
+    if not points and not matrices:
+        named = ", ".join(type(block).__name__ for _, block in blocks)
+        raise ValueError(f"{where}: there is no MLP beside its {named}")
     mlp_name, mlp_adds, mixture, num_outputs = None, False, None, 0
     start = len(trace.names[layer]) + 1
-    if len(points) == 1 and find_experts(points[0][1]):
-        mlp_name, mlp = points[0]
+    with_experts = [(name, block) for name, block in points if find_experts(block)]
+    beside = [pair for pair in points if pair not in with_experts]
+    if len(with_experts) == 1 and len(beside) <= 1:
+        ((mlp_name, mlp),) = with_experts
         mixture = find_mixture(trace, mlp, layer, where)
+        if beside:
+            mixture = _add_shared_block(trace, layer, mlp, mixture, beside[0], where)
         values, keys = layer.get_submodule(mixture.experts), []
         num_outputs = trace.calls[mlp][0].num_outputs
     elif len(points) == 1:
         mlp_name, mlp = points[0]
-        values, mlp_adds = _find_last_matrix(trace, mlp, f"{where}: the MLP")
+        values, mlp_adds = find_last_matrix(trace, mlp, f"{where}: the MLP")
         keys = _find_first_matrices(trace, mlp, values)
     elif not points and len(matrices) > 1:
         order = [module for module in trace.calls if module in matrices]
@@ -317,56 +314,44 @@ def _find_parts(trace: Trace, layer: nn.Module, where: str) -> LayerPaths:
     if not keys and mixture is None:
         raise ValueError(f"{where}: no matrix of the MLP reads what the MLP reads")
     return LayerPaths(
-        attn=attn_name,
-        attn_out=trace.names[attn_out][start:],
+        mixers=mixers,
         mlp=mlp_name,
         keys=tuple(trace.names[key][start:] for key in keys),
         values=trace.names[values][start:],
         mixture=mixture,
-        attn_adds_residual=attn_adds,
         mlp_adds_residual=mlp_adds,
-        attn_num_outputs=trace.calls[attn][0].num_outputs,
         mlp_num_outputs=num_outputs,
     )
 
 
-def _is_block(block: nn.Module, call: Call) -> bool:
-    """Return whether a module computes a state of every token with matrices of its own."""
-    if call.hidden is None or call.output is None or call.hidden.numel() != call.output.numel():
-        return False
-    return any(parameter.ndim > 1 for parameter in block.parameters())
-
-
-def _mixes_tokens(block: nn.Module, call: Call) -> bool:
-    """Return whether the last token's output changes with the tokens before."""
-    assert call.hidden is not None
-    hidden = call.hidden.clone()
-    # Some layers merge the axes of questions and tokens.
-    before = hidden.view(NUM_TOKENS, -1)[:-1]
-    before.copy_(before.flip(-1) * 2 + before.abs().mean())
-    output = get_first(call.repeat(block, hidden))
-    assert output is not None
-    assert call.output is not None
-    last, other = call.output.view(NUM_TOKENS, -1)[-1], output.view(NUM_TOKENS, -1)[-1]
-    return bool((last - other).abs().max() > _UNCHANGED * last.abs().max())
-
-
-def _find_last_matrix(trace: Trace, block: nn.Module, where: str) -> tuple[nn.Module, bool]:
-    """Find the matrix whose output a block returns, and whether it adds the residual stream."""
-    call = trace.get_only_call(block)
-    assert call is not None
-    inside = set(block.modules())
-    assert call.output is not None
-    for module in reversed([module for module in trace.calls if module in inside]):
-        run = trace.get_only_call(module)
-        if run is None or not is_linear(module):
-            continue
-        if is_same(call.output, run.output):
-            return module, False
-        for residual in call.list_states(call.output.shape):
-            if is_same(call.output - residual.to(call.output.device), run.output):
-                return module, True
-    raise ValueError(f"{where} does not return the output of one of its matrices")
+def _add_shared_block(
+    trace: Trace,
+    layer: nn.Module,
+    mlp: nn.Module,
+    mixture: MixturePaths,
+    beside: tuple[str, nn.Module],
+    where: str,
+) -> MixturePaths:
+    """Add the MLP that stands beside a mixture of experts: it is their shared expert."""
+    name, block = beside
+    values, adds_residual = find_last_matrix(trace, block, f"{where}: {name}")
+    keys = _find_first_matrices(trace, block, values)
+    order = list(trace.calls)
+    if (
+        mixture.shared_values is not None
+        or adds_residual
+        or not keys
+        or order.index(block) < order.index(mlp)
+        or not is_same(trace.calls[mlp][0].hidden, trace.calls[block][0].hidden)
+    ):
+        raise ValueError(f"{where}: {name} is no shared expert beside {trace.names[mlp]}")
+    start = len(trace.names[layer]) + 1
+    return replace(
+        mixture,
+        shared_keys=tuple(trace.names[key][start:] for key in keys),
+        shared_values=trace.names[values][start:],
+        shared_block=name,
+    )
 
 
 def _find_first_matrices(trace: Trace, mlp: nn.Module, values: nn.Module) -> list[nn.Module]:

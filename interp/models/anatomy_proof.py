@@ -5,14 +5,14 @@ at the places that the table names:
 
     W_unembed · final(residual) = logits
     every layer reads what the layer below returns
-    the output projection's output = the attention block's
+    the output projection's output = the token mixer's
     coefficients · value vectors (+ bias) = the MLP's output
     Σ g a v (+ g · bias, + shared experts) = the MLP's output          in mixtures of experts
-    layer(0; attention and MLP known) + residual = layer(residual)     where layers only add
-    layer(residual; attention and MLP known) = layer(residual)         elsewhere
+    layer(0; mixer and MLP known) + residual = layer(residual)     where layers only add
+    layer(residual; mixer and MLP known) = layer(residual)         elsewhere
 
 That is what the engines rely on: the last lets `layered` run restorations that share a layer's
-attention and MLP once, the first lets distances be computed without logits.
+mixer and MLP once, the first lets distances be computed without logits.
 """
 
 from __future__ import annotations
@@ -63,10 +63,14 @@ def check_anatomy(model: PreTrainedModel, anatomy: Anatomy, *, tolerance: float 
                 message = f"{where}: it does not read what the layer below returns"
                 _check_close(below, hidden, message, tolerance)
             below = output
-            projected = _get(calls[parts.attn_out].output)
-            attn = _subtract_residual(calls[parts.attn], parts.paths.attn_adds_residual, projected)
-            message = f"{where}: the attention block does not return its output projection's output"
-            _check_close(attn, projected, message, tolerance)
+            for mixer in parts.mixers:
+                projected = _get(calls[mixer.out].output)
+                attn = _subtract_residual(calls[mixer.block], mixer.paths.adds_residual, projected)
+                kind = mixer.paths.kind
+                message = (
+                    f"{where}: the {kind} block does not return its output projection's output"
+                )
+                _check_close(attn, projected, message, tolerance)
             if parts.mixture is not None:
                 value_sum = _compute_mixture(parts.mixture, trace, calls[parts.values])
             else:
@@ -75,6 +79,8 @@ def check_anatomy(model: PreTrainedModel, anatomy: Anatomy, *, tolerance: float 
             mlp = _subtract_residual(
                 calls[_get_mlp(parts)], parts.paths.mlp_adds_residual, value_sum
             )
+            if parts.shared_block is not None:
+                mlp = mlp + _get(calls[parts.shared_block].output).to(mlp.device)
             message = f"{where}: the coefficients times the value vectors are not the MLP's output"
             _check_close(mlp, value_sum, message, tolerance)
             given = torch.zeros_like(hidden) if anatomy.additive else hidden
@@ -91,7 +97,9 @@ def _get_calls(trace: Trace, anatomy: Anatomy) -> dict[nn.Module, Call]:
     """Return the calls of the modules that have a role."""
     calls = {}
     for parts in anatomy.layers:
-        for module in (parts.layer, parts.attn, parts.attn_out, _get_mlp(parts), parts.values):
+        blocks = [module for mixer in parts.mixers for module in (mixer.block, mixer.out)]
+        blocks += [] if parts.shared_block is None else [parts.shared_block]
+        for module in (parts.layer, *blocks, _get_mlp(parts), parts.values):
             call = trace.get_only_call(module)
             if call is None:
                 raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,14 @@ from tempfile import TemporaryDirectory
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from interp.models.caching import (
+    find_cache_support,
+    make_cache,
+    make_position_inputs,
+    select_rows,
+)
 from interp.models.chat import compute_template_hash
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
@@ -57,6 +62,9 @@ def generate_continuations(
 ) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Yield each prompt's number and the tokens that follow it, in batches, short prompts first.
 
+    Where padding would change what a model computes, prompts of one length go together; where no
+    cache holds all that it keeps of its tokens, every token reads the whole text anew.
+
     An end-of-sequence token ends an answer and does not belong to it; what has ended is not run
     further.
 
@@ -75,9 +83,9 @@ def generate_continuations(
     for prompt in prompts:
         model.check_token_ids(prompt)
     chosen = [NO_ENDS] * len(prompts) if ends is None else ends
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    for start in range(0, len(order), batch_size):
-        numbers = order[start : start + batch_size]
+    lengths = [len(prompt) for prompt in prompts]
+    padded = find_cache_support(model.model).padded
+    for numbers in _cut_batches(lengths, batch_size, padded=padded):
         batch = [prompts[number] for number in numbers]
         # An adapter's weights are merged once for all tokens.
         with hold_sums(model.model):
@@ -85,6 +93,17 @@ def generate_continuations(
                 model, batch, numbers, num_tokens, pick, [chosen[number] for number in numbers]
             )
         yield from zip(numbers, rows, strict=True)
+
+
+def _cut_batches(lengths: Sequence[int], batch_size: int, *, padded: bool) -> Iterator[list[int]]:
+    """Yield the numbers of prompts that are run together, short ones first."""
+    order = sorted(range(len(lengths)), key=lambda number: lengths[number])
+    groups = [order]
+    if not padded:
+        groups = [[n for n in order if lengths[n] == length] for length in sorted(set(lengths))]
+    for group in groups:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
 
 
 def get_stop_token_ids(model: LanguageModel) -> set[int]:
@@ -159,20 +178,19 @@ def _generate_batch(
     )
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     mask = torch.arange(width, device=device) >= width - lengths[:, None]
-    takes_positions = "position_ids" in inspect.signature(model.anatomy.body.forward).parameters
     stops = torch.tensor(sorted(get_stop_token_ids(model)), device=device, dtype=torch.long)
-    cache = DynamicCache(config=model.model.config)
+    cached = find_cache_support(model.model).cached
+    cache = make_cache(model.model) if cached else None
     answers: list[list[int]] = [[] for _ in prompts]
     # The rows of `answers` that are still running.
     running = list(range(len(prompts)))
     for step in range(num_tokens):
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         state = model.anatomy.body(
             input_ids=input_ids,
             attention_mask=mask.long(),
             past_key_values=cache,
-            use_cache=True,
-            **({"position_ids": positions} if takes_positions else {}),
+            use_cache=cached,
+            **make_position_inputs(model.anatomy.body, mask, input_ids.shape[1]),
         ).last_hidden_state[:, -1]
         logits = model.anatomy.logits(state)
         tokens = pick(logits, [numbers[row] for row in running], step).to(device)
@@ -193,11 +211,13 @@ def _generate_batch(
             running = [running[place] for place in kept]
             going = torch.tensor(kept, dtype=torch.long)
             tokens, mask = tokens[going.to(device)], mask[going.to(device)]
-            # Indices on the CPU choose from layers on any device.
-            cache.batch_select_indices(going)
+            input_ids = input_ids[going.to(device)]
+            if cache is not None:
+                # Indices on the CPU choose from layers on any device.
+                select_rows(cache, going)
         if not running:
             break
-        input_ids = tokens[:, None]
+        input_ids = torch.cat([*([] if cached else [input_ids]), tokens[:, None]], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
     return [tuple(row) for row in answers]
 

@@ -30,6 +30,8 @@ class MixturePaths:
         shared_keys: the shared expert's first matrices; none where there is no shared expert.
         shared_values: its down projection.
         shared_gate: its g is the sigmoid of this module's output; None where g = 1.
+        shared_block: the shared expert, where it is a block of the layer's own that runs after the
+            mixture's (Granite-4): the MLP's output is the sum of the two blocks'.
     """
 
     experts: str
@@ -38,6 +40,7 @@ class MixturePaths:
     shared_keys: tuple[str, ...] = ()
     shared_values: str | None = None
     shared_gate: str | None = None
+    shared_block: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class Mixture:
     shared_keys: tuple[nn.Module, ...] = ()
     shared_values: nn.Module | None = None
     shared_gate: nn.Module | None = None
+    shared_block: nn.Module | None = None
 
     @property
     def num_experts(self) -> int:

@@ -14,6 +14,7 @@ from interp.recovery.engines import ENGINES as ENGINES
 from interp.recovery.engines import full as full
 from interp.recovery.engines import layered as layered
 from interp.recovery.engines.layered import upward_pass as upward_pass
+from interp.recovery.engines.layered.prefix_sharing import can_share_prefix as can_share_prefix
 from interp.recovery.excess import compute_excess as compute_excess
 from interp.recovery.hook_points import HookPoint as HookPoint
 from interp.recovery.hook_points import find_hook_points as find_hook_points

@@ -169,7 +169,11 @@ def make_prefix_batch(
 ) -> Batch:
     """Make one row of the first tokens, which all trajectories share."""
     assert length <= count_shared_tokens(trajectories)
-    input_ids = send(torch.tensor([trajectories[0].token_ids[:length]]), device)
+    return make_unscored_batch(send(torch.tensor([trajectories[0].token_ids[:length]]), device))
+
+
+def make_unscored_batch(input_ids: Int[Tensor, "batch pos"]) -> Batch:
+    """Make a batch of tokens without padding, all of prompts, of which none is scored."""
     everywhere = torch.ones_like(input_ids, dtype=torch.bool)
     nowhere = input_ids.new_empty(0)
     return Batch(

@@ -119,9 +119,9 @@ class _OperationCounter:
 
     def __init__(self, pair: Pair, config: SweepConfig) -> None:
         anatomy = pair.base.anatomy
-        parts = anatomy.layers[0]
         self._num_layers = anatomy.num_layers
-        self._attn = _count_weights(parts.attn_weights)
+        mixers = [_count_weights(parts.attn_weights) for parts in anatomy.layers]
+        self._attn = sum(mixers) / anatomy.num_layers
         self._mlp = sum(map(_count_mlp, anatomy.layers)) / anatomy.num_layers
         self._vocab_size, self._d = anatomy.unembed.weight.shape
         self._gram = config.distance == "logit_mse" and anatomy.logit_cap is None
@@ -185,7 +185,13 @@ def _count_mlp(parts: LayerParts) -> float:
 
 
 def _count_weights(modules: Sequence[nn.Module]) -> int:
-    return sum(module.get_parameter("weight").numel() for module in modules)
+    """Count the entries of the modules' own matrices."""
+    return sum(
+        parameter.numel()
+        for module in modules
+        for parameter in module._parameters.values()
+        if parameter is not None and parameter.ndim > 1
+    )
 
 
 def _measure_speed(

@@ -5,7 +5,7 @@ Every change is undone on any exit, so that a model is bit-identical afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -31,12 +31,13 @@ from interp.recovery.module_hooks import (
 class LayerStates:
     """States of one layer in one run; None where they were not recorded.
 
-    `resid_in` and `resid` are the residual stream before and after the layer. In a mixture of
+    `resid_in` and `resid` are the residual stream before and after the layer. `attn` of two token
+    mixers side by side are both their states, one after the other in the last axis. In a mixture of
     experts `mixture` holds the coefficients and what the router chose, and `coef` is None.
     """
 
     resid_in: Float[Tensor, "batch pos d_model"] | None = None
-    attn: Float[Tensor, "batch pos d_model"] | None = None
+    attn: Float[Tensor, "batch pos mixer_d_model"] | None = None
     coef: Float[Tensor, "batch pos d_mlp"] | None = None
     head: Float[Tensor, "batch pos head_d_head"] | None = None
     mlp_out: Float[Tensor, "batch pos d_model"] | None = None
@@ -91,10 +92,29 @@ def make_recording_hooks(
 
     if "resid_in" in names:
         yield remove_on_exit(parts.layer.register_forward_pre_hook(keep_input, with_kwargs=True))
-    if "attn" in names:
+
+    def keep_mixer(first: bool) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+            before = [] if first else [require_state(states.attn).flatten(0, -2)]
+            keep("attn", torch.cat([*before, output.flatten(0, -2)], dim=-1))
+
+        return hook
+
+    def keep_mlp(first: bool) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
+            value = get_residual(output)
+            own = value if first else require_state(states.mlp_out).view_as(value) + value
+            keep("mlp_out", own)
+
+        return hook
+
+    if "attn" in names and len(parts.mixers) == 1:
         yield remove_on_exit(
             parts.attn_out.register_forward_hook(lambda *run: keep("attn", run[-1]))
         )
+    elif "attn" in names:
+        for place, mixer in enumerate(parts.mixers):
+            yield remove_on_exit(mixer.out.register_forward_hook(keep_mixer(place == 0)))
     if parts.mixture is not None and {"coef", "router"} & set(names):
         yield record_mixture(parts, keep_mixture, activations="coef" in names)
     if parts.mixture is None and "coef" in names:
@@ -106,11 +126,8 @@ def make_recording_hooks(
             parts.attn_out.register_forward_pre_hook(lambda _m, args: keep("head", args[0]))
         )
     if "mlp_out" in names:
-        yield remove_on_exit(
-            parts.get_pass("mlp_out")[0].register_forward_hook(
-                lambda *run: keep("mlp_out", get_residual(run[-1]))
-            )
-        )
+        for place, module in enumerate(_list_mlp_blocks(parts)):
+            yield remove_on_exit(module.register_forward_hook(keep_mlp(place == 0)))
     if "resid" in names:
         yield remove_on_exit(
             parts.layer.register_forward_hook(lambda *run: keep("resid", get_residual(run[-1])))
@@ -150,16 +167,23 @@ def restore_sites(
         if "head" in sites:
             put(replace_input(parts.attn_out, require_state(donor_states.head), where, channels))
         if "mlp_out" in sites:
-            put(
-                replace_output(
-                    parts.get_pass("mlp_out")[0], require_state(donor_states.mlp_out), where
-                )
-            )
+            state = require_state(donor_states.mlp_out)
+            for place, module in enumerate(_list_mlp_blocks(parts)):
+                # The first of two gives the sum, the other nothing.
+                put(replace_output(module, state if place == 0 else 0 * state, where))
         if "attn" in sites:
-            put(replace_output(parts.attn_out, require_state(donor_states.attn), where))
+            mixed = require_state(donor_states.attn).chunk(len(parts.mixers), dim=-1)
+            for mixer, state in zip(parts.mixers, mixed, strict=True):
+                put(replace_output(mixer.out, state, where))
         if "resid" in sites:
             put(replace_output(parts.layer, require_state(donor_states.resid), where))
         yield
+
+
+def _list_mlp_blocks(parts: LayerParts) -> list[nn.Module]:
+    """List the modules whose outputs, added up, are the site `mlp_out`, in order."""
+    first = parts.layer.get_submodule(parts.paths.mlp_out)
+    return [first] if parts.shared_block is None else [first, parts.shared_block]
 
 
 def require_state(state: Tensor | None) -> Tensor:

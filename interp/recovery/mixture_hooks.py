@@ -202,9 +202,11 @@ def _compute_output(mixture: Mixture, states: MixtureStates) -> Tensor:
 
 
 def _get_mixture(parts: LayerParts) -> tuple[Mixture, nn.Module]:
+    """Return a layer's mixture of experts, and the block that returns last."""
     assert parts.mixture is not None
-    assert parts.mlp is not None
-    return parts.mixture, parts.mlp
+    block = parts.mlp if parts.shared_block is None else parts.shared_block
+    assert block is not None
+    return parts.mixture, block
 
 
 def _send(states: MixtureStates, mixture: Mixture) -> MixtureStates:

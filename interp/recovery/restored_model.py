@@ -22,6 +22,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from interp.models.caching import find_cache_support, make_cache
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
 from interp.recovery.engines.full import restore_model
@@ -70,7 +71,8 @@ def restore(
     Raises:
         ValueError: the models do not match; a site, layer, unit or position is not there; or,
             inside the block, a forward without token ids, or with a cache that is no
-            `DynamicCache` or was filled outside the block.
+            `DynamicCache` or was filled outside the block, or one for a model that keeps more of
+            its tokens than that holds.
     """
     check_pair(vanilla, unlearned)
     given = [sites] if isinstance(sites, str) else sites
@@ -163,6 +165,9 @@ class _Donor:
     def run_alongside(self) -> Iterator[None]:
         """Let the donor run before every forward of the base model."""
         runs = get_decoder(self.base)
+        for model in (self.base, self.donor):
+            # Before there are hooks, which would run in it.
+            find_cache_support(model.model)
         with ExitStack() as stack:
             put = stack.enter_context
             put(
@@ -200,7 +205,7 @@ class _Donor:
         is_first = cache is None or cache.get_seq_length() == 0
         if cache is not None and is_first:
             self._detach(cache)
-            self.caches[cache] = DynamicCache(config=self.donor.model.config)
+            self.caches[cache] = make_cache(self.donor.model)
         if self.restoration.positions != "prompt" or is_first:
             self._run_donor(kwargs, cache)
         if self.restoration.positions == "answer" and is_first:
@@ -217,7 +222,7 @@ class _Donor:
         cache, wanted = kwargs.get("past_key_values"), kwargs.get("use_cache")
         if cache is None:
             if wanted or (wanted is None and self.base.model.config.use_cache):
-                return DynamicCache(config=self.base.model.config)
+                return make_cache(self.base.model)
             if self.restoration.positions != "all":
                 raise ValueError(
                     f"positions={self.restoration.positions!r} needs the model's cache "
@@ -259,7 +264,7 @@ class _Donor:
             return None
         assert self.where is not None
         units = self.restoration.units_of(layer)
-        channels = None if units is None else self.base.anatomy.channels(site, units)
+        channels = None if units is None else self.base.anatomy.channels(site, units, layer)
         return blend(value, state.view(*self.where.shape, -1), self.where, channels)
 
     def _after_forward(

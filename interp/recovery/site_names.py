@@ -85,7 +85,8 @@ def _list_names(model: LanguageModel) -> dict[str, str]:
 def _list_names_in_block(parts: LayerParts) -> dict[str, str]:
     """List TransformerLens' names of a layer's sites, without the block."""
     elsewhere: tuple[str, ...] = ()
-    if parts.paths.attn_adds_residual or parts.paths.mlp_adds_residual:
+    adds_residual = any(mixer.adds_residual for mixer in parts.paths.mixers)
+    if adds_residual or parts.paths.mlp_adds_residual:
         elsewhere = AFTER_RESIDUAL
     elif hasattr(parts.layer, "post_feedforward_layernorm"):
         elsewhere = AFTER_NORM
@@ -103,15 +104,21 @@ def _list_names_in_block(parts: LayerParts) -> dict[str, str]:
 
 def _list_names_in_layer(paths: LayerPaths) -> dict[str, str]:
     """List the modules of a layer's sites, as paths from the layer."""
-    outputs = {"": "resid", f".{paths.attn_out}": "attn", f".{paths.mlp_out}": "mlp_out"}
-    if not paths.attn_adds_residual:
-        outputs |= {f".{paths.attn}": "attn"}
-    if paths.mlp is not None and not paths.mlp_adds_residual:
-        outputs |= {f".{paths.mlp}": "mlp_out"}
+    outputs = {"": "resid"}
+    heads = {}
+    if len(paths.mixers) == 1:
+        (mixer,) = paths.mixers
+        outputs |= {f".{mixer.out}": "attn"}
+        outputs |= {} if mixer.adds_residual else {f".{mixer.block}": "attn"}
+        heads = {f".{mixer.out}.input": "head"} if mixer.kind == "attention" else {}
+    if paths.mixture is None or paths.mixture.shared_block is None:
+        outputs |= {f".{paths.mlp_out}": "mlp_out"}
+        if paths.mlp is not None and not paths.mlp_adds_residual:
+            outputs |= {f".{paths.mlp}": "mlp_out"}
     names = {name + end: site for name, site in outputs.items() for end in ("", ".output")}
     if paths.mixture is None:
         names |= {f".{paths.values}.input": "coef", f".{paths.values}.weight": "value"}
-    return names | {f".{paths.attn_out}.input": "head"}
+    return names | heads
 
 
 def _find_unembed(model: LanguageModel) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -13,8 +13,8 @@ from interp.models.precision import Dtype, check_dtype, check_possible
 from interp.recovery.distances import Distance, check_distance
 from interp.recovery.engines import ENGINES
 from interp.recovery.pair import Direction
+from interp.recovery.site_limits import check_mixers, check_mixtures
 from interp.recovery.sites import (
-    MIXTURE_SITES,
     STATE_SITES,
     UNIT_SITES,
     Positions,
@@ -28,9 +28,6 @@ Variant = Literal["paper", "hong2024"]
 Remote = Literal[False, True, "local"]
 
 DEFAULT_SITES = ("coef", "attn", "coef+attn", "value")
-
-_IN_MIXTURES = ("coef", "value", "key", *MIXTURE_SITES)
-# Sites inside a mixture's module of experts.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,16 +140,18 @@ class SweepConfig:
         """Raise ValueError where a site does not suit the models.
 
         It names a unit out of range, is a parameter site of packed (quantised) weights, a router's
-        in a dense layer, or a mixture's that the engine cannot restore. Or the models cannot be
-        computed with so, see `models.precision.check_possible`, or are not what their architecture
-        says, see `models.integrity.check_runnable`.
+        in a dense layer, heads' in a layer without attention, or one that the engine cannot restore
+        in a mixture or a token mixer. Or the models cannot be computed with so, see
+        `models.precision.check_possible`, or are not what their architecture says, see
+        `models.integrity.check_runnable`.
         """
         if not self.remote:
             for model in models:
                 check_runnable(model, adapters=False)
             check_possible(self.dtype, *models)
         names = [SiteName.parse(site) for site in self.sites]
-        self._check_mixtures(models[0], names)
+        check_mixtures(models[0], names, self.engine)
+        check_mixers(models[0], names, self.engine)
         for name in names:
             for unit in name.units or ():
                 if name.layer is not None and name.layer >= models[0].anatomy.num_layers:
@@ -168,32 +167,6 @@ class SweepConfig:
             raise ValueError(
                 f"{packed[0]!r} has packed quantised weights, which cannot be restored one by one: "
                 f"leave out the site {parameters[0]!r}, or load the model dequantised"
-            )
-
-    def _check_mixtures(self, model: LanguageModel, names: Sequence[SiteName]) -> None:
-        """Raise ValueError where a site is of mixtures of experts alone, or not by this engine."""
-        anatomy = model.anatomy
-        routed = [layer for layer, parts in enumerate(anatomy.layers) if parts.mixture is not None]
-        for name in names:
-            own = [site for site in name.sites if site in MIXTURE_SITES]
-            if own and not routed:
-                raise ValueError(
-                    f"the site {own[0]!r} is one of mixtures of experts, and {model.name!r} is a "
-                    "dense model, which has no router: leave it out"
-                )
-            if own and name.layer not in (None, *routed):
-                raise ValueError(
-                    f"layer {name.layer} of the site {str(name)!r} has no router; layers that have "
-                    f"one are {', '.join(map(str, routed))}"
-                )
-        inside = [site for name in names for site in name.sites if site in _IN_MIXTURES]
-        if not routed or self.engine in ("layered", "full"):
-            return
-        if self.engine == "transformer_lens" or inside:
-            refused = f"the site {inside[0]!r} of" if inside else "any site of"
-            raise ValueError(
-                f"the engine {self.engine} cannot restore {refused} a mixture of experts, which "
-                f"{model.name!r} is: use the engine layered or full"
             )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.models.anatomy import Anatomy
+from interp.models.anatomy_trace import is_linear
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import copy_with_shared_tensors
@@ -175,9 +176,13 @@ def _find_names(vanilla: LanguageModel, parameters: str, layers: Sequence[int]) 
             weights = (*parts.list_weights("key"), *parts.list_weights("value"))
             modules += [module for module, _ in weights]
         elif parameters == "attn":
-            modules += [*parts.attn_weights, parts.attn_out]
+            modules += parts.attn_weights
         elif parameters == "lora":
-            modules += [*parts.keys, parts.values, *parts.attn_weights, parts.attn_out]
+            # Adapters change what linear maps return. A state space, the module with the skip
+            # connection D, may read its output projection's weight without calling it.
+            unused = [mixer.out for mixer in parts.mixers if "D" in mixer.block._parameters]
+            projections = [m for m in parts.attn_weights if is_linear(m) and m not in unused]
+            modules += [*parts.keys, parts.values, *projections]
         else:
             modules.append(parts.layer)
     if parameters == "layers":

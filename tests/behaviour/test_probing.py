@@ -16,7 +16,8 @@ from interp.behaviour.probing import (
     probe,
 )
 from interp.statistics import compute_wilson_interval
-from tests.helpers.tiny_models import ARCHITECTURES, tiny
+from tests.helpers.every_architecture import make_tiny
+from tests.helpers.tiny_models import ARCHITECTURES, tiny, wrap
 
 
 def plain_nll(model, prompt: str, continuation: str) -> float:
@@ -28,10 +29,13 @@ def plain_nll(model, prompt: str, continuation: str) -> float:
     return -sum(logits[place - 1, whole[place]].item() for place in places) / len(places)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+HYBRIDS = ("Qwen3_5ForCausalLM", "BambaForCausalLM", "FalconH1ForCausalLM")
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *HYBRIDS])
 def test_candidates_score_as_in_a_plain_forward(name):
     """Prompts longer than the sliding windows; continuations of one to five tokens."""
-    model = tiny(name)
+    model = wrap(make_tiny(name)) if name in HYBRIDS else tiny(name)
     prompt = "w5 w9 w13 w7 w40 w22 w8"
     continuations = [" w3", " w4 w5 w6 w7 w8", " w3 w9", " w30 w31 w32", " w9 w9 w9"]
     found = compute_candidate_nll(model, prompt, continuations)

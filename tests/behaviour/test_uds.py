@@ -17,7 +17,8 @@ from interp.behaviour.uds import (
     measure_falls,
     score_queries,
 )
-from tests.helpers.tiny_models import ARCHITECTURES, NUM_LAYERS, tiny
+from tests.helpers.every_architecture import make_tiny
+from tests.helpers.tiny_models import ARCHITECTURES, NUM_LAYERS, tiny, wrap
 
 
 def asked(number: int, prompt: str, answer: str | None, *, language="en") -> Query:
@@ -83,6 +84,24 @@ def test_falls_are_those_of_plain_hooks(name):
             for donor, column in ((unlearned, "fall_unlearned"), (baseline, "fall_baseline")):
                 fall = plain_fall(vanilla, donor, query, layer)
                 assert row[column] == pytest.approx(fall, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Qwen3_5ForCausalLM", "BambaForCausalLM"])
+def test_falls_of_hybrids_are_those_of_plain_hooks(name):
+    """Recurrent states of what stands before are repeated for every run, as keys and values are."""
+    vanilla, unlearned, baseline = (wrap(make_tiny(name, seed=seed)) for seed in range(3))
+    table = measure_falls(vanilla, unlearned, baseline, QUERIES[:3], progress=False)
+    rows = iter(table.to_dict("records"))
+    for query in QUERIES[:3]:
+        for layer in range(vanilla.num_layers):
+            fall = plain_fall(vanilla, unlearned, query, layer)
+            assert next(rows)["fall_unlearned"] == pytest.approx(fall, abs=1e-5)
+
+
+def test_a_model_that_needs_a_cache_of_its_own_is_refused():
+    models = [wrap(make_tiny("RecurrentGemmaForCausalLM", seed=seed)) for seed in range(3)]
+    with pytest.raises(ValueError, match="a DynamicCache does not hold all that RecurrentGemma"):
+        measure_falls(*models, QUERIES, progress=False)
 
 
 def test_the_ends_of_the_scale():

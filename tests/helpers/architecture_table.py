@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 import interp
 from interp.models import Anatomy, check_anatomy
+from interp.recovery import can_share_prefix
 from tests.helpers.every_architecture import list_architectures, make_tiny
 from tests.helpers.tiny_models import mixed_trajectories, trajectories_after, wrap
 
@@ -31,12 +32,23 @@ MIXTURE_SITES = ("router", "router_weights", "mlp_out", "router+attn")
 SITES = ("coef", "attn", "coef+attn", "value", "key", "attn_weights", "norms", "resid", "unembed")
 
 # Multipliers that are 1 in the library's default configuration.
+_GRANITE = {
+    "logits_scaling": 8.0,
+    "residual_multiplier": 0.22,
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.015,
+}
 CHANGES: dict[str, dict[str, float]] = {
-    "GraniteForCausalLM": {
-        "logits_scaling": 8.0,
-        "residual_multiplier": 0.22,
-        "embedding_multiplier": 12.0,
-        "attention_multiplier": 0.015,
+    "GraniteForCausalLM": _GRANITE,
+    "GraniteMoeHybridForCausalLM": _GRANITE,
+    "FalconH1ForCausalLM": {
+        "attention_in_multiplier": 1.5,
+        "attention_out_multiplier": 0.9,
+        "embedding_multiplier": 5.0,
+        "key_multiplier": 0.4,
+        "lm_head_multiplier": 0.04,
+        "ssm_in_multiplier": 1.25,
+        "ssm_out_multiplier": 0.24,
     },
 }
 
@@ -58,6 +70,14 @@ shared experts. Layers that are dense in them are as in the other table.
 """.format(sites=", ".join(f"`{site}`" for site in MIXTURE_SITES))
 
 
+_HYBRIDS = """In these not only attention mixes tokens. A layer's kind is its mixer's class, \
+without the model's name; two that stand side by side are joined by +, and `attn` is both their \
+outputs. `layered` runs whole questions in them, since layers keep more of a prefix than keys and \
+values.
+
+"""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What became of a class.
@@ -69,12 +89,21 @@ class Verdict:
             the first mixture of experts, where there is one: the attention's last matrix, what
             holds the down projections, and what `router_weights` are.
         error: the largest difference between the engines, as a share of loss(V, U).
+        kinds: what mixes tokens in each layer.
+        shares: whether `layered` runs once what questions begin with.
     """
 
     outcome: str
     detail: str = ""
     parts: tuple[str, ...] = ("", "")
     error: float = 0.0
+    kinds: tuple[str, ...] = ()
+    shares: bool = True
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Return whether something else than attention mixes tokens in some layers."""
+        return any(kind != "attention" for kind in self.kinds)
 
 
 def make_pair(name: str) -> list[interp.LanguageModel]:
@@ -119,16 +148,22 @@ def prove(name: str) -> Verdict:
         return Verdict("refused", str(error))
     check_anatomy(models[0].model, anatomies[0])
     sites = (*SITES, *list_mixture_sites(anatomies[0]))
-    errors = []
+    errors, shares = [], can_share_prefix(models[0].model)
     for shared in ("", "w7 w9 w30 w12 w5 w8"):
-        with share_prefixes(required=bool(shared)):
+        with share_prefixes(required=bool(shared) and shares):
             full, layered = (
                 sweep(models, engine, sites, shared=shared)[0] for engine in ("full", "layered")
             )
         assert full.index.equals(layered.index)
         difference = (full["loss_restored"] - layered["loss_restored"]).abs()
         errors.append(np.nanmax((difference / full["loss_unlearned"]).to_numpy()))
-    return Verdict("opened", parts=name_parts(anatomies[0]), error=float(max(errors)))
+    return Verdict(
+        "opened",
+        parts=name_parts(anatomies[0]),
+        error=float(max(errors)),
+        kinds=tuple(parts.kind for parts in anatomies[0].layers),
+        shares=shares,
+    )
 
 
 @contextmanager
@@ -159,21 +194,28 @@ def list_mixture_sites(anatomy: Anatomy) -> tuple[str, ...]:
 
 def name_parts(anatomy: Anatomy) -> tuple[str, ...]:
     """Name the modules of a verdict."""
+    outs = [mixer.out for parts in anatomy.layers for mixer in parts.paths.mixers]
+    attn_out = "`, `".join(dict.fromkeys(outs))
     for parts in anatomy.layers:
         if (mixture := parts.paths.mixture) is not None:
             values = (mixture.experts, mixture.shared_values)
             return (
-                parts.paths.attn_out,
+                attn_out,
                 "`, `".join(path for path in values if path),
                 "`, `".join(mixture.routers),
             )
     paths = anatomy.layers[0].paths
-    return paths.attn_out, paths.values
+    return attn_out, paths.values
 
 
 def format_row(name: str, verdict: Verdict) -> str:
     """Format a class's row in a table of those that are opened."""
     return f"| {name} | " + " | ".join(f"`{part}`" for part in verdict.parts) + " |"
+
+
+def format_hybrid(name: str, verdict: Verdict) -> str:
+    """Format a class's row in the table of hybrids."""
+    return f"| {name} | {', '.join(verdict.kinds)} |"
 
 
 def write_table(file: Path) -> None:
@@ -195,6 +237,10 @@ def write_table(file: Path) -> None:
     text += "| class | `attn` is the output of | `value` is in | `router_weights` are those of |\n"
     text += "|---|---|---|---|\n"
     text += "".join(f"{format_row(name, opened[name])}\n" for name in mixtures)
+    hybrids = {name: verdict for name, verdict in opened.items() if verdict.is_hybrid}
+    text += f"\n### Hybrids: {len(hybrids)} of them\n\n{_HYBRIDS}"
+    text += "| class | the tiny model's layers |\n|---|---|\n"
+    text += "".join(f"{format_hybrid(name, verdict)}\n" for name, verdict in hybrids.items())
     text += f"\n## Refused: {len(refused)}\n\n| class | why |\n|---|---|\n"
     for name, verdict in refused.items():
         reason = re.sub(rf"^{name} (cannot be opened: )?", "", verdict.detail)

@@ -24,6 +24,7 @@ _SIZES = {
         "d_ff",
         "ffn_hidden_size",
         "ffn_hidden",
+        "shared_intermediate_size",
         "encoder_ffn_dim",
         "decoder_ffn_dim",
     ),
@@ -48,7 +49,10 @@ _SIZES = {
         "moe_num_experts",
         "sliding_window",
         "rotary_dim",
+        "index_topk",
+        "attention_window_size",
         "linear_num_value_heads",
+        "linear_num_heads",
         "qk_rope_head_dim",
         "mamba_n_heads",
         "mamba_num_heads",
@@ -75,6 +79,7 @@ _SIZES = {
         "v_head_dim",
         "linear_key_head_dim",
         "linear_value_head_dim",
+        "linear_head_dim",
         "mamba_d_state",
         "state_size",
         "ssm_state_size",
@@ -98,12 +103,22 @@ _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "unk_token_
 _OPTIONAL = ("head_dim", "sliding_window", "n_inner")
 # Latent attention (DeepSeek) has keys of its own in every head, and rotates a part of them.
 _LATENT = {"num_key_value_heads": 4, "head_dim": 4, "qk_rope_head_dim": 4, "qk_head_dim": 12}
+# Both kinds of layers, two of each.
+_LINEAR_AND_FULL = {"layer_types": ["linear_attention", "full_attention"] * 2}
+_CONV_AND_FULL = {"layer_types": ["conv", "full_attention"] * 2}
 # What single classes want besides.
 _OWN: dict[str, dict[str, Any]] = {
+    "BailingHybridForCausalLM": _LINEAR_AND_FULL,
+    "BambaForCausalLM": {"attn_layer_indices": [1, 3]},
+    "GraniteMoeHybridForCausalLM": _LINEAR_AND_FULL,
+    "JambaForCausalLM": {"attn_layer_period": 3, "attn_layer_offset": 1},
+    "KimiLinearForCausalLM": _LINEAR_AND_FULL,
+    "Lfm2ForCausalLM": _CONV_AND_FULL,
+    "MiniMaxForCausalLM": {"block_size": 4},
     "HunYuanDenseV1ForCausalLM": {"head_dim": 8},
     "HunYuanMoEV1ForCausalLM": {"head_dim": 8},
     "MinistralForCausalLM": {"head_dim": 8},
-    "Lfm2MoeForCausalLM": {"layer_types": ["full_attention"] * 4},
+    "Lfm2MoeForCausalLM": _CONV_AND_FULL,
     "ZayaForCausalLM": {"num_experts_per_tok": 1},
     "Dots3NoteForCausalLM": {"num_key_value_heads": 4},
 }

@@ -173,6 +173,6 @@ def test_architectures_that_are_not_known():
     )
     with pytest.raises(
         ValueError,
-        match="MambaForCausalLM cannot be opened: layer 0: tokens are mixed by a MambaMixer",
+        match="MambaForCausalLM cannot be opened: layer 0: there is no MLP beside its MambaMixer",
     ):
         find_anatomy(mamba)

@@ -16,8 +16,16 @@ from torch import nn
 import interp
 from interp.models.anatomy import find_anatomy
 from interp.models.anatomy_proof import check_anatomy
-from tests.helpers.architecture_table import CHANGES, format_row, make_pair, prove, sweep
+from tests.helpers.architecture_table import (
+    CHANGES,
+    format_hybrid,
+    format_row,
+    make_pair,
+    prove,
+    sweep,
+)
 from tests.helpers.every_architecture import list_architectures, make_tiny
+from tests.helpers.hand_hooks import run_restored
 from tests.helpers.tiny_models import question
 
 ALL = tuple(sorted(list_architectures()))
@@ -51,6 +59,7 @@ BY_HAND = {
     "VaultGemmaForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
     "XGLMForCausalLM": ("model.layers", "fc2", "self_attn.out_proj"),
 }
+INDEXED = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
 SAMPLE = ("Cohere2ForCausalLM", "FalconForCausalLM", "GraniteForCausalLM", "MptForCausalLM")
 
 
@@ -71,6 +80,9 @@ def test_layered_has_the_losses_of_full(name):
         assert name not in BY_HAND
         pytest.skip(f"{verdict.outcome}: {verdict.detail}")
     assert format_row(name, verdict) in OPENED
+    assert (format_hybrid(name, verdict) in OPENED) == verdict.is_hybrid
+    # What an indexer keeps of a prefix is no keys and values either.
+    assert verdict.shares == (not verdict.is_hybrid and name not in INDEXED)
 
 
 @pytest.mark.parametrize("name", mark(BY_HAND, SAMPLE))
@@ -96,41 +108,6 @@ def test_full_puts_back_what_is_meant(name):
                 loss = ((wanted - logits) ** 2).mean().item()
                 found = losses.loc[(site, layer, item.query.id), "loss_restored"]
                 assert found == pytest.approx(loss, rel=1e-4, abs=1e-9)
-
-
-def run_restored(vanilla, unlearned, ids, names, site):
-    """Run U with V's inputs of some modules (`coef`), their outputs (`attn`), or weights."""
-    states, handles = {}, []
-    for name in names:
-        mine, theirs = unlearned.get_submodule(name), vanilla.get_submodule(name)
-        if site == "value":
-            kept = {key: value.data for key, value in mine.named_parameters()}
-            states[name] = kept
-            for key, value in theirs.named_parameters():
-                mine.get_parameter(key).data = value.data
-            continue
-        index = 0 if site == "coef" else 2
-        handle = theirs.register_forward_hook(
-            lambda _m, args, out, name=name, index=index: states.update(
-                {name: (args[0] if index == 0 else out).clone()}
-            )
-        )
-        handles.append(handle)
-        if site == "coef":
-            hook = mine.register_forward_pre_hook(lambda _m, _args, name=name: (states[name],))
-        else:
-            hook = mine.register_forward_hook(lambda *_run, name=name: states[name])
-        handles.append(hook)
-    with torch.no_grad():
-        vanilla(input_ids=ids, use_cache=False)
-        logits = unlearned(input_ids=ids, use_cache=False).logits
-    for handle in handles:
-        handle.remove()
-    if site == "value":
-        for name, kept in states.items():
-            for key, value in kept.items():
-                unlearned.get_submodule(name).get_parameter(key).data = value
-    return logits
 
 
 @pytest.mark.parametrize("name", mark(BY_HAND, SAMPLE))
@@ -202,13 +179,14 @@ def test_scaled_logits_in_every_distance():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("MambaForCausalLM", "layer 0: tokens are mixed by a MambaMixer, which is no attention"),
+        ("MambaForCausalLM", "layer 0: there is no MLP beside its MambaMixer"),
+        ("NemotronHForCausalLM", "layer 0: there is no MLP beside its NemotronHMamba2Mixer"),
+        ("RwkvForCausalLM", "one block that mixes tokens is wanted, and there are: attention, fe"),
         (
             "XLMWithLMHeadModel",
             "layer 0: one block that mixes tokens is wanted, and there are: none",
         ),
         ("RobertaForCausalLM", "layer 0: the attention block does not return"),
-        ("RecurrentGemmaForCausalLM", "tokens are mixed by a RecurrentGemmaRecurrentBlock"),
         ("ZayaForCausalLM", "layer 1 reads more of layer 0 than its residual stream"),
         ("Llama4ForCausalLM", "layer 0: its Llama4TextExperts are not run as transformers runs"),
         ("BeamForCausalLM", "the MLP's output is not that of its experts and one shared expert"),

@@ -170,7 +170,7 @@ def test_mixed_scores_in_float32(architecture):
     expected = (logits[0] - logits[1]).square().mean().item()
     with set_precision("mixed", (pair.vanilla, pair.unlearned)):
         for engine in (full, layered):
-            loss = engine.losses(pair, [item], [NOTHING]).item()
+            loss = engine.measure(pair, [item], [NOTHING]).losses.item()
             assert loss == pytest.approx(expected, rel=1e-5)
     coarse = layered.measure(pair, [item], [NOTHING]).losses.item()
     assert coarse != pytest.approx(expected, rel=1e-5)
@@ -189,7 +189,7 @@ def test_engines_agree(dtype):
     restorations = [NOTHING, *make_windows("coef+attn", num_layers=5)]
     with set_precision(dtype, (pair.vanilla, pair.unlearned)):
         for engine in (full, layered):
-            losses = engine.losses(pair, ITEMS, restorations)
+            losses = engine.measure(pair, ITEMS, restorations).losses
             error = ((losses - exact).abs() / exact[0]).max().item()
             assert 1e-5 < error < 0.1
 

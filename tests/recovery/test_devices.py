@@ -95,7 +95,7 @@ def test_hooks_change_no_number(architecture):
         for model in (pair.vanilla, pair.unlearned)
     ]
     for engine in (full, layered):
-        found = engine.losses(pair, items, RESTORATIONS)
+        found = engine.measure(pair, items, RESTORATIONS).losses
         assert ((found - expected).abs() / expected[0]).max() < 1e-5
     for model, forwards in zip((pair.vanilla, pair.unlearned), before, strict=True):
         for name, module in model.model.named_modules():

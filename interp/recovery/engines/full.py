@@ -57,7 +57,7 @@ def restore_model(
     with ExitStack() as stack:
         for layer in restoration.layers:
             units = restoration.units_of(layer)
-            channels = None if units is None else base.channels(restoration.sites[0], units)
+            channels = None if units is None else base.channels(restoration.sites[0], units, layer)
             stack.enter_context(
                 restore_sites(
                     base.layers[layer],

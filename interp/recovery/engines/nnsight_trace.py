@@ -67,9 +67,9 @@ def group_by_module(
                 where = batch.select_positions(restoration.positions)[..., None]
                 units = restoration.units_of(layer)
                 if units is not None:
-                    every = anatomy.channels(site, range(anatomy.num_units(site, layer)))
+                    every = anatomy.channels(site, range(anatomy.num_units(site, layer)), layer)
                     chosen = where.new_zeros(len(every))
-                    chosen[anatomy.channels(site, units)] = True
+                    chosen[anatomy.channels(site, units, layer)] = True
                     where = where & chosen
                 passed, side = parts.get_pass(site)
                 module = by_path[paths[passed]]

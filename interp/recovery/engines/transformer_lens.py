@@ -133,7 +133,7 @@ def _make_hooks(
     hooks: list[tuple[str | Callable, Callable]] = []
     for (site, layer), hook in _name_hook_points(restoration).items():
         units = restoration.units_of(layer)
-        channels = None if units is None else pair.base.anatomy.channels(site, units)
+        channels = None if units is None else pair.base.anatomy.channels(site, units, layer)
         hooks.append((hook, partial(_replace, new=states[hook], where=where, channels=channels)))
     return hooks
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from interp.models.anatomy import LayerParts
+from interp.models.anatomy_blocks import MixerPaths
 from interp.recovery.module_hooks import replace_forward
 
 
 def iterate_position_wise(parts: LayerParts) -> Iterator[nn.Module]:
-    """Yield the modules of a layer that treat every position alone, past attention's mixing."""
-    yield parts.attn_out
+    """Yield the modules of a layer that treat every position alone, past the mixing."""
+    for mixer in parts.mixers:
+        yield mixer.out
     if parts.mixture is None:
         yield from parts.keys
         yield parts.values
@@ -38,19 +41,23 @@ def compute_only_at(module: nn.Module, positions: Tensor, num_tokens: int) -> It
 
 
 @contextmanager
-def replace_attention(parts: LayerParts, attn: Tensor) -> Iterator[None]:
-    """Replace the attention block by a known state, without running it."""
-    adds_residual = parts.paths.attn_adds_residual
+def replace_mixers(parts: LayerParts, attn: Tensor) -> Iterator[None]:
+    """Replace the token mixer by a known state, or several by one each, without running them."""
+    with ExitStack() as stack:
+        for mixer, state in zip(parts.mixers, attn.chunk(len(parts.mixers), -1), strict=True):
+            stack.enter_context(replace_forward(mixer.block, _make_mixer(mixer.paths, state)))
+        yield
 
+
+def _make_mixer(paths: MixerPaths, state: Tensor) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
         hidden = args[0] if args else kwargs["hidden_states"]
-        output = attn.to(hidden.device).repeat(hidden.shape[0] // attn.shape[0], 1, 1)
-        output = output + args[1] if adds_residual else output
-        others = parts.paths.attn_num_outputs - 1
+        output = state.to(hidden.device).repeat(hidden.shape[0] // state.shape[0], 1, 1)
+        output = output + args[1] if paths.adds_residual else output
+        others = paths.num_outputs - 1
         return output if others < 0 else (output, *[None] * others)
 
-    with replace_forward(parts.attn, forward):
-        yield
+    return forward
 
 
 @contextmanager
@@ -68,6 +75,9 @@ def replace_mlp(parts: LayerParts, mlp_out: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
         if parts.mlp is not None:
             stack.enter_context(replace_forward(parts.mlp, give))
+            if parts.shared_block is not None:
+                # It is part of what the mixture's block gives here.
+                stack.enter_context(replace_forward(parts.shared_block, torch.zeros_like))
         else:
             for key in parts.keys:
                 stack.enter_context(replace_forward(key, lambda hidden: hidden))

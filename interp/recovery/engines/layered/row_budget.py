@@ -11,6 +11,7 @@ import torch
 from interp.data.trajectories import Trajectory
 from interp.models.memory import measure_free_memory
 from interp.recovery.batches import PaddingSide, count_shared_tokens, group_by_prefix
+from interp.recovery.engines.layered.prefix_sharing import can_share_prefix
 from interp.recovery.pair import Pair
 
 BUDGET_FRACTION = 0.4
@@ -128,19 +129,24 @@ class JobPlanner:
         Args:
             pair: V and U.
             trajectories: the questions.
-            padding_side: prefixes are shared where padding stands on the right.
+            padding_side: prefixes are shared where padding stands on the right, by models whose
+                layers read nothing of them but keys and values.
         """
+        self._pair = pair
         self._trajectories = trajectories
         self._sharing = padding_side == "right"
         self._sizes = Sizes.for_pair(pair)
 
     def plan_jobs(self, num_rows: int, budget: RowBudget) -> list[Job]:
         """Plan all that there is to do."""
-        groups = [list(range(len(self._trajectories)))]
-        if self._sharing:
-            groups = group_by_prefix(self._trajectories, overhead=GROUP_OVERHEAD)
         if not num_rows:
             return []
+        together = [list(range(len(self._trajectories)))]
+        groups = together
+        if self._sharing:
+            groups = group_by_prefix(self._trajectories, overhead=GROUP_OVERHEAD)
+            if any(map(self._count_prefix, groups)) and not can_share_prefix(self._pair.base.model):
+                self._sharing, groups = False, together
         return [job for group in groups for job in self._cut(group, num_rows, budget)]
 
     def replan(self, jobs: Sequence[Job], num_rows: int, budget: RowBudget) -> list[Job]:

@@ -32,7 +32,7 @@ from interp.recovery.engines.layered.disk_offload import OffloadedRows
 from interp.recovery.engines.layered.known_outputs import (
     compute_only_at,
     iterate_position_wise,
-    replace_attention,
+    replace_mixers,
     replace_mlp,
 )
 from interp.recovery.engines.layered.layerwise_run import (
@@ -241,10 +241,10 @@ class UpwardPass:
             if layer == self.base.num_layers - 1:
                 for module in iterate_position_wise(parts):
                     put(compute_only_at(module, batch.scored_at, batch.num_tokens))
-            channels = self._get_channels(treatment)
+            channels = self._get_channels(layer, treatment)
             put(restore_sites(parts, donor_parts, donor_states, sites, where, channels))
             if attn is not None:
-                put(replace_attention(parts, attn))
+                put(replace_mixers(parts, attn))
             if mlp_out is not None:
                 put(replace_mlp(parts, mlp_out))
             if attn is not None and mlp_out is not None and self.base.additive:
@@ -262,7 +262,7 @@ class UpwardPass:
         states, donor_states = segment.base_run.layers[layer], segment.donor_run.layers[layer]
         real = segment.batch.real
         attn, mlp_out = None, None
-        channels = self._get_channels(treatment)
+        channels = self._get_channels(layer, treatment)
         # Some units are the donor's, the others what the row itself computes.
         own_too = channels is not None and not fresh
         if "attn" in sites:
@@ -298,11 +298,11 @@ class UpwardPass:
                     mlp_out = parts.values(coef.to(get_device(parts.layer)))
         return attn, mlp_out
 
-    def _get_channels(self, treatment: _Treatment) -> list[int] | None:
+    def _get_channels(self, layer: int, treatment: _Treatment) -> list[int] | None:
         if treatment.units is None:
             return None
         (site,) = treatment.sites
-        return self.base.channels(site, treatment.units)
+        return self.base.channels(site, treatment.units, layer)
 
     def _call_layer(
         self,
