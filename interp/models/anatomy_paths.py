@@ -38,6 +38,7 @@ from interp.models.anatomy_trace import (
 )
 from interp.models.mixture import MixturePaths
 from interp.models.mixture_paths import find_experts, find_mixture
+from interp.models.packed_weights import ignore_outliers
 
 # A token's output when an earlier one changes: to the bit, but for the order of sums.
 _UNCHANGED = 1e-5
@@ -109,7 +110,7 @@ def derive_paths(model: PreTrainedModel) -> Paths:
     Raises:
         ValueError: a part cannot be told; the sentence says which.
     """
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), evaluating(model), ignore_outliers(model):
         trace = Trace(model, probe=True)
         layers = _find_layers(trace)
         _check_streams(trace, layers)
