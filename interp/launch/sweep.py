@@ -39,6 +39,7 @@ from interp.launch.signature import select_options, takes_options
 from interp.launch.work_items import Workers, WorkItem
 from interp.launch.worker import LocalWorkers, Worker
 from interp.models.language_model import LanguageModel, check_language_model
+from interp.models.packed_weights import rounds_inputs
 from interp.recovery.noise_floor import warn_of_noise
 from interp.recovery.site_names import translate_site_name
 from interp.recovery.sweep import DEFAULT_SITES, SweepConfig
@@ -115,7 +116,7 @@ def sweep(
         losses = LossStore(keys, split_cells(answer_store.get_all(), BLOCK), store)
         _measure(workers, opens, content_hash, sources, losses, progress)
     recovery = Recovery(losses=losses.get_all())
-    if config.dtype_of(vanilla) != "float32":
+    if config.dtype_of(vanilla) != "float32" or rounds_inputs(vanilla.model):
         warn_of_noise(recovery.krs())
     return recovery
 

@@ -26,6 +26,7 @@ from interp.models.language_model import LanguageModel
 from interp.models.multimodal import is_multimodal, take_out_text_model
 from interp.models.packed_weights import (
     PACKINGS,
+    describe_packing,
     forget_packing,
     make_packing,
     unpack_weights,
@@ -93,6 +94,7 @@ def read_full_model(
     if packed and packing == "none":
         _ask_for_plain_weights(config)
     chosen = dtype or config.dtype or _find_dtype(stored)
+    method = describe_packing(config)
     with _explain(spec):
         if like is not None and can_share and not packs:
             shared = read_with_shared_tensors(stored, directory, config, like=like.model)
@@ -100,7 +102,7 @@ def read_full_model(
                 return shared
     if not (trust_remote_code and _has_code(config)):
         check_announced(spec, config, stored)
-    with _explain(spec):
+    with _explain(spec, method):
         model, report = _read(
             directory,
             config,
@@ -132,12 +134,23 @@ def read_full_model(
 
 
 @contextmanager
-def _explain(spec: str) -> Iterator[None]:
-    """Turn what the readers of a checkpoint raise inside the block into a sentence."""
+def _explain(spec: str, method: str | None = None) -> Iterator[None]:
+    """Turn what the readers of a checkpoint raise inside the block into a sentence.
+
+    `method` is what its weights are packed by, None where they are plain.
+    """
     try:
         yield
     except (*UNREADABLE, StrictDataclassError, SafetensorError) as error:
-        raise ValueError(f"{spec!r} could not be loaded: {summarize_error(error)}") from error
+        reason = summarize_error(error)
+        if method is None:
+            raise ValueError(f"{spec!r} could not be loaded: {reason}") from error
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            reason += f" (pip install {error.name})"
+        raise ValueError(
+            f"{spec!r} has weights packed by {method}, which could not be loaded: {reason}; a "
+            "checkpoint that is not quantised needs no package"
+        ) from error
 
 
 def _read(

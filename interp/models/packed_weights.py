@@ -4,22 +4,24 @@ Linear maps of bitsandbytes hold 4-bit (NF4, QLoRA; Dettmers et al. 2023) or 8-b
 Dettmers et al. 2022) and scales beside them: no matrix that could be put into another model. They
 are known by their class's module, so that nothing is imported where there are none.
 
-LLM.int8 also rounds what a map reads, each token by its own largest entry. But an input feature
-that reaches the threshold in one token of a batch is an outlier in all of them, and is not
-rounded: what a token gives then depends on its neighbours (`depends_on_batch`).
+LLM.int8 also rounds what a map reads (`rounds_inputs`), each token by its own largest entry. But an
+input feature that reaches the threshold in one token of a batch is an outlier in all of them, and
+is not rounded: what a token gives then depends on its neighbours.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 PACKINGS = ("4bit", "8bit")
@@ -64,15 +66,15 @@ def make_packing(packing: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def describe_packing(model: PreTrainedModel) -> str | None:
-    """Name how a model's weights are packed, such as "bitsandbytes, 4 bits"; None if they are not.
+def describe_packing(config: PreTrainedConfig) -> str | None:
+    """Name how weights are packed, such as "bitsandbytes, 4 bits"; None if they are not.
 
     Models packed by one method with other settings have the same name.
     """
-    config = getattr(model.config, "quantization_config", None)
-    if config is None:
+    packing = getattr(config, "quantization_config", None)
+    if packing is None:
         return None
-    settings = config if isinstance(config, dict) else config.to_dict()
+    settings = packing if isinstance(packing, dict) else packing.to_dict()
     method = settings.get("quant_method") or "an unknown method"
     method = str(getattr(method, "value", method))
     known = (("load_in_4bit", 4), ("load_in_8bit", 8))
@@ -99,7 +101,7 @@ def unpack_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMode
     maps = [(path, module) for path, module in model.named_modules() if is_packed(module)]
     if not maps:
         raise ValueError(
-            f"weights packed by {describe_packing(model)} cannot be dequantised here: load a "
+            f"weights packed by {describe_packing(model.config)} cannot be made plain here: give a "
             "checkpoint that is not quantised"
         )
     for path, module in maps:
@@ -169,8 +171,11 @@ def check_layout(name: str, model: nn.Module) -> None:
     """Raise ValueError where running a model would change its weights.
 
     On CPUs with AVX-512 BF16 bitsandbytes puts 4-bit weights into another order at their first
-    use, and rounds their scales to bfloat16, for good.
+    use, and rounds their scales to bfloat16, for good. What it says at every use of 8-bit weights
+    is no longer shown.
     """
+    if rounds_inputs(model):
+        logging.getLogger(f"{PACKAGE}.autograd._functions").addFilter(_is_news)
     for path, module in model.named_modules():
         weight: Any = module._parameters.get("weight")
         if (
@@ -185,9 +190,13 @@ def check_layout(name: str, model: nn.Module) -> None:
             )
 
 
-def depends_on_batch(model: nn.Module) -> bool:
-    """Return whether what a token gives can depend on others beside it, as in LLM.int8."""
-    return any(_get_threshold(module) > 0 for module in model.modules())
+def _is_news(record: logging.LogRecord) -> bool:
+    return "inputs will be cast" not in record.msg
+
+
+def rounds_inputs(model: nn.Module) -> bool:
+    """Return whether some linear maps round what they read, as those of LLM.int8 do."""
+    return any(_is_of_package(getattr(module, "state", None)) for module in model.modules())
 
 
 @contextmanager
@@ -210,16 +219,24 @@ def ignore_outliers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def compute_packed_in_float32(model: nn.Module) -> Iterator[None]:
-    """Let 4-bit weights be multiplied in float32 in the block, whatever their own choice."""
-    modules: list[Any] = [m for m in model.modules() if is_packed(m) and hasattr(m, "quant_state")]
-    before = [module.compute_dtype for module in modules]
+    """Multiply by packed weights as by float32 matrices in the block, and round no inputs."""
+    modules: list[Any] = [module for module in model.modules() if is_packed(module)]
+    before = [module.__dict__.get("forward") for module in modules]
     try:
         for module in modules:
-            module.compute_dtype = torch.float32
+            module.forward = partial(_multiply_in_float32, module)
         yield
     finally:
-        for module, dtype in zip(modules, before, strict=True):
-            module.compute_dtype = dtype
+        for module, forward in zip(modules, before, strict=True):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
+
+
+def _multiply_in_float32(module: Any, x: Tensor) -> Tensor:
+    bias = None if module.bias is None else module.bias.float()
+    return nn.functional.linear(x.float(), unpack_weight(module, torch.float32), bias)
 
 
 def share_packed_weights(model: nn.Module, memo: dict[int, Any]) -> None:

@@ -60,7 +60,7 @@ def check_pair(vanilla: LanguageModel, unlearned: LanguageModel) -> None:
                 f"{unlearned.name!r} does not match {vanilla.name!r}: {name} is {right} in the "
                 f"unlearned and {left} in the vanilla model{_suggest_tokenizer(name)}"
             )
-    packings = [describe_packing(model.model) for model in (vanilla, unlearned)]
+    packings = [describe_packing(model.model.config) for model in (vanilla, unlearned)]
     if packings[0] != packings[1]:
         left, right = (packing or "not packed" for packing in packings)
         warnings.warn(

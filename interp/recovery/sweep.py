@@ -18,7 +18,7 @@ from interp.models.language_model import LanguageModel
 from interp.models.precision import Dtype, check_dtype, check_possible, set_precision
 from interp.recovery.distances import Distance, check_distance
 from interp.recovery.engines import ENGINES
-from interp.recovery.noise_floor import measure_losses, measure_rounding
+from interp.recovery.noise_floor import measure_losses, measure_rounding, rounds_states
 from interp.recovery.pair import Direction, Pair
 from interp.recovery.sites import (
     MIXTURE_SITES,
@@ -192,7 +192,7 @@ class SweepConfig:
         if parameters and packed:
             raise ValueError(
                 f"{packed[0]!r} has packed quantised weights, which cannot be restored one by one: "
-                f"leave out the site {parameters[0]!r}, or load the model dequantised"
+                f"leave out the site {parameters[0]!r}, or load the model with dequantise=True"
             )
 
     def _check_mixtures(self, model: LanguageModel, names: Sequence[SiteName]) -> None:
@@ -375,7 +375,7 @@ def _measure_cell(
         middle, engine(pair.with_itself(), few, middle, **options), strict=True
     ):
         alone[item.site][0, chosen] = losses
-    if config.dtype_of(pair.vanilla) != "float32" and not config.remote:
+    if rounds_states(config.dtype_of(pair.vanilla), pair) and not config.remote:
         before, after = unlearned[:, chosen], restored[:, chosen]
         moved = measure_rounding(pair, few, restorations, (before, after), config.distance)
         for site, losses in alone.items():
