@@ -90,7 +90,8 @@ def sweep(
         del options[name]
     languages, limit, dtype = (options.pop("languages"), options.pop("limit"), options["dtype"])
     loaded_queries = interp.queries(queries, languages=languages, limit=limit, **asked)
-    chosen = select_load_options(options) | {"dtype": None if dtype is None else WEIGHTS[dtype]}
+    chosen = select_load_options(options)
+    chosen["dtype"] = None if dtype is None else WEIGHTS[dtype]
     for name in chosen.keys() - {"dtype"}:
         del options[name]
     interp.sweep(

@@ -339,7 +339,7 @@ def _keep_beside_packed(model: PreTrainedModel) -> bool:
     layers: list[tuple[str, Any]] = [
         (path, module)
         for path, module in model.named_modules()
-        if hasattr(module, "base_layer") and is_packed(module.base_layer)
+        if isinstance(inner := getattr(module, "base_layer", None), nn.Module) and is_packed(inner)
     ]
     for path, adapted in layers:
         kept = LowRankLinear.from_adapted(adapted) if hasattr(adapted, "lora_A") else None

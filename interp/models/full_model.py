@@ -93,7 +93,7 @@ def read_full_model(
     packs = packing in PACKINGS and not packed
     if packed and packing == "none":
         _ask_for_plain_weights(config)
-    chosen = dtype or config.dtype or _find_dtype(stored)
+    chosen: Any = dtype or config.dtype or _find_dtype(stored)
     method = describe_packing(config)
     with _explain(spec):
         if like is not None and can_share and not packs:

@@ -174,7 +174,8 @@ def _read_model(
         elif like is not None:
             _check_movable(spec, like, device=device, dtype=dtype)
             model = copy_model(model)
-            model.to(device=None if device_map else device, dtype=dtype)  # pyright: ignore
+            if not like.has_packed_weights:
+                model.to(device=None if device_map else device, dtype=dtype)  # pyright: ignore
         model = add_adapter(
             directory,
             config,

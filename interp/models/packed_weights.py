@@ -147,7 +147,7 @@ def _make_plain(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 @torch.no_grad()
 def unpack_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:
     """Return what the codes of a packed linear map stand for, [out, in]."""
-    from bitsandbytes import functional
+    from bitsandbytes import functional  # pyright: ignore[reportMissingImports]
 
     packed: Any = module
     state = getattr(packed.weight, "quant_state", None)
@@ -202,12 +202,8 @@ def rounds_inputs(model: nn.Module) -> bool:
 @contextmanager
 def ignore_outliers(model: nn.Module) -> Iterator[None]:
     """Round all input features in the block, so that every token is computed for itself."""
-    states = [
-        (state, state.threshold)
-        for module in model.modules()
-        if _get_threshold(module) > 0
-        for state in (module.state,)
-    ]
+    modules: list[Any] = [module for module in model.modules() if _get_threshold(module) > 0]
+    states = [(module.state, module.state.threshold) for module in modules]
     try:
         for state, _ in states:
             state.threshold = 0.0

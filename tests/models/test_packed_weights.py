@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +24,7 @@ from interp.models.packed_weights import (
     unpack_weight,
 )
 from interp.models.pairs import copy_with_shared_tensors
+from tests.helpers.every_architecture import make_tiny
 from tests.helpers.packed_models import (
     HAS_BITSANDBYTES,
     PACKINGS,
@@ -256,11 +258,76 @@ METHODS = {
 def test_methods_without_their_packages_are_refused_in_a_sentence(method, dequantise, tmp_path):
     settings, match = METHODS[method]
     spec = save(tiny(num_layers=2), tmp_path)
-    file = tmp_path / "config.json"
-    written = json.loads(file.read_text())
-    written["quantization_config"] = {"quant_method": method} | settings
-    file.write_text(json.dumps(written))
+    edit(tmp_path, {"quant_method": method} | settings)
     with pytest.raises(ValueError, match=match) as error:
         interp.load(spec, dequantise=dequantise)
     assert re.search(r"packed by .*; a checkpoint that is not quantised needs", str(error.value))
     assert "\n" not in str(error.value)
+
+
+def edit(directory, quantization_config: dict) -> None:
+    file = directory / "config.json"
+    written = json.loads(file.read_text())
+    written["quantization_config"] = quantization_config
+    file.write_text(json.dumps(written))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU multiplies them as they are")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fp8_is_made_plain_where_there_is_no_gpu(dtype, tmp_path):
+    """Codes of eight bits times a scale of 2 for each block of 16 by 16."""
+    spec = save(tiny("llama", hidden_size=32, intermediate_size=64), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    expected = dict(state)
+    for name in [name for name in state if name.endswith("proj.weight")]:
+        state[name] = (state[name] / 2).to(torch.float8_e4m3fn)
+        blocks = [-(-size // 16) for size in state[name].shape]
+        state[f"{name}_scale_inv"] = torch.full(blocks, 2.0)
+        expected[name] = state[name].float() * 2
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    settings = {"weight_block_size": [16, 16], "activation_scheme": "dynamic"}
+    edit(tmp_path, {"quant_method": "fp8"} | settings)
+    model = interp.load(spec, dtype=dtype)
+    assert not model.has_packed_weights
+    found = model.model.state_dict()
+    assert all(torch.equal(found[name], value.to(model.dtype)) for name, value in expected.items())
+    again = interp.load(save(model, tmp_path / "again"), dtype=dtype)
+    assert again.content_hash() == model.content_hash()
+
+
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may multiply them as they are")
+@pytest.mark.filterwarnings("ignore:.*RoPE")
+@pytest.mark.parametrize("dequantise", [False, True])
+def test_mxfp4_is_made_plain(dequantise, tmp_path):
+    """GPT-OSS as it is published: two codes of four bits a byte, a power of two for every 32."""
+    config = copy.deepcopy(make_tiny("GptOssForCausalLM").config)
+    config.intermediate_size = 32
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(config).eval()
+    state, expected = dict(plain.state_dict()), {}
+    for name in [name for name in state if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = state.pop(name).shape
+        codes = torch.randint(16, (experts, outputs, inputs // 32, 32))
+        exponents = torch.randint(-3, 1, (experts, outputs, inputs // 32))
+        state[f"{name}_blocks"] = (codes[..., ::2] | codes[..., 1::2] << 4).to(torch.uint8)
+        state[f"{name}_scales"] = (exponents + 127).to(torch.uint8)
+        values = torch.tensor(FP4)[codes] * 2.0 ** exponents[..., None]
+        expected[name] = values.flatten(2).transpose(1, 2)
+    spec = save(wrap(plain), tmp_path)
+    save_file(
+        {name: value.contiguous() for name, value in state.items()},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    edit(tmp_path, {"quant_method": "mxfp4"})
+    model = interp.load(spec, dequantise=dequantise)
+    assert not model.has_packed_weights
+    assert model.dtype == torch.float32
+    found = model.model.state_dict()
+    assert len(expected) == 8
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    again = interp.load(save(model, tmp_path / "again"))
+    assert again.content_hash() == model.content_hash()

@@ -106,13 +106,14 @@ def test_engines_agree_with_hooks_by_hand(packing, dtype, tmp_path):
         tolerance = TOLERANCE[packing, dtype] * whole
         assert found == pytest.approx(expected, abs=tolerance, rel=0)
         # Something is restored.
-        assert min(abs(loss - whole) for loss in found) > 3 * TOLERANCE[packing, dtype] * whole
+        assert max(abs(loss - whole) for loss in found) > 0.05 * whole
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma3", "llama_biases"])
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_layered_is_full_and_questions_one_by_one(name, packing, tmp_path):
-    pair = Pair(**dict(zip(("vanilla", "unlearned"), make_packed_pair(tmp_path, packing, name))))
+    vanilla, unlearned = make_packed_pair(tmp_path, packing, name)
+    pair = Pair(vanilla=vanilla, unlearned=unlearned)
     items = mixed_trajectories(4)
     wanted = [NOTHING] + [
         Restoration(sites=tuple(site.split("+")), layers=layers)
@@ -150,14 +151,17 @@ def test_parameter_sites_refuse_and_activations_do_not(tmp_path):
             sweep(pair, sites=[site])
     with pytest.raises(ValueError, match="packed quantised weights"), interp.restore(*pair, "key"):
         pass
+    # With all of V's residual stream, the final norm and the unembedding alone are U's.
+    vanilla, unlearned = (model.model for model in pair)
+    ids = torch.tensor([[5, 6, 7]])
     with interp.restore(pair[1], pair[0], "resid@4"):
-        logits = pair[1].model(torch.tensor([[5, 6, 7]])).logits
-    # All but the final norm and the unembedding are V's.
-    with interp.hooks(pair[0], {}):
-        states = pair[0].model.model(torch.tensor([[5, 6, 7]]), output_hidden_states=True)
-    last = pair[1].model.model.norm(states.hidden_states[-2])
-    assert logits.shape[-1] == 50
-    assert last.shape[-1] == 64
+        logits = unlearned(ids).logits
+    states: list[torch.Tensor] = []
+    handle = vanilla.model.layers[4].register_forward_hook(lambda *run: states.append(run[-1]))
+    vanilla(ids)
+    handle.remove()
+    expected = unlearned.lm_head(unlearned.model.norm(states[0]))
+    torch.testing.assert_close(logits, expected)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -189,5 +193,5 @@ def test_a_run_of_packed_models_is_none_of_plain_ones(tmp_path):
     again = interp.sweep(packed, plain[1], queries, out=out, **settings)
     pd.testing.assert_frame_equal(first.losses, again.losses)
     for other in (interp.load(plain[0]), interp.load(plain[0], quantise="8bit")):
-        with pytest.raises(ValueError, match="vanilla|another"):
+        with pytest.raises(ValueError, match=r"another|vanilla"):
             interp.sweep(other, plain[1], queries, out=out, **settings)
