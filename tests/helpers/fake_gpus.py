@@ -7,8 +7,9 @@ A device of its own kind has to be registered for the whole process, so test_dev
     python -m tests.helpers.fake_gpus CUTS_OF_V CUTS_OF_U ARCHITECTURE [ARCHITECTURE …]
 
 which cuts the layers of V and U at some of them, such as 2 or 1,3: those below the first on gpu:0,
-those from the last on upwards on the last GPU, and sweeps. It prints for each architecture where the layers of U ran, where the losses were fetched from, once per pass, and how
-many restorations the layered and the full engine scored.
+those from the last on upwards on the last GPU, and sweeps. It prints for each architecture where
+the layers of U ran, where the losses were fetched from, once per pass, and how many restorations
+the layered and the full engine scored.
 """
 
 from __future__ import annotations
