@@ -179,7 +179,18 @@ def _count_mlp(parts: LayerParts) -> float:
 
 
 def _count_weights(modules: Sequence[nn.Module]) -> int:
-    return sum(module.get_parameter("weight").numel() for module in modules)
+    """Count the weights of linear maps, packed ones as many as they stand for.
+
+    The packed map below a low-rank one lies inside it.
+    """
+    maps = {id(part): part for module in modules for part in module.modules()}
+    total = 0
+    for part in maps.values():
+        weight = part._parameters.get("weight")
+        if weight is not None:
+            sizes = getattr(part, "in_features", 0), getattr(part, "out_features", 0)
+            total += sizes[0] * sizes[1] or weight.numel()
+    return total
 
 
 def _measure_speed(

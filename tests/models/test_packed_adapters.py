@@ -10,8 +10,8 @@ import interp
 from interp.models.low_rank_linear import LowRankLinear
 from interp.models.memory import count_bytes
 from interp.models.packed_weights import is_packed
-from interp.unlearning.checkpoints import save as save_checkpoint
-from interp.unlearning.trainable_model import TrainableModel
+from interp.unlearning import TrainableModel
+from interp.unlearning import save as save_checkpoint
 from tests.helpers.packed_models import PACKINGS, make_packed_pair, needs_bitsandbytes
 from tests.helpers.tiny_models import mixed_trajectories, save
 

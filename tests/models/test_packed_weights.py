@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 import interp
-from interp.behaviour.quantisation import NF4
+from interp.behaviour import ROUNDINGS
 from interp.models.memory import count_bytes
 from interp.models.packed_weights import (
     compute_packed_in_float32,
@@ -61,7 +61,7 @@ def pack_by_hand(weight: torch.Tensor, bits: int, threshold: float = 0.0) -> nn.
 @needs_bitsandbytes
 def test_four_bits_by_hand():
     """Twice NF4's sixteen levels, four times in a block of 64, are themselves: their scale is 2."""
-    weight = (2 * torch.tensor(NF4)).repeat(32, 4)
+    weight = (2 * torch.tensor(ROUNDINGS["nf4"].levels)).repeat(32, 4)
     module = pack_by_hand(weight.clone(), 4)
     assert is_packed(module)
     assert not is_packed(nn.Linear(2, 2))

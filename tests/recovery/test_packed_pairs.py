@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 import interp
-from interp.models.packed_weights import is_packed, unpack_weight
+from interp.models import is_packed, unpack_weight
 from interp.recovery import NOTHING, Pair, Restoration, full
+from interp.recovery.cost_estimate import _count_weights
 from tests.helpers.packed_models import PACKINGS, make_packed_pair, needs_bitsandbytes, save_plain
 from tests.helpers.tiny_models import (
     OWN_ENGINES,
@@ -195,3 +196,15 @@ def test_a_run_of_packed_models_is_none_of_plain_ones(tmp_path):
     for other in (interp.load(plain[0]), interp.load(plain[0], quantise="8bit")):
         with pytest.raises(ValueError, match=r"another|vanilla"):
             interp.sweep(other, plain[1], queries, out=out, **settings)
+
+
+def test_work_is_estimated_as_that_of_plain_weights(tmp_path):
+    """Two codes of four bits are one number of eight, and are multiplied by as two."""
+    vanilla, _ = make_packed_pair(tmp_path, "4bit")
+    plain = wrap(tiny_model("llama", hidden_size=64, intermediate_size=128))
+    counts = [
+        _count_weights((*parts.keys, parts.values, *parts.attn_weights))
+        for parts in (vanilla.anatomy.layers[0], plain.anatomy.layers[0])
+    ]
+    # Three maps of 64 by 128; q and o of 64 by 64, k and v of 64 by 32.
+    assert counts == [3 * 64 * 128 + 2 * 64 * 64 + 2 * 64 * 32] * 2
