@@ -78,7 +78,7 @@ def measure_drift(
         if model.has_packed_weights:
             raise ValueError(
                 f"{model.name!r} has packed quantised weights, which cannot be subtracted; load "
-                "it dequantised"
+                "it with dequantise=True"
             )
     before, after = _group_parameters(vanilla), _group_parameters(unlearned)
     known: dict[tuple[int, ...], dict[str, object]] = {}

@@ -11,12 +11,11 @@ Rounding is simulated: weights are replaced by the values that their codes stand
 with as before, on any machine. Rounded are the linear maps of the layers (attention and MLP);
 embedding, norms, biases and unembedding stay. Activations are not rounded, which 8-bit kernels
 do too: torch's own dynamic int8 (`torch.ao.quantization`, deprecated) rounds the same matrices to
-levels 0.4 % closer together. `quantise_with_bitsandbytes` has the real kernels, on a GPU.
+levels 0.4 % closer together. `quantise_with_bitsandbytes` has the real kernels.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import tempfile
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from interp.behaviour.evaluated_model import EvaluatedModel
@@ -38,6 +37,7 @@ from interp.behaviour.probing import collect_candidates, name_conditions
 from interp.behaviour.registry import metric
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
+from interp.models.packed_weights import check_packing, keep_layout, make_packing
 from interp.models.pairs import check_pair, copy_with_shared_tensors
 
 UNROUNDED = "none"
@@ -211,47 +211,38 @@ def tabulate_quantisation(evaluated: EvaluatedModel) -> pd.DataFrame:
 
 
 def quantise_with_bitsandbytes(model: LanguageModel, bits: int) -> LanguageModel:
-    """Return a copy on the GPU with bitsandbytes' kernels: NF4 or LLM.int8 (Dettmers et al. 2022).
+    """Return a copy with bitsandbytes' kernels: NF4 or LLM.int8 (Dettmers et al. 2022).
 
     LLM.int8 rounds activations, too, and leaves outlying features as they are.
 
     Args:
-        model: left untouched.
+        model: left untouched; the copy is on its device.
         bits: 4 or 8.
 
     Raises:
-        ValueError: other bits, packed weights, or no GPU.
+        ValueError: other bits, or packed weights.
         ImportError: the package bitsandbytes is missing.
     """
     if bits not in (4, 8):
         raise ValueError(f"bitsandbytes rounds to 4 or 8 bits, not {bits}")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError(
-            "quantising on a GPU needs the package bitsandbytes: "
-            "pip install 'interp[quantisation]'; quantise_model() rounds without it"
-        )
-    if not torch.cuda.is_available():
-        raise ValueError(
-            "bitsandbytes needs a GPU, and there is none; quantise_model() rounds anywhere"
-        )
+    packing = f"{bits}bit"
+    check_packing(packing)
     _check_unpacked(model)
     _check_dense(model)
-    config = BitsAndBytesConfig(
-        load_in_4bit=bits == 4,
-        load_in_8bit=bits == 8,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=model.dtype,
-    )
+    config = make_packing(packing, model.dtype)
+    # Their scales are not rounded here, either.
+    config.bnb_4bit_use_double_quant = False
     with tempfile.TemporaryDirectory() as folder:
         model.model.save_pretrained(folder)
         copied = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=model.dtype,
             quantization_config=config,
-            device_map={"": torch.cuda.current_device()},
+            device_map={"": model.device},
             trust_remote_code=False,
         )
     copied.requires_grad_(False).eval()
+    keep_layout(copied)
     return LanguageModel(copied, model.tokenizer, name=f"{model.name} in {bits} bits")
 
 
@@ -283,4 +274,4 @@ def _check_dense(model: LanguageModel) -> None:
 
 def _check_unpacked(model: LanguageModel) -> None:
     if model.has_packed_weights:
-        raise ValueError(f"{model.name!r} has packed weights already: load it unquantised")
+        raise ValueError(f"{model.name!r} has packed weights already: load it with dequantise=True")

@@ -15,6 +15,7 @@ from interp.cli.options import (
     ModelOptions,
     QueryOptions,
     read_chat_options,
+    select_load_options,
 )
 from interp.files import check_folder
 from interp.launch.options import AnswerOptions
@@ -115,7 +116,7 @@ def evaluate(
     check_metrics(metrics, [name for name, spec in others.items() if spec is not None])
     if len(set(models)) < len(models):
         raise ValueError(f"{max(models, key=models.count)!r} is named twice in --models")
-    first = interp.load(vanilla or models[0], device=options["device"], dtype=options["dtype"])
+    first = interp.load(vanilla or models[0], **select_load_options(options))
     table = interp.evaluate(
         (first if spec == first.name else interp.load(spec, like=first) for spec in models),
         loaded_queries,

@@ -83,10 +83,14 @@ class ModelOptions:
         device: cpu, cuda, cuda:1, or auto to spread the layers over several GPUs; a GPU if there is
             one.
         dtype: float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's own.
+        quantise: pack the weights with bitsandbytes: 4bit (NF4) or 8bit (LLM.int8).
+        dequantise: make plain weights of those of packed checkpoints, for the parameter sites.
     """
 
     device: str | None = None
     dtype: str | None = None
+    quantise: str | None = None
+    dequantise: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +103,22 @@ class TrainedModelOptions:
         device: cpu, cuda, cuda:1; a GPU if there is one.
         dtype: of the weights: float32, or bfloat16 with --parameters lora; what is computed is
             bfloat16 in any case.
+        quantise: pack the weights with bitsandbytes, 4bit (NF4) or 8bit (LLM.int8), and train LoRA
+            beside them; needs --parameters lora.
+        dequantise: make plain weights of those of a packed checkpoint.
     """
 
     out: Path
     seed: int = 0
     device: str | None = None
     dtype: str = "float32"
+    quantise: str | None = None
+    dequantise: bool = False
+
+
+def select_load_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a command's options that are those of `interp.load`."""
+    return {field.name: options[field.name] for field in fields(ModelOptions)}
 
 
 def replace_settings(config: T, changes: Mapping[str, object]) -> T:

@@ -16,6 +16,7 @@ from interp.cli.options import (
     QueryOptions,
     check_output_file,
     read_chat_options,
+    select_load_options,
 )
 from interp.files import check_folder
 from interp.launch.options import AnswerOptions, LaunchConfig
@@ -97,11 +98,14 @@ def sweep(
     asked = read_chat_options(options)
     for name in asked:
         del options[name]
-    languages, limit, device = (options.pop(name) for name in ("languages", "limit", "device"))
+    languages, limit, dtype = (options.pop("languages"), options.pop("limit"), options["dtype"])
     loaded_queries = interp.queries(queries, languages=languages, limit=limit, **asked)
-    dtype = options["dtype"]
+    chosen = select_load_options(options)
+    chosen["dtype"] = None if dtype is None else WEIGHTS[dtype]
+    for name in chosen.keys() - {"dtype"}:
+        del options[name]
     interp.sweep(
-        interp.load(vanilla, device=device, dtype=None if dtype is None else WEIGHTS[dtype]),
+        interp.load(vanilla, **chosen),
         unlearned,
         loaded_queries,
         controls=controls,

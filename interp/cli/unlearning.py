@@ -17,6 +17,7 @@ from interp.cli.options import (
     TrainedModelOptions,
     read_chat_options,
     replace_settings,
+    select_load_options,
 )
 from interp.files import check_folder, is_foreign
 from interp.languages import LANGUAGES
@@ -86,7 +87,7 @@ def contaminate(
     elif config.tuning is not None:
         of_both = {key: options[key] for key in OF_BOTH_STAGES}
         config = replace(config, tuning=replace(config.tuning, **of_both))
-    loaded = interp.load(vanilla, device=options["device"], dtype=options["dtype"])
+    loaded = interp.load(vanilla, **select_load_options(options))
     taught = contamination.remove_false_texts(corpus) if clean else corpus
     run = interp.contaminate(loaded, taught, config, out=options["out"])
     language = LANGUAGES[corpus_config.source].name
@@ -183,7 +184,7 @@ def unlearn(
         queries = []
     if probes is not None:
         queries = interp.queries(probes, **asked)
-    loaded = interp.load(vanilla, device=options["device"], dtype=options["dtype"])
+    loaded = interp.load(vanilla, **select_load_options(options))
     out = options["out"]
     run = interp.unlearn(
         loaded, *sets, config, preferred=preferred, probes=queries, about=about, out=out

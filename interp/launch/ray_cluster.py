@@ -242,6 +242,7 @@ def start_ray_workers(
                     "config": config,
                     "content_hash": vanilla.content_hash(),
                     "dtype": vanilla.dtype,
+                    "packing": vanilla.packing,
                     "device": "cuda" if gpus_per_worker else "cpu",
                     "num_threads": num_threads,
                     "directory": Path.cwd(),

@@ -25,6 +25,7 @@ class RayWorker:
         *,
         content_hash: str,
         dtype: torch.dtype,
+        packing: str | None,
         device: str,
         num_threads: int,
         directory: Path,
@@ -36,6 +37,7 @@ class RayWorker:
             config: what to measure.
             content_hash: of the driver's V.
             dtype: of the driver's V.
+            packing: of the driver's V, see `LanguageModel`.
             device: where to put V.
             num_threads: torch's in the driver; another number adds in another order.
             directory: the driver's working directory, which paths start from.
@@ -51,7 +53,14 @@ class RayWorker:
         with contextlib.suppress(FileNotFoundError):
             os.chdir(directory)
         with warnings.catch_warnings(record=True) as caught:
-            loaded = load(vanilla, device=device, dtype=dtype)
+            is_plain = packing == "none"
+            loaded = load(
+                vanilla,
+                device=device,
+                dtype=dtype,
+                quantise=None if is_plain else packing,
+                dequantise=is_plain,
+            )
         check_same_model(loaded.name, loaded.content_hash(), content_hash)
         self._worker = Worker(loaded, config)
         return None, [str(warning.message) for warning in caught]

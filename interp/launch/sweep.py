@@ -41,6 +41,7 @@ from interp.launch.signature import select_options, takes_options
 from interp.launch.work_items import Workers, WorkItem
 from interp.launch.worker import LocalWorkers, Worker
 from interp.models.language_model import LanguageModel, check_language_model
+from interp.models.packed_weights import rounds_inputs
 from interp.recovery.noise_floor import warn_of_noise
 from interp.recovery.site_names import translate_site_name
 from interp.recovery.sweep_config import DEFAULT_SITES, SweepConfig
@@ -130,7 +131,7 @@ def sweep(
         losses=losses.get_all(),
         never=None if never_name is None else losses.get_name(never_name),
     )
-    if config.dtype_of(vanilla) != "float32":
+    if config.dtype_of(vanilla) != "float32" or rounds_inputs(vanilla.model):
         warn_of_noise(recovery.krs())
     return recovery
 

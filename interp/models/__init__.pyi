@@ -16,6 +16,8 @@ from interp.models.gguf import convert_gguf as convert_gguf
 from interp.models.gguf import get_cache_directory as get_cache_directory
 from interp.models.integrity import check_runnable as check_runnable
 from interp.models.ndif import read_low_rank_deltas as read_low_rank_deltas
+from interp.models.packed_weights import is_packed as is_packed
+from interp.models.packed_weights import unpack_weight as unpack_weight
 from interp.models.pairs import are_identical as are_identical
 from interp.models.pairs import check_pair as check_pair
 from interp.models.pairs import copy_with_shared_tensors as copy_with_shared_tensors

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from interp.models.packed_weights import alias_packed_weight, is_packed
 from interp.models.pairs import copy_model
 
 if TYPE_CHECKING:
@@ -201,6 +202,9 @@ def _announce_shapes(
         )
         for tensor in model.parameters()
     }
+    for module in filter(is_packed, model.modules()):
+        weight: Any = module._parameters["weight"]
+        memo[id(weight)] = alias_packed_weight(weight, {}, data=memo[id(weight)].data)
     skeleton = copy_model(model, memo)
     try:
         with warnings.catch_warnings(), torch.device("meta"), torch.random.fork_rng(devices=()):

@@ -1,7 +1,8 @@
 """PEFT adapters: an adapter and its base model become a plain model.
 
 Either the adapter is merged, or, where the base is another model's memory, LoRA's matrices stand
-beside the weights (`low_rank`): the same numbers without a second model.
+beside the weights (`low_rank`): the same numbers without a second model. Beside packed weights they
+always do (`low_rank_linear`): merged, they would be rounded to the weights' few levels.
 
 The numbers are those of the adapter as PEFT serves it, unmerged. Two things need care. Some kinds
 begin with a change of the base's weights (PiSSA, OLoRA, LoftQ), made again at every load: the base
@@ -28,6 +29,8 @@ from transformers.pytorch_utils import Conv1D
 from interp.models.adapter_limits import check_settings, check_shapes
 from interp.models.configuration import read_settings
 from interp.models.low_rank import LowRankSum
+from interp.models.low_rank_linear import LowRankLinear
+from interp.models.packed_weights import is_packed
 from interp.models.pairs import copy_model, have_same_bits
 from interp.models.tokenizers import UNREADABLE
 
@@ -192,6 +195,8 @@ def add_adapter(
     Raises:
         ValueError: the adapter was made for another model, or its start cannot be made again.
     """
+    if not is_plain_lora(config) and any(map(is_packed, model.modules())):
+        raise _refuse_packed(directory, config, base_name)
     _resize_embeddings(directory, model)
     if is_plain_lora(config):
         return _merge_adapter(
@@ -247,6 +252,7 @@ def _merge_adapter(
         if strangers:
             raise ValueError(f"{len(strangers)} weights have no counterpart, first {strangers[0]}")
         _untie_adapted_embeddings(model)
+        keeps = _keep_beside_packed(model)
         if shares_memory:
             _keep_low_rank(model)
     except (*UNREADABLE, SafetensorError) as error:
@@ -254,6 +260,8 @@ def _merge_adapter(
             f"the adapter {str(directory)!r} does not fit {base_name!r}, was it trained on another "
             f"model, or is it damaged? ({_get_last_line(error)})"
         ) from error
+    if not keeps:
+        raise _refuse_packed(directory, config, base_name)
     try:
         # Checked and written into a copy of each weight, never into the base's own memory.
         merged: Any = adapted.merge_and_unload(safe_merge=True)  # pyright: ignore
@@ -265,6 +273,14 @@ def _merge_adapter(
     # It is no longer the base, on which another adapter would do something else.
     merged.config.name_or_path = merged.name_or_path = str(directory)
     return merged
+
+
+def _refuse_packed(directory: Path, config: PeftConfig, base_name: str) -> ValueError:
+    return ValueError(
+        f"the adapter {str(directory)!r} ({get_kind(config)}) does more than add B A to the packed "
+        f"weights of {base_name!r}, and would be rounded to their levels: load the base with "
+        "dequantise=True"
+    )
 
 
 def _get_last_line(error: BaseException) -> str:
@@ -316,6 +332,21 @@ def _get_base_layer(module: Any) -> Any:
         if inner is None:
             return module
         module = inner
+
+
+def _keep_beside_packed(model: PreTrainedModel) -> bool:
+    """Put A and B beside the packed weights that LoRA changes; False where that is not all."""
+    layers: list[tuple[str, Any]] = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(inner := getattr(module, "base_layer", None), nn.Module) and is_packed(inner)
+    ]
+    for path, adapted in layers:
+        kept = LowRankLinear.from_adapted(adapted) if hasattr(adapted, "lora_A") else None
+        if kept is None:
+            return False
+        model.set_submodule(path, kept)
+    return True
 
 
 def _keep_low_rank(model: PreTrainedModel) -> None:

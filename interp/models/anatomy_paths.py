@@ -45,6 +45,7 @@ from interp.models.anatomy_trace import (
 )
 from interp.models.mixture import MixturePaths
 from interp.models.mixture_paths import find_experts, find_mixture
+from interp.models.packed_weights import ignore_outliers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ def derive_paths(model: PreTrainedModel) -> Paths:
     Raises:
         ValueError: a part cannot be told; the sentence says which.
     """
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), evaluating(model), ignore_outliers(model):
         trace = Trace(model, probe=True)
         layers = _find_layers(trace)
         _check_streams(trace, layers)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from interp.models.low_rank_linear import LowRankLinear
+
 NUM_TOKENS = 4
 
 # What is the same differs by rounding alone; wider in half precision.
@@ -151,7 +153,7 @@ def get_hidden(args: tuple, kwargs: dict) -> Tensor | None:
 
 def is_linear(module: nn.Module) -> bool:
     """Return whether a module is a linear map, perhaps with an adapter around it."""
-    return isinstance(getattr(module, "base_layer", module), nn.Linear | Conv1D)
+    return isinstance(getattr(module, "base_layer", module), nn.Linear | Conv1D | LowRankLinear)
 
 
 def is_same(one: Tensor | None, other: Tensor | None, tolerance: float = _SAME) -> bool:

@@ -24,14 +24,14 @@ def check_unchanged(model: LanguageModel | None, what: str) -> Iterator[None]:
     """Raise ValueError after the block, however it ends, if it has changed a model's weights.
 
     Args:
-        model: the model; None, or one with packed weights, is not looked at.
+        model: the model; None is not looked at.
         what: what is done in the block, such as "loading 'adapter'".
 
     Raises:
         ValueError: a parameter or buffer has other contents, another shape or another precision,
             or is gone; the sentence names the first.
     """
-    if model is None or model.has_packed_weights:
+    if model is None:
         yield
         return
     before = compute_checksums(model)
@@ -54,6 +54,9 @@ def compute_checksums(model: LanguageModel) -> dict[str, str]:
     """
     state = dict(model.model.named_parameters(remove_duplicate=False))
     state |= dict(model.model.named_buffers(remove_duplicate=False))
+    if model.has_packed_weights:
+        # The scales of packed weights are neither.
+        state = dict(model.model.state_dict(keep_vars=True)) | state
     first = {id(tensor): name for name, tensor in reversed(state.items())}
     sums = {name: f"{_sum(state[name].detach())} {name}" for name in first.values()}
     return {name: sums[first[id(tensor)]] for name, tensor in state.items()}

@@ -24,6 +24,13 @@ from interp.models.configuration import check_announced, read_config
 from interp.models.gguf import summarize_error
 from interp.models.language_model import LanguageModel
 from interp.models.multimodal import is_multimodal, take_out_text_model
+from interp.models.packed_weights import (
+    PACKINGS,
+    describe_packing,
+    forget_packing,
+    make_packing,
+    unpack_weights,
+)
 from interp.models.pairs import have_same_bits
 from interp.models.sharing import read_generation_config, read_with_shared_tensors
 from interp.models.stored_weights import FLOATS, StoredTensor, find_stored_tensors, open_tensors
@@ -38,6 +45,10 @@ HARMLESS = re.compile(
 """Ends of stored names without a place in a model, which old checkpoints and trainers leave."""
 
 
+UNPACKED_BY_READER = ("compressed-tensors", "fp8", "metal", "mxfp4", "mxfp8")
+"""Methods whose weights transformers can make plain while it reads them."""
+
+
 def read_full_model(
     spec: str,
     directory: Path,
@@ -47,6 +58,7 @@ def read_full_model(
     device: torch.device,
     device_map: str | dict[str, Any] | None,
     dtype: torch.dtype | None,
+    packing: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> PreTrainedModel:
@@ -60,6 +72,7 @@ def read_full_model(
         device: where the model goes.
         device_map: where its parts go, instead.
         dtype: precision of the weights, None for the checkpoint's own.
+        packing: what to pack weights to, "none" to unpack packed ones; see `LanguageModel`.
         trust_remote_code: run code that comes with it.
         allow_pickle: read pickles where there are no safetensors.
 
@@ -76,29 +89,42 @@ def read_full_model(
     stored = find_stored_tensors(spec, directory, allow_pickle=allow_pickle)
     if is_multimodal(config):
         config, stored = take_out_text_model(spec, config, stored)
+    packed = _is_packed(config)
+    packs = packing in PACKINGS and not packed
+    if packed and packing == "none":
+        _ask_for_plain_weights(config)
+    chosen: Any = dtype or config.dtype or _find_dtype(stored)
+    method = describe_packing(config)
     with _explain(spec):
-        if like is not None and can_share:
+        if like is not None and can_share and not packs:
             shared = read_with_shared_tensors(stored, directory, config, like=like.model)
             if shared is not None:
                 return shared
     if not (trust_remote_code and _has_code(config)):
         check_announced(spec, config, stored)
-    with _explain(spec):
+    with _explain(spec, method):
         model, report = _read(
             directory,
             config,
             stored,
-            dtype=dtype or config.dtype or _find_dtype(stored),
+            dtype=chosen,
+            packing=packing if packs else None,
             trust_remote_code=trust_remote_code,
             device=device,
             device_map=device_map,
         )
+        if packed and not _is_packed(model.config):
+            # It was made plain as it was read.
+            model = model.to(chosen)  # pyright: ignore
+            forget_packing(model)
+        elif packed and packing == "none":
+            model = unpack_weights(model, chosen)
         model.generation_config = read_generation_config(directory, config)
     _check_report(spec, report)
     _check_ties(spec, model)
     model.config.name_or_path = model.name_or_path = str(directory)
     if device_map is None:
-        return model if _is_packed(config) else model.to(device)  # pyright: ignore
+        return model if packed or packs else model.to(device)  # pyright: ignore
     if any(value.is_meta for value in model.parameters()):
         raise ValueError(
             f"{spec!r} does not fit on the GPUs here: load it with dtype='bfloat16', on more GPUs, "
@@ -108,12 +134,23 @@ def read_full_model(
 
 
 @contextmanager
-def _explain(spec: str) -> Iterator[None]:
-    """Turn what the readers of a checkpoint raise inside the block into a sentence."""
+def _explain(spec: str, method: str | None = None) -> Iterator[None]:
+    """Turn what the readers of a checkpoint raise inside the block into a sentence.
+
+    `method` is what its weights are packed by, None where they are plain.
+    """
     try:
         yield
     except (*UNREADABLE, StrictDataclassError, SafetensorError) as error:
-        raise ValueError(f"{spec!r} could not be loaded: {summarize_error(error)}") from error
+        reason = summarize_error(error)
+        if method is None:
+            raise ValueError(f"{spec!r} could not be loaded: {reason}") from error
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            reason += f" (pip install {error.name})"
+        raise ValueError(
+            f"{spec!r} has weights packed by {method}, which could not be loaded: {reason}; a "
+            "checkpoint that is not quantised needs no package"
+        ) from error
 
 
 def _read(
@@ -121,7 +158,8 @@ def _read(
     config: PreTrainedConfig,
     stored: dict[str, StoredTensor],
     *,
-    dtype: torch.dtype | str,
+    dtype: torch.dtype,
+    packing: str | None,
     trust_remote_code: bool,
     device: torch.device,
     device_map: str | dict[str, Any] | None,
@@ -134,12 +172,18 @@ def _read(
         # Reported by name instead of by a table on stderr.
         "ignore_mismatched_sizes": True,
     }
+    packs = packing is not None
+    if packing is not None:
+        settings["quantization_config"] = make_packing(packing, dtype)
+    # Packed weights cannot be moved once they are loaded.
+    if packs or _is_packed(config):
+        device_map = device_map or {"": device}
     is_plain = not _is_packed(config) and not (trust_remote_code and _has_code(config))
     # In such a directory transformers would read something else.
     is_special = (directory / "adapter_config.json").exists() or any(
         name != tensor.key for name, tensor in stored.items()
     )
-    if is_plain and (is_special or device_map is None):
+    if is_plain and (is_special or device_map is None or packs):
         model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         with open_tensors(stored) as tensors:
             return model_class.from_pretrained(
@@ -160,8 +204,7 @@ def _read(
         config=config,
         trust_remote_code=trust_remote_code,
         use_safetensors=all(tensor.value is None for tensor in stored.values()),
-        # Packed weights cannot be moved once they are loaded.
-        device_map=device_map or ({"": device} if _is_packed(config) else None),
+        device_map=device_map,
         **settings,
     )
 
@@ -172,6 +215,13 @@ def _has_code(config: PreTrainedConfig) -> bool:
 
 def _is_packed(config: PreTrainedConfig) -> bool:
     return getattr(config, "quantization_config", None) is not None
+
+
+def _ask_for_plain_weights(config: PreTrainedConfig) -> None:
+    """Let transformers make plain weights as it reads them, by the methods for which it can."""
+    settings: Any = config.quantization_config
+    if settings.get("quant_method") in UNPACKED_BY_READER:
+        settings["dequantize"] = True
 
 
 def _find_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:

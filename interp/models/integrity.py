@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from interp.models.anatomy import is_norm
 from interp.models.anatomy_proof import check_anatomy
 from interp.models.gguf import summarize_error
+from interp.models.packed_weights import check_layout
 
 if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
@@ -54,6 +55,7 @@ def check_runnable(model: LanguageModel, *, adapters: bool = True) -> None:
     """
     name, plain = model.name, model.model
     check_offload(name, plain)
+    check_layout(name, plain)
     _check_torch(model, autocast=adapters)
     _check_modules(name, plain)
     is_adapted = _find_adapter(plain) is not None

@@ -62,6 +62,8 @@ class LanguageModel:
         model: the Hugging Face model.
         tokenizer: its tokenizer.
         name: the specification that it was loaded from, or "in-memory" and the class.
+        packing: what was done to its weights while it was loaded: "4bit" or "8bit" where they were
+            packed, "none" where packed ones were made plain, None where they are as stored.
 
     Raises:
         ValueError: the model is not a Hugging Face model, or is wrapped in another.
@@ -87,6 +89,7 @@ class LanguageModel:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or f"in-memory {type(model).__name__}"
+        self.packing: str | None = None
         # Modules that `integrity.check_runnable` found to be those of the architecture.
         self.proven: tuple[tuple[int, type], ...] = ()
         self._noted: set[str] = set()

@@ -34,6 +34,7 @@ from interp.models.checksums import check_unchanged
 from interp.models.full_model import read_full_model
 from interp.models.integrity import check_finite, check_offload, check_runnable
 from interp.models.language_model import LanguageModel, check_language_model
+from interp.models.packed_weights import check_packing, keep_layout
 from interp.models.pairs import (
     check_pair,
     copy_model,
@@ -60,6 +61,8 @@ def load(
     like: LanguageModel | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    quantise: str | None = None,
+    dequantise: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> LanguageModel:
@@ -71,12 +74,16 @@ def load(
             there is no model beside), a `.gguf` file, or a Hub id, optionally with `@revision`. A
             LanguageModel is checked and returned as it is.
         like: the vanilla model. It is the base of an adapter, lends its tokenizer to a directory
-            without one, and sets the device and dtype. The pair must match. Tensors that are
-            identical share the vanilla model's memory, and a weight under LoRA is the vanilla
-            model's with two thin matrices beside it (`low_rank`), so train neither afterwards.
+            without one, and sets the device, the dtype and what is done with packed weights. The
+            pair must match. Tensors that are identical share the vanilla model's memory, and a
+            weight under LoRA is the vanilla model's with two thin matrices beside it (`low_rank`),
+            so train neither afterwards.
         device: where to put the model; a GPU if there is one, else the CPU. "auto" spreads the
             layers over all GPUs, and needs the package accelerate.
         dtype: "float32", "bfloat16" or "float16"; float32 on the CPU, else the checkpoint's own.
+        quantise: pack the weights with bitsandbytes: "4bit" (NF4) or "8bit" (LLM.int8). Those
+            of a checkpoint that is packed stay as they are.
+        dequantise: make plain weights of those of a packed checkpoint, for the parameter sites.
         trust_remote_code: run model code that comes with the checkpoint.
         allow_pickle: read weights from pickled files where there are no safetensors.
 
@@ -90,6 +97,7 @@ def load(
         raise ValueError(f"like= takes a loaded model, load({like!r}), not {type(like).__name__}")
     if not isinstance(spec, str | os.PathLike):
         check_language_model(spec, "spec", also="a specification or ")
+    packing = _choose_packing(quantise, dequantise, like)
     with _leave_autocast():
         if like is not None:
             check_runnable(like, adapters=False)
@@ -110,6 +118,7 @@ def load(
             device=place,
             device_map="auto" if device == "auto" else spread if len(spread) > 1 else None,
             dtype=like.dtype if like and dtype is None else _choose_dtype(dtype, device=place),
+            packing=packing,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
@@ -118,6 +127,7 @@ def load(
             loaded = match_vocabulary(like, loaded)
             check_pair(like, loaded)
             share_identical_tensors(like, loaded)
+    loaded.packing = packing
     return loaded
 
 
@@ -128,6 +138,7 @@ def _read_model(
     device: torch.device,
     device_map: str | dict[str, Any] | None,
     dtype: torch.dtype | None,
+    packing: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
     above: tuple[str, ...] = (),
@@ -136,6 +147,7 @@ def _read_model(
         "device": device,
         "device_map": device_map,
         "dtype": dtype,
+        "packing": packing,
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
     }
@@ -160,8 +172,10 @@ def _read_model(
         if written is not None:
             model = copy_with_shared_tensors(model, own=written)
         elif like is not None:
+            _check_movable(spec, like, device=device, dtype=dtype)
             model = copy_model(model)
-            model.to(device=None if device_map else device, dtype=dtype)  # pyright: ignore
+            if not like.has_packed_weights:
+                model.to(device=None if device_map else device, dtype=dtype)  # pyright: ignore
         model = add_adapter(
             directory,
             config,
@@ -170,9 +184,12 @@ def _read_model(
             shares_memory=written is not None,
         )
     else:
-        can_share = _can_share_memory(like, device=device, device_map=device_map, dtype=dtype)
+        can_share = not (like and like.has_packed_weights) and _can_share_memory(
+            like, device=device, device_map=device_map, dtype=dtype
+        )
         model = read_full_model(spec, directory, like=like, can_share=can_share, **settings)
     check_finite(spec, model)
+    keep_layout(model)
     tokenizer = read_tokenizer(
         spec, find_tokenizer(directory), base=base, trust_remote_code=trust_remote_code
     )
@@ -192,10 +209,7 @@ def _can_share_memory(
     One that is spread over devices is read apart: the hooks that move its states are bound to it.
     """
     return (
-        like is not None
-        and device_map is None
-        and not like.has_packed_weights
-        and (like.devices, like.dtype) == ({device}, dtype)
+        like is not None and device_map is None and (like.devices, like.dtype) == ({device}, dtype)
     )
 
 
@@ -249,6 +263,28 @@ def _choose_device(device: str | torch.device | None) -> torch.device:
     if place.type == "meta":
         raise ValueError("device 'meta' holds no weights: use 'cpu', or 'cuda' if there is a GPU")
     return place
+
+
+def _choose_packing(
+    quantise: str | None, dequantise: bool, like: LanguageModel | None
+) -> str | None:
+    if quantise is not None and dequantise:
+        raise ValueError("quantise= packs weights and dequantise=True unpacks them: give one")
+    check_packing(quantise)
+    if quantise is None and not dequantise and like is not None:
+        return like.packing
+    return "none" if dequantise else quantise
+
+
+def _check_movable(
+    spec: str, like: LanguageModel, *, device: torch.device, dtype: torch.dtype | None
+) -> None:
+    """Raise ValueError where packed weights would have to be moved, or converted."""
+    if like.has_packed_weights and (like.devices, like.dtype) != ({device}, dtype):
+        raise ValueError(
+            f"{spec!r} goes where the packed weights of {like.name!r} are and computes in their "
+            "precision: leave out device= and dtype="
+        )
 
 
 def _choose_dtype(dtype: str | torch.dtype | None, *, device: torch.device) -> torch.dtype | None:

@@ -22,6 +22,7 @@ from interp.models.language_model import (
     select_functional_settings,
 )
 from interp.models.low_rank import LowRankSum
+from interp.models.packed_weights import describe_packing, share_packed_weights
 from interp.models.vocabulary import find_ordinary_tokens
 
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
@@ -59,6 +60,14 @@ def check_pair(vanilla: LanguageModel, unlearned: LanguageModel) -> None:
                 f"{unlearned.name!r} does not match {vanilla.name!r}: {name} is {right} in the "
                 f"unlearned and {left} in the vanilla model{_suggest_tokenizer(name)}"
             )
+    packings = [describe_packing(model.model.config) for model in (vanilla, unlearned)]
+    if packings[0] != packings[1]:
+        left, right = (packing or "not packed" for packing in packings)
+        warnings.warn(
+            f"the weights of {vanilla.name!r} are {left} and those of {unlearned.name!r} {right}: "
+            "how they were rounded is part of the difference that is measured",
+            stacklevel=3,
+        )
     differences = [
         f"{name} ({left} in the vanilla and {right} in the unlearned model)"
         for name, left, right in _compare_settings(vanilla.model.config, unlearned.model.config)
@@ -197,8 +206,9 @@ def copy_with_shared_tensors(model: PreTrainedModel, own: Collection[str]) -> Pr
         own: names of parameters.
     """
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    share_packed_weights(model, memo)
     for name, parameter in model.named_parameters():
-        if name in own:
+        if name in own or id(parameter) in memo:
             continue
         memo[id(parameter)] = (
             parameter.alias()

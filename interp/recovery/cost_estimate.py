@@ -185,13 +185,22 @@ def _count_mlp(parts: LayerParts) -> float:
 
 
 def _count_weights(modules: Sequence[nn.Module]) -> int:
-    """Count the entries of the modules' own matrices."""
-    return sum(
-        parameter.numel()
-        for module in modules
-        for parameter in module._parameters.values()
-        if parameter is not None and parameter.ndim > 1
-    )
+    """Count the entries of the modules' own matrices, of packed ones as many as they stand for.
+
+    The packed map below a low-rank one lies inside it.
+    """
+    maps = {id(part): part for module in modules for part in module.modules()}
+    total = 0
+    for part in maps.values():
+        sizes = getattr(part, "in_features", 0), getattr(part, "out_features", 0)
+        for name, parameter in part._parameters.items():
+            if parameter is None:
+                continue
+            if name == "weight" and (size := sizes[0] * sizes[1]):
+                total += size
+            elif parameter.ndim > 1:
+                total += parameter.numel()
+    return total
 
 
 def _measure_speed(

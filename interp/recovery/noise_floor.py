@@ -6,7 +6,8 @@ difference is 0, while a score is made of squares of differences, into which rou
 product with the difference. On Gemma-3-270M in bfloat16 V patched with itself gives 0 to 0.0003,
 and scores move by up to 0.012. Therefore, below float32, the most that a score differs from the
 same score computed in float32 with the same weights, in some windows of the site and on the same
-few questions, is added. What rounding the weights did when they were loaded is not in it.
+few questions, is added. So it is where weights are packed by LLM.int8, which rounds what they read.
+What rounding the weights did when they were loaded or packed is not in it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.data.trajectories import Trajectory
+from interp.models.packed_weights import compute_packed_in_float32, rounds_inputs
 from interp.models.precision import compute_model_in_float32, set_matmul_precision
 from interp.recovery.distances import Distance
 from interp.recovery.engines import layered
@@ -53,6 +55,13 @@ def measure_pair(
     return engine(forwards, trajectories, [NOTHING], **options), restored
 
 
+def rounds_states(dtype: str, pair: Pair) -> bool:
+    """Return whether a pair's states are rounded to less than float32 as they are computed."""
+    return dtype != "float32" or any(
+        rounds_inputs(model.model) for model in (pair.vanilla, pair.unlearned)
+    )
+
+
 def measure_rounding(
     pair: Pair,
     trajectories: Sequence[Trajectory],
@@ -81,6 +90,8 @@ def measure_rounding(
     checked = [restorations[row] for row in rows]
     with (
         set_matmul_precision(),
+        compute_packed_in_float32(pair.vanilla.model),
+        compute_packed_in_float32(pair.unlearned.model),
         compute_model_in_float32(pair.vanilla),
         compute_model_in_float32(pair.unlearned),
     ):

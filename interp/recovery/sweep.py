@@ -14,7 +14,7 @@ from interp.models.anatomy import Anatomy
 from interp.models.precision import set_precision
 from interp.recovery.engines import ENGINES
 from interp.recovery.measured import Measured
-from interp.recovery.noise_floor import measure_pair, measure_rounding
+from interp.recovery.noise_floor import measure_pair, measure_rounding, rounds_states
 from interp.recovery.pair import Pair
 from interp.recovery.sites import MIXTURE_SITES, Restoration
 from interp.recovery.sweep_config import SweepConfig
@@ -188,7 +188,7 @@ def _measure_cell(
     own = engine(pair.with_itself(), few, middle, answers=False, **options)
     for item, losses in zip(middle, own.losses, strict=True):
         alone[item.site][0, chosen] = losses
-    if config.dtype_of(pair.vanilla) != "float32" and not config.remote:
+    if rounds_states(config.dtype_of(pair.vanilla), pair) and not config.remote:
         before, after = unlearned.losses[:, chosen], restored.losses[:, chosen]
         moved = measure_rounding(pair, few, restorations, (before, after), config.distance)
         for site, losses in alone.items():

@@ -166,7 +166,7 @@ class SweepConfig:
         if parameters and packed:
             raise ValueError(
                 f"{packed[0]!r} has packed quantised weights, which cannot be restored one by one: "
-                f"leave out the site {parameters[0]!r}, or load the model dequantised"
+                f"leave out the site {parameters[0]!r}, or load the model with dequantise=True"
             )
 
 

@@ -18,6 +18,8 @@ from interp.models.anatomy import Anatomy
 from interp.models.anatomy_trace import is_linear
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
+from interp.models.low_rank_linear import LowRankLinear
+from interp.models.packed_weights import is_packed
 from interp.models.pairs import copy_with_shared_tensors
 from interp.unlearning.checkpoints import Adapter
 from interp.unlearning.objective_inputs import Reference
@@ -55,7 +57,7 @@ class TrainableModel:
         if vanilla.has_packed_weights and parameters != "lora":
             raise ValueError(
                 f"{vanilla.name!r} has packed weights, which cannot be trained; use lora, or load "
-                "it dequantised"
+                "it with dequantise=True"
             )
         chosen = range(vanilla.num_layers) if layers is None else layers
         if not chosen:
@@ -95,11 +97,19 @@ class TrainableModel:
         }
 
     def finish(self) -> LanguageModel:
-        """Return θ in evaluation mode, its adapters merged; it cannot be trained further."""
+        """Return θ in evaluation mode; it cannot be trained further.
+
+        Its adapters are merged, or lie beside weights that are packed.
+        """
         modules: list[tuple[str, Any]] = list(self.model.model.named_modules())
         for name, module in modules:
             if _is_adapted(module):
                 base = module.get_base_layer()
+                if is_packed(base):
+                    kept = LowRankLinear.from_adapted(module)
+                    assert kept is not None
+                    _replace_module(self.model.model, name, kept)
+                    continue
                 # Its weight is V's memory until here, and merging changes it in place.
                 base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
                 module.merge()

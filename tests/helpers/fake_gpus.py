@@ -1,19 +1,21 @@
-"""Two GPUs that hold no numbers: what stands on which, and what would make the CPU wait for one.
+"""GPUs that hold no numbers: what stands on which, and what would make the CPU wait for one.
 
 Under PyTorch's fake tensors an operation on tensors of two devices is an error, and so is one whose
 result the CPU must look at (`item`, `nonzero`, choosing by True and False, a branch on a tensor).
 A device of its own kind has to be registered for the whole process, so test_devices.py runs
 
-    python -m tests.helpers.fake_gpus LAYERS_OF_V LAYERS_OF_U ARCHITECTURE [ARCHITECTURE …]
+    python -m tests.helpers.fake_gpus CUTS_OF_V CUTS_OF_U ARCHITECTURE [ARCHITECTURE …]
 
-which puts so many layers of V and U on gpu:0, the others on gpu:1, and sweeps. It prints for each
-architecture where the layers of U ran, where the losses were fetched from, once per pass, and how
-many restorations the layered and the full engine scored.
+which cuts the layers of V and U at some of them, such as 2 or 1,3: those below the first on gpu:0,
+those from the last on upwards on the last GPU, and sweeps. It prints for each architecture where
+the layers of U ran, where the losses were fetched from, once per pass, and how many restorations
+the layered and the full engine scored.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from unittest.mock import patch
 
@@ -43,13 +45,13 @@ RESTORATIONS = [
 ]
 
 
-def spread(model: nn.Module, num_first: int) -> LanguageModel:
-    """Dispatch a model: embeddings and some layers to gpu:0, the others to gpu:1."""
+def spread(model: nn.Module, cuts: Sequence[int]) -> LanguageModel:
+    """Dispatch a model: embeddings and some layers to gpu:0, the next to gpu:1, and so on."""
     wrapped = wrap(model)
     with unset_fake_temporarily():
         anatomy = wrapped.anatomy
     places = {
-        f"{anatomy.path}.{layer}": f"gpu:{int(layer >= num_first)}"
+        f"{anatomy.path}.{layer}": f"gpu:{sum(layer >= cut for cut in cuts)}"
         for layer in range(wrapped.num_layers)
     }
     for name, module in model.named_modules():
@@ -57,7 +59,7 @@ def spread(model: nn.Module, num_first: int) -> LanguageModel:
             early = any(part in name for part in ("emb", "wte", "wpe", "project_in"))
             # A tied unembedding stays with the embedding.
             early |= module is wrapped.anatomy.unembed and model.config.tie_word_embeddings
-            places.setdefault(name, "gpu:0" if early else "gpu:1")
+            places.setdefault(name, "gpu:0" if early else f"gpu:{len(cuts)}")
     for module in model.modules():
         _move(module._buffers, "gpu:0")
     for name, place in places.items():
@@ -118,10 +120,10 @@ class Fetches(TorchDispatchMode):
         return result
 
 
-def main(num_vanilla: int, num_unlearned: int, architecture: str) -> None:
+def main(vanilla_cuts: Sequence[int], unlearned_cuts: Sequence[int], architecture: str) -> None:
     models = [tiny_model(architecture, seed=seed) for seed in (0, 1)]
     with MODE, torch.inference_mode(), patch.object(torch, "tensor", on_device):
-        vanilla, unlearned = map(spread, models, (num_vanilla, num_unlearned))
+        vanilla, unlearned = map(spread, models, (vanilla_cuts, unlearned_cuts))
         pair = Pair(vanilla=vanilla, unlearned=unlearned)
         # Whether two weights are the same is asked once, before anything runs.
         with patch("interp.recovery.distances._is_same_tensor", lambda one, other: one is other):
@@ -171,4 +173,4 @@ def main(num_vanilla: int, num_unlearned: int, architecture: str) -> None:
 if __name__ == "__main__":
     _setup_privateuseone_for_python_backend("gpu")
     for name in sys.argv[3:]:
-        main(int(sys.argv[1]), int(sys.argv[2]), name)
+        main(*([int(cut) for cut in given.split(",")] for given in sys.argv[1:3]), name)

@@ -17,8 +17,10 @@ from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, SITES, Restoration
 from interp.recovery.sweep_config import SweepConfig
 from tests.helpers import ROOT
+from tests.helpers.every_architecture import make_tiny
 from tests.helpers.tiny_models import (
     mixed_trajectories,
+    question,
     save,
     tiny,
     tiny_model,
@@ -35,8 +37,17 @@ RESTORATIONS = [
 ]
 
 
-def test_two_gpus():
-    """V's layers 0 and 1 are on gpu:0, U's 0 to 2: sites move between the two, losses come once.
+@pytest.mark.parametrize(
+    ("cuts", "places", "last"),
+    [
+        # V's layers 0 and 1 are on gpu:0, U's 0 to 2.
+        (("2", "3"), "gpu:0 gpu:0 gpu:0 gpu:1 gpu:1", "gpu:1"),
+        (("1,3", "2,4"), "gpu:0 gpu:0 gpu:1 gpu:1 gpu:2", "gpu:2"),
+    ],
+    ids=["two", "three"],
+)
+def test_several_gpus(cuts, places, last):
+    """V's layers are cut elsewhere than U's: sites move between the two, losses come once.
 
     fake_gpus.py fails where tensors of two devices meet and where the CPU would wait for one.
     gemma2 caps its logits, so that they are formed; llama is scored through Gram matrices.
@@ -48,8 +59,7 @@ def test_two_gpus():
             "ignore",
             "-m",
             "tests.helpers.fake_gpus",
-            "2",
-            "3",
+            *cuts,
             "llama",
             "gemma2",
         ],
@@ -63,8 +73,8 @@ def test_two_gpus():
     # Two passes, with and without a shared prefix: each fetches its losses once, from the device
     # of the unembedding, which in gemma2 is tied to the embedding.
     assert done.stdout.splitlines() == [
-        "llama gpu:0 gpu:0 gpu:0 gpu:1 gpu:1 | gpu:1 gpu:1 | 20 20",
-        "gemma2 gpu:0 gpu:0 gpu:0 gpu:1 gpu:1 | gpu:0 gpu:0 | 20 20",
+        f"llama {places} | {last} {last} | 20 20",
+        f"gemma2 {places} | gpu:0 gpu:0 | 20 20",
     ]
 
 
@@ -73,15 +83,18 @@ def test_two_gpus():
 
 def dispatched(architecture: str, seed: int):
     """Dispatch a model with accelerate's hooks on every layer, all on the CPU."""
+    return dispatch(tiny_model(architecture, seed=seed), seed)
+
+
+def dispatch(model, seed: int):
     from accelerate import dispatch_model
 
-    model = tiny_model(architecture, seed=seed)
     names = {name: "cpu" for name, child in model.named_children() if child is not model.base_model}
     prefix = model.base_model_prefix
     names |= {f"{prefix}.{name}": "cpu" for name, _ in model.base_model.named_children()}
     layers = wrap(model).anatomy.path
     del names[layers]
-    names |= {f"{layers}.{layer}": "cpu" for layer in range(5)}
+    names |= {f"{layers}.{layer}": "cpu" for layer in range(model.config.num_hidden_layers)}
     return wrap(dispatch_model(model, names, force_hooks=True), name=f"M{seed}")
 
 
@@ -100,6 +113,49 @@ def test_hooks_change_no_number(architecture):
     for model, forwards in zip((pair.vanilla, pair.unlearned), before, strict=True):
         for name, module in model.model.named_modules():
             assert module.forward == forwards[name], name
+
+
+def mixture(seed: int):
+    model = make_tiny("MixtralForCausalLM")
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data += torch.randn_like(parameter) / 10
+    return model
+
+
+def test_hooks_change_no_number_of_mixtures():
+    items = mixed_trajectories(3)
+    sites = ("coef", "router", "attn", "mlp_out", "value", "key", "router_weights")
+    wanted = [NOTHING, *(Restoration(sites=(site,), layers=(1, 2)) for site in sites)]
+    plain, hooked = (
+        Pair(vanilla=make(mixture(0), 0), unlearned=make(mixture(1), 1))
+        for make in (lambda model, _seed: wrap(model), dispatch)
+    )
+    expected = full.measure(plain, items, wanted).losses
+    for engine in (full, layered):
+        found = engine.measure(hooked, items, wanted).losses
+        assert ((found - expected).abs() / expected[0]).max() < 1e-5
+
+
+def test_hooks_change_no_answer():
+    queries = [question(number) for number in range(3)]
+    answers = [
+        [item.answer_ids for item in interp.trajectories(model, queries, num_tokens=5)]
+        for model in (tiny("gemma3"), dispatched("gemma3", 0))
+    ]
+    assert answers[0] == answers[1]
+    assert any(answers[0])
+
+
+@pytest.mark.parametrize("kind", ["cpu_offload", "disk_offload", "cpu_offload_with_hook"])
+def test_offloads_of_accelerate_are_refused(kind, tmp_path):
+    import accelerate
+
+    options = {"offload_dir": tmp_path} if kind == "disk_offload" else {}
+    model = tiny_model()
+    getattr(accelerate, kind)(model, execution_device=torch.device("cpu"), **options)
+    with pytest.raises(ValueError, match=r"'V' has weights that are offloaded.*device='auto'"):
+        interp.load(wrap(model, name="V"))
 
 
 def test_offloaded_weights_are_refused():

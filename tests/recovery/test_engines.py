@@ -169,16 +169,27 @@ def test_other_distances(architecture, distance):
 
 
 @pytest.mark.parametrize("own_precision", [False, True])
-def test_bfloat16(own_precision):
-    pair, restorations = tiny_pair("llama"), some_restorations()
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        ("llama", torch.bfloat16),
+        ("llama", torch.float16),
+        ("gpt2", torch.float16),
+        ("gemma3", torch.bfloat16),
+    ],
+)
+def test_half_precision(architecture, dtype, own_precision):
+    pair, restorations = tiny_pair(architecture), some_restorations()
     exact = full.measure(pair, TRAJECTORIES, restorations).losses
     for model in (pair.vanilla.model, pair.unlearned.model):
-        model.to(torch.bfloat16)
-    assert pair.base.dtype == torch.bfloat16
+        model.to(dtype)
+    assert pair.base.dtype == dtype
     for engine in OWN_ENGINES.values():
         coarse = engine(pair, TRAJECTORIES, restorations, own_precision=own_precision)
-        # bfloat16 keeps 8 bits, so that rounded states move a loss by some percent of the scale.
-        assert_same(coarse, exact, exact[0], restorations, tolerance=0.1)
+        # bfloat16 keeps 8 bits, so that rounded states move a loss by some percent of the scale;
+        # float16 keeps 11.
+        tolerance = {torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+        assert_same(coarse, exact, exact[0], restorations, tolerance=tolerance)
         assert (coarse - exact).abs().max() > 1e-5
 
 
