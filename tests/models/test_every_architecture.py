@@ -77,7 +77,7 @@ def test_layered_has_the_losses_of_full(name):
 def test_full_puts_back_what_is_meant(name):
     """A window of three layers, by hooks on modules that are named by hand."""
     models = make_pair(name)
-    losses, answers = sweep(models, "full", sites=("coef", "attn", "value"))
+    losses, answers = sweep(models, "full", sites=("coef", "attn", "value", "mlp_out"))
     path, values, attn = BY_HAND[name]
     vanilla, unlearned = (model.model for model in models)
     num_layers = len(vanilla.get_submodule(path))
@@ -88,7 +88,8 @@ def test_full_puts_back_what_is_meant(name):
         scored = slice(len(item.prompt_ids) - 1, ids.shape[1] - 1)
         with torch.no_grad():
             wanted = vanilla(input_ids=ids, use_cache=False).logits[0, scored]
-        for site, relative in (("coef", values), ("attn", attn), ("value", values)):
+        for site in ("coef", "attn", "value", "mlp_out"):
+            relative = attn if site == "attn" else values
             for layer in range(num_layers):
                 window = [n for n in range(layer - 1, layer + 2) if 0 <= n < num_layers]
                 names = [f"{path}.{n}.{relative}" for n in window]
@@ -99,7 +100,7 @@ def test_full_puts_back_what_is_meant(name):
 
 
 def run_restored(vanilla, unlearned, ids, names, site):
-    """Run U with V's inputs of some modules (`coef`), their outputs (`attn`), or weights."""
+    """Run U with V's inputs of some modules (`coef`), their outputs, or weights (`value`)."""
     states, handles = {}, []
     for name in names:
         mine, theirs = unlearned.get_submodule(name), vanilla.get_submodule(name)
@@ -236,3 +237,14 @@ def test_logits_that_are_something_else():
 def _squared(output):
     output.logits = output.logits**2
     return output
+
+
+def test_restored_models_keep_what_was_recorded():
+    """Falcon's layers add to the MLP's output in place, after it was recorded."""
+    vanilla, unlearned = make_pair("FalconForCausalLM")
+    ids = torch.tensor([[11, 18, 25, 32, 39, 5]])
+    names = [f"transformer.h.{layer}.mlp.dense_4h_to_h" for layer in (1, 2)]
+    right = run_restored(vanilla.model, unlearned.model, ids, names, "mlp_out")
+    with interp.restore(unlearned, vanilla, "mlp_out", layers=[1, 2]):
+        found = unlearned.model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
