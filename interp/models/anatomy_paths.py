@@ -36,6 +36,7 @@ from interp.models.anatomy_trace import (
     is_same,
     make_tokens,
 )
+from interp.models.causality import check_causal, make_changed_tokens, refusing_encoders
 from interp.models.mixture import MixturePaths
 from interp.models.mixture_paths import find_experts, find_mixture
 
@@ -109,7 +110,9 @@ def derive_paths(model: PreTrainedModel) -> Paths:
     Raises:
         ValueError: a part cannot be told; the sentence says which.
     """
-    with torch.inference_mode(), evaluating(model):
+    if model.config.is_encoder_decoder:
+        raise ValueError("it is an encoder with a decoder, and a decoder alone is wanted")
+    with torch.inference_mode(), evaluating(model), refusing_encoders(model):
         trace = Trace(model, probe=True)
         layers = _find_layers(trace)
         _check_streams(trace, layers)
@@ -143,7 +146,11 @@ def derive_paths(model: PreTrainedModel) -> Paths:
 
 
 def _find_shared_arguments(trace: Trace, layer: nn.Module) -> frozenset[str | int]:
-    """Find the arguments of a layer that do not grow with the number of questions."""
+    """Find the arguments of a layer that do not grow with the number of questions.
+
+    Raises:
+        ValueError: the model is an encoder, which the two questions show too.
+    """
     seen: list[dict[str | int, Any]] = []
 
     def keep(_module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -152,7 +159,8 @@ def _find_shared_arguments(trace: Trace, layer: nn.Module) -> frozenset[str | in
     with ExitStack() as stack:
         handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
         stack.callback(handle.remove)
-        trace.model(input_ids=make_tokens(trace.model).repeat(2, 1), use_cache=False)
+        output = trace.model(input_ids=make_changed_tokens(trace.model), use_cache=False)
+    check_causal(output.logits)
     call = trace.calls[layer][0]
     alone, (twice,) = dict(enumerate(call.args)) | call.kwargs, seen
     return frozenset(

@@ -38,6 +38,7 @@ CHANGES: dict[str, dict[str, float]] = {
         "embedding_multiplier": 12.0,
         "attention_multiplier": 0.015,
     },
+    "MiniCPM3ForCausalLM": {"dim_model_base": 8},
 }
 
 _HEAD = """# Architectures

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 import interp
 from interp.models.anatomy import find_anatomy
@@ -31,16 +32,31 @@ OPENED = (
 # The layers, the MLP's last matrix and the attention block's, read off the library's source.
 BY_HAND = {
     "ApertusForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "BloomForCausalLM": ("transformer.h", "mlp.dense_4h_to_h", "self_attention.dense"),
     "BioGptForCausalLM": ("biogpt.layers", "fc2", "self_attn.out_proj"),
     "CodeGenForCausalLM": ("transformer.h", "mlp.fc_out", "attn.out_proj"),
     "Cohere2ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
     "Exaone4ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
     "FalconForCausalLM": ("transformer.h", "mlp.dense_4h_to_h", "self_attention.dense"),
     "GPTJForCausalLM": ("transformer.h", "mlp.fc_out", "attn.out_proj"),
+    "GPTNeoForCausalLM": ("transformer.h", "mlp.c_proj", "attn.attention.out_proj"),
+    "GPTNeoXForCausalLM": ("gpt_neox.layers", "mlp.dense_4h_to_h", "attention.dense"),
     "GPT2LMHeadModel": ("transformer.h", "mlp.c_proj", "attn.c_proj"),
+    "GemmaForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "Gemma2ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "Gemma3ForConditionalGeneration": (
+        "model.language_model.layers",
+        "mlp.down_proj",
+        "self_attn.o_proj",
+    ),
+    "Gemma4ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
     "Gemma3ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
     "Glm4ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
     "GraniteForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "MiniCPM3ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "MinistralForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
+    "NanoChatForCausalLM": ("model.layers", "mlp.fc2", "self_attn.o_proj"),
+    "OPTForCausalLM": ("model.decoder.layers", "fc2", "self_attn.out_proj"),
     "MptForCausalLM": ("transformer.blocks", "ffn.down_proj", "attn.out_proj"),
     "NemotronForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
     "Olmo3ForCausalLM": ("model.layers", "mlp.down_proj", "self_attn.o_proj"),
@@ -149,6 +165,8 @@ def test_how_logits_are_scaled_and_capped():
     assert find_anatomy(make_tiny("Cohere2ForCausalLM")).logit_scale == 0.0625
     gemma = find_anatomy(make_tiny("Gemma2ForCausalLM", final_logit_softcapping=7.0))
     assert (gemma.logit_scale, gemma.logit_cap) == (1.0, 7.0)
+    # MiniCPM divides what its unembedding reads: 32 numbers by 32 / 8.
+    assert find_anatomy(make_tiny("MiniCPM3ForCausalLM", dim_model_base=8)).logit_scale == 0.25
     # A scale that no number of the configuration is, and a cap far above the logits.
     cohere = make_tiny("Cohere2ForCausalLM", logit_scale=1 / 3)
     assert find_anatomy(cohere).logit_scale == 1 / 3
@@ -204,11 +222,10 @@ def test_scaled_logits_in_every_distance():
     ("name", "says"),
     [
         ("MambaForCausalLM", "layer 0: tokens are mixed by a MambaMixer, which is no attention"),
-        (
-            "XLMWithLMHeadModel",
-            "layer 0: one block that mixes tokens is wanted, and there are: none",
-        ),
-        ("RobertaForCausalLM", "layer 0: the attention block does not return"),
+        ("XLMWithLMHeadModel", "a token's state changes with later tokens, as in an encoder, and"),
+        ("RobertaForCausalLM", "a token's state changes with later tokens, as in an encoder, and"),
+        ("XLNetLMHeadModel", "a token's state changes with later tokens, as in an encoder, and"),
+        ("JetMoeForCausalLM", "layer 0: the attention block does not return"),
         ("RecurrentGemmaForCausalLM", "tokens are mixed by a RecurrentGemmaRecurrentBlock"),
         ("ZayaForCausalLM", "layer 1 reads more of layer 0 than its residual stream"),
         ("Llama4ForCausalLM", "layer 0: its Llama4TextExperts are not run as transformers runs"),
@@ -218,6 +235,33 @@ def test_scaled_logits_in_every_distance():
 def test_what_cannot_be_told_is_named(name, says):
     with pytest.raises(ValueError, match=says):
         find_anatomy(make_tiny(name))
+
+
+def test_a_model_that_would_be_opened_but_for_its_mask():
+    """A decoder in every part, whose tokens see later ones."""
+    model = make_tiny("LlamaForCausalLM")
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+    with pytest.raises(ValueError, match="changes with later tokens, as in an encoder, and a"):
+        find_anatomy(model)
+
+
+def test_an_encoder_with_a_decoder():
+    sizes = {"d_model": 32, "d_ff": 24, "d_kv": 8, "num_layers": 2, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=50, **sizes)).eval()
+    with pytest.raises(
+        ValueError, match=r"T5For.*: it is an encoder with a decoder, and a decoder"
+    ):
+        find_anatomy(model)
+
+
+def test_a_final_norm_that_runs_elsewhere_too():
+    """NanoChat's has no weights; with weights, whose the site `norms` would put back is unclear."""
+    assert find_anatomy(make_tiny("NanoChatForCausalLM")).final_norms
+    model = make_tiny("NanoChatForCausalLM")
+    model.model.norm = nn.RMSNorm(32)
+    with pytest.raises(ValueError, match=r"model\.norm runs elsewhere than"):
+        find_anatomy(model)
 
 
 def test_logits_that_are_something_else():
