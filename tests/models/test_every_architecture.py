@@ -1,7 +1,8 @@
 """Every causal language model of transformers: opened and proven, or refused in one sentence.
 
-A model that is opened has the same losses from the engine `layered` as from `full`; that `full`
-puts back what is meant is shown with hooks at paths that were written down by hand.
+A model that is opened has the same losses from every engine as from `full`, or the engine refuses
+it or a site; that `full` puts back what is meant is shown with hooks at paths that were written
+down by hand.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from transformers import T5Config, T5ForConditionalGeneration
 import interp
 from interp.models.anatomy import find_anatomy
 from interp.models.anatomy_proof import check_anatomy
-from tests.helpers.architecture_table import CHANGES, format_row, make_pair, prove, sweep
+from tests.helpers.architecture_table import CHANGES, format_row, hide_errors, make_pair, prove
+from tests.helpers.engine_comparison import sweep
 from tests.helpers.every_architecture import list_architectures, make_tiny
-from tests.helpers.tiny_models import question
+from tests.helpers.tiny_models import mixed_trajectories, question
 
 ALL = tuple(sorted(list_architectures()))
 
@@ -68,6 +70,8 @@ BY_HAND = {
     "XGLMForCausalLM": ("model.layers", "fc2", "self_attn.out_proj"),
 }
 SAMPLE = ("Cohere2ForCausalLM", "FalconForCausalLM", "GraniteForCausalLM", "MptForCausalLM")
+# Of every kind of cell: what TransformerLens cuts or does not know, sites refused, mixtures.
+OF_ENGINES = (*SAMPLE, "DogeForCausalLM", "Phi3ForCausalLM", "Qwen3MoeForCausalLM")
 
 
 def mark(names, sample):
@@ -75,25 +79,32 @@ def mark(names, sample):
     return [pytest.param(name, marks=[] if name in sample else pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", mark(ALL, SAMPLE))
-def test_layered_has_the_losses_of_full(name):
+@pytest.mark.parametrize("name", mark(ALL, OF_ENGINES))
+def test_every_engine_has_the_losses_of_full_or_refuses(name):
     verdict = prove(name)
     row = f"| {name} |"
     is_listed = row in OPENED
     assert is_listed == (verdict.outcome == "opened"), verdict
     assert "\n" not in verdict.detail
-    assert verdict.error < 1e-5
     if verdict.outcome != "opened":
         assert name not in BY_HAND
         pytest.skip(f"{verdict.outcome}: {verdict.detail}")
-    assert format_row(name, verdict) in OPENED
+    assert list(verdict.engines) == ["layered", "nnsight", "transformer_lens"]
+    for engine, compared in verdict.engines.items():
+        assert compared.error < 1e-5, engine
+        for sentence in compared.refused.values():
+            assert "\n" not in sentence
+            assert ". " not in sentence
+            assert name in sentence
+    assert hide_errors(format_row(name, verdict)) in hide_errors(OPENED)
 
 
 @pytest.mark.parametrize("name", mark(BY_HAND, SAMPLE))
 def test_full_puts_back_what_is_meant(name):
     """A window of three layers, by hooks on modules that are named by hand."""
     models = make_pair(name)
-    losses, answers = sweep(models, "full", sites=("coef", "attn", "value", "mlp_out"))
+    answers = mixed_trajectories(3)
+    losses = sweep(models, "full", ("coef", "attn", "value", "mlp_out"), answers)
     path, values, attn = BY_HAND[name]
     vanilla, unlearned = (model.model for model in models)
     num_layers = len(vanilla.get_submodule(path))
