@@ -44,6 +44,7 @@ def find_readout(
     numbers = [v for v in config.values() if type(v) in (int, float) and v > 0]
     factor = 1.0
     if not is_same(state, call.hidden):
+        assert state is not None
         factor = _find_factor(state, call.hidden, [*numbers, *_list_ratios(config, numbers)])
         if factor is None or getattr(unembed, "bias", None) is not None:
             raise ValueError("its unembedding does not read the last layer's output after a norm")
