@@ -159,7 +159,15 @@ def _build_bridged(model: LanguageModel) -> _Bridged:
         if parts.mixture is None:
             # A bridge's MLP may be the whole layer (OPT).
             other = {*parts.values.modules(), *parts.attn.modules(), *block.attn.modules()}
-            keys = (*keys, *(new for new in _list_weights(block.mlp, parts) if new not in other))
+            keys = (
+                *keys,
+                *(
+                    new
+                    for new in _list_weights(block.mlp, parts)
+                    # Some activations have parameters, which are no matrices (Apertus).
+                    if new not in other and _holds_matrix(new)
+                ),
+            )
         layers.append(
             replace(
                 parts,
@@ -180,6 +188,10 @@ def _list_weights(block: nn.Module, parts: LayerParts) -> tuple[nn.Module, ...]:
     return tuple(
         module for module in block.modules() if module._parameters and module not in parts.norms
     )
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    return any(value is not None and value.ndim > 1 for value in module._parameters.values())
 
 
 def _name_hook_points(pair: Pair, restoration: Restoration) -> dict[tuple[str, int], str]:
