@@ -118,7 +118,8 @@ def prove(name: str) -> Verdict:
     try:
         models = make_pair(name)
     except Exception as error:  # noqa: BLE001
-        return Verdict("not run", f"{type(error).__name__}: {error}".splitlines()[0])
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return Verdict("not run", said if len(said) <= 200 else f"{said[:199]}…")
     try:
         anatomies = [model.anatomy for model in models]
     except ValueError as error:
