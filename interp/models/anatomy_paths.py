@@ -41,8 +41,8 @@ from interp.models.anatomy_trace import (
     get_first,
     is_linear,
     is_same,
-    make_tokens,
 )
+from interp.models.causality import check_causal, make_changed_tokens, refusing_encoders
 from interp.models.mixture import MixturePaths
 from interp.models.mixture_paths import find_experts, find_mixture
 from interp.models.packed_weights import ignore_outliers
@@ -120,7 +120,14 @@ def derive_paths(model: PreTrainedModel) -> Paths:
     Raises:
         ValueError: a part cannot be told; the sentence says which.
     """
-    with torch.inference_mode(), evaluating(model), ignore_outliers(model):
+    if model.config.is_encoder_decoder:
+        raise ValueError("it is an encoder with a decoder, and a decoder alone is wanted")
+    with (
+        torch.inference_mode(),
+        evaluating(model),
+        ignore_outliers(model),
+        refusing_encoders(model),
+    ):
         trace = Trace(model, probe=True)
         layers = _find_layers(trace)
         _check_streams(trace, layers)
@@ -152,7 +159,11 @@ def derive_paths(model: PreTrainedModel) -> Paths:
 
 
 def _find_shared_arguments(trace: Trace, layers: Sequence[nn.Module]) -> frozenset[str | int]:
-    """Find the arguments of layers, one of each kind, that questions do not make longer."""
+    """Find the arguments of layers, one of each kind, that questions do not make longer.
+
+    Raises:
+        ValueError: the model is an encoder, which the two questions show too.
+    """
     seen: dict[nn.Module, dict[str | int, Any]] = {}
 
     def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -162,7 +173,8 @@ def _find_shared_arguments(trace: Trace, layers: Sequence[nn.Module]) -> frozens
         for layer in layers:
             handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
             stack.callback(handle.remove)
-        trace.model(input_ids=make_tokens(trace.model).repeat(2, 1), use_cache=False)
+        output = trace.model(input_ids=make_changed_tokens(trace.model), use_cache=False)
+    check_causal(output.logits)
     found = set()
     for layer, twice in seen.items():
         call = trace.calls[layer][0]

@@ -57,7 +57,8 @@ class Trace:
     """What every module of a model was given and returned in one forward.
 
     Attributes:
-        calls: of every module that ran, in the order in which they returned.
+        calls: of every module that ran, in the order in which they first returned.
+        order: every call with its module, in the order in which they returned.
         logits: what the model returned.
     """
 
@@ -75,6 +76,7 @@ class Trace:
         self.model = model
         self.names = {module: name for name, module in model.named_modules()}
         self.calls: dict[nn.Module, list[Call]] = {}
+        self.order: list[tuple[nn.Module, Call]] = []
         unembed = model.get_output_embeddings() if probe else None
         # What is returned may be added to in place afterwards.
         inputs: dict[nn.Module, Tensor | None] = {}
@@ -92,6 +94,7 @@ class Trace:
             others = tuple(value for value in several[1:] if isinstance(value, Tensor))
             call = Call(args, kwargs, inputs.get(module), output, len(several), others)
             self.calls.setdefault(module, []).append(call)
+            self.order.append((module, call))
             return output if module is unembed else None
 
         with ExitStack() as stack, evaluating(model):

@@ -20,7 +20,12 @@ from transformers import __version__ as transformers_version
 
 from interp.files import list_files
 from interp.models.gguf import summarize_error
-from interp.models.multimodal import CONDITIONAL, is_multimodal, suggest_text_model
+from interp.models.multimodal import (
+    CONDITIONAL,
+    has_text_model_without_class,
+    is_multimodal,
+    suggest_text_model,
+)
 from interp.models.stored_weights import FLOATS, StoredTensor
 from interp.models.tokenizers import UNREADABLE
 
@@ -240,6 +245,11 @@ def _check_kind(spec: str, config: PreTrainedConfig) -> None:
     if is_multimodal(config) and all(name.endswith(CONDITIONAL) for name in names):
         return
     name = " and ".join(names) or type(config).__name__
+    if has_text_model_without_class(config) and all(name.endswith(CONDITIONAL) for name in names):
+        raise ValueError(
+            f"{spec!r} holds a {name}, whose text model has no class of its own in transformers: "
+            "load the whole one there, and wrap it with interp.from_model(model, tokenizer)"
+        )
     hint = suggest_text_model(name, config)
     hint = f": {hint}, and save that" if hint else " (such as LlamaForCausalLM)"
     raise ValueError(

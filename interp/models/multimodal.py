@@ -35,6 +35,16 @@ def is_multimodal(config: PreTrainedConfig) -> bool:
     )
 
 
+def has_text_model_without_class(config: PreTrainedConfig) -> bool:
+    """Return whether a configuration has one of a text model inside that is no class alone."""
+    text = config.get_text_config(decoder=True)
+    return (
+        not config.is_encoder_decoder
+        and text is not config
+        and type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+
+
 def take_out_text_model(
     spec: str, config: PreTrainedConfig, stored: Mapping[str, Stored]
 ) -> tuple[PreTrainedConfig, dict[str, Stored]]:
@@ -62,7 +72,8 @@ def take_out_text_model(
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_config(copy.deepcopy(text), trust_remote_code=False)
     body = f"{model.base_model_prefix}."
-    wanted = [key for key in model.state_dict() if key.startswith(body)]
+    # Those of experts are stored one by one, or under other names.
+    wanted = [key for key in model.state_dict() if key.startswith(body) and ".experts." not in key]
     first = wanted[0].removeprefix(body)
     prefixes = {name.removesuffix(first) for name in stored if name.endswith(f".{first}")}
     complete = [

@@ -74,10 +74,11 @@ def record(anatomy: Anatomy, batch: Batch, names: Collection[str]) -> RecordedSt
 def make_recording_hooks(
     parts: LayerParts, states: LayerStates, names: Collection[str], shape: torch.Size
 ) -> Iterator[AbstractContextManager[None]]:
-    """Make contexts in which a forward of a layer leaves its named states in `states`."""
+    """Make contexts in which a forward of a layer leaves copies of its named states in `states`."""
 
     def keep(name: str, value: Tensor) -> None:
-        setattr(states, name, value.view(*shape, value.shape[-1]))
+        # A copy: some layers add to what a block gave in place (Falcon).
+        setattr(states, name, value.view(*shape, value.shape[-1]).clone())
 
     def keep_mixture(seen: MixtureStates) -> None:
         axes = {

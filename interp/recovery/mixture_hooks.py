@@ -53,7 +53,7 @@ def record_mixture(
         return compute_routed(mixture.experts, chosen, weights, active)
 
     def see_gate(_module: nn.Module, _args: tuple, output: Tensor) -> None:
-        seen["gate"] = output.flatten(0, -2)
+        seen["gate"] = output.flatten(0, -2).clone()
 
     def see_shared(_module: nn.Module, args: tuple) -> None:
         seen["shared"] = args[0].flatten(0, -2)

@@ -252,11 +252,15 @@ class _Donor:
             with ExitStack() as stack, torch.no_grad():
                 for layer in self.restoration.layers:
                     for site in self.restoration.sites:
-                        keep = partial(self.states.__setitem__, (layer, site))
+                        keep = partial(self._keep, layer, site)
                         stack.enter_context(hook_site(self.donor.anatomy.layers[layer], site, keep))
                 get_decoder(self.donor)(**kwargs | own)
         finally:
             self.donor_runs = False
+
+    def _keep(self, layer: int, site: str, value: Tensor) -> None:
+        # A copy: some layers add to what a block gave in place (Falcon).
+        self.states[layer, site] = value.clone()
 
     def _replace(self, layer: int, site: str, value: Tensor) -> Tensor | None:
         state = self.states.get((layer, site))

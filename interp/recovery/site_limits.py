@@ -28,13 +28,10 @@ def check_mixtures(model: LanguageModel, names: Sequence[SiteName], engine: str)
                 f"one are {', '.join(map(str, routed))}"
             )
     inside = [site for name in names for site in name.sites if site in _IN_MIXTURES]
-    if not routed or engine in ("layered", "full"):
-        return
-    if engine == "transformer_lens" or inside:
-        refused = f"the site {inside[0]!r} of" if inside else "any site of"
+    if routed and inside and engine not in ("layered", "full"):
         raise ValueError(
-            f"the engine {engine} cannot restore {refused} a mixture of experts, which "
-            f"{model.name!r} is: use the engine layered or full"
+            f"the engine {engine} cannot restore the site {inside[0]!r} of a mixture of experts, "
+            f"which {model.name!r} is: use the engine layered or full"
         )
 
 

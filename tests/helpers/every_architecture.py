@@ -86,6 +86,8 @@ _SIZES = {
         "mamba_chunk_size",
         "chunk_size",
         "patch_size",
+        "hidden_size_per_layer_input",
+        "laurel_rank",
     ),
     16: ("q_lora_rank", "kv_lora_rank", "mamba_d_head", "mamba_head_dim", "image_size"),
     64: (
@@ -96,7 +98,7 @@ _SIZES = {
         "max_seq_length",
         "mamba_d_ssm",
     ),
-    50: ("vocab_size",),
+    50: ("vocab_size", "vocab_size_per_layer_input"),
 }
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 3}
 # Absent means that they follow from others, or that there is none.
@@ -106,6 +108,11 @@ _LATENT = {"num_key_value_heads": 4, "head_dim": 4, "qk_rope_head_dim": 4, "qk_h
 # Both kinds of layers, two of each.
 _LINEAR_AND_FULL = {"layer_types": ["linear_attention", "full_attention"] * 2}
 _CONV_AND_FULL = {"layer_types": ["conv", "full_attention"] * 2}
+# Layers that read the keys of others: of either kind one makes its own, and one reads another's.
+_SHARED_KEYS: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+}
 # What single classes want besides.
 _OWN: dict[str, dict[str, Any]] = {
     "BailingHybridForCausalLM": _LINEAR_AND_FULL,
@@ -120,7 +127,53 @@ _OWN: dict[str, dict[str, Any]] = {
     "MinistralForCausalLM": {"head_dim": 8},
     "Lfm2MoeForCausalLM": _CONV_AND_FULL,
     "ZayaForCausalLM": {"num_experts_per_tok": 1},
-    "Dots3NoteForCausalLM": {"num_key_value_heads": 4},
+    "Dots3NoteForCausalLM": {
+        "text_config": {"num_key_value_heads": 4},
+        "vision_config": {
+            "mlp_layer_types": ["dense"] * 4,
+            "adapter_in_dim": 32,
+            "adapter_out_dim": 32,
+        },
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    },
+    "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 2]], "window_size": 4},
+    "Gemma3nForCausalLM": _SHARED_KEYS | {"altup_num_inputs": 2},
+    "CohereCompassForCausalLM": {
+        "rope_parameters": {
+            "full_attention": {
+                "rope_theta": 1e4,
+                "rope_type": "default",
+                "mrope_section": [2, 1, 1],
+            },
+        }
+    },
+    "DbrxForCausalLM": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "Qwen4ExpForCausalLM": {
+        "text_config": {
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 8,
+            "indexer_budget": 8,
+            "indexer_compress_ratio": 2,
+            "ngram_vocab_size_base": 50,
+            "hc_lowrank": 4,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+        }
+    },
+    "ReformerModelWithLMHead": {
+        "is_decoder": True,
+        "axial_pos_embds": False,
+        "attn_layers": ["local", "lsh"] * 2,
+        "attention_head_size": 8,
+        "feed_forward_size": 24,
+        "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4,
+        "num_buckets": 2,
+    },
+    "XmodForCausalLM": {"default_language": "en_XX"},
 }
 
 
@@ -150,12 +203,16 @@ def make_tiny(name: str, *, seed: int = 0, **changes: object) -> PreTrainedModel
         Exception: this class cannot be made tiny, or does not run here; the library's own.
     """
     config_class = CONFIG_MAPPING[(list_multimodal() | list_architectures())[name]]
-    settings: dict[str, Any] = _shrink(config_class) | _OWN.get(name, {}) | changes
+    settings = _shrink(config_class)
+    for key, value in (_OWN.get(name, {}) | changes).items():
+        # Those of a configuration inside are added to it.
+        inside = settings[key] if key in config_class.sub_configs and key in settings else None
+        settings[key] = value if inside is None else inside | value
     config = config_class(**settings)
     model_class = getattr(transformers, name)
     if name.endswith("ForCausalLM") and not isinstance(config, model_class.config_class):
         # Of a model of texts and images, the part for texts.
-        config = config.get_text_config()
+        config = config.get_text_config(decoder=True)
     torch.manual_seed(seed)
     with torch.no_grad():
         model = model_class(config).eval().float()

@@ -18,11 +18,12 @@ import interp
 from interp import LanguageModel
 from interp.models import read_low_rank_deltas
 from interp.recovery import distances
-from interp.recovery.engines import full, nnsight, nnsight_remote
+from interp.recovery.engines import full, nnsight, nnsight_remote, nnsight_trace
 from interp.recovery.pair import Pair
 from interp.recovery.sites import NOTHING, Restoration
 from interp.recovery.sweep_config import SweepConfig
 from tests.helpers import ROOT
+from tests.helpers.every_architecture import make_tiny
 from tests.helpers.tiny_models import (
     ARCHITECTURES,
     mixed_trajectories,
@@ -118,6 +119,31 @@ def test_equals_full_on_gemma(gemma_pair):
     ).losses
     assert_same(actual.mean(1, True), expected.mean(1, True), expected[0].mean(), restorations)
     assert unlearned.content_hash() == before
+
+
+def test_what_nnsight_would_not_restore_is_refused(monkeypatch):
+    restorations = [NOTHING, Restoration(sites=("value",), layers=(1, 2))]
+    monkeypatch.setattr(nnsight_trace, "_is_applied", lambda *_: False)
+    with pytest.raises(ValueError, match="nnsight does not restore the site 'value' of this Lla"):
+        nnsight.measure(tiny_pair(), TRAJECTORIES, restorations)
+
+
+def test_modules_that_do_not_run_or_otherwise():
+    """BART's decoder alone has norms of a cross-attention that it has not; GPT-OSS has sinks."""
+    norms = [NOTHING, Restoration(sites=("norms",), layers=(0, 1, 2, 3))]
+    pair = Pair(
+        vanilla=wrap(make_tiny("BartForCausalLM")),
+        unlearned=wrap(make_tiny("BartForCausalLM", seed=1)),
+    )
+    expected = full.measure(pair, TRAJECTORIES, norms).losses
+    assert_same(nnsight.measure(pair, TRAJECTORIES, norms).losses, expected, expected[0], norms)
+    sinks = wrap(make_tiny("GptOssForCausalLM"))
+    pair = Pair(vanilla=sinks, unlearned=sinks)
+    weights = [Restoration(sites=("attn_weights",), layers=(1,))]
+    with pytest.raises(
+        ValueError, match=r"'attn_weights' of this GptOss.*layers\.1\.self_attn is no"
+    ):
+        nnsight.measure(pair, TRAJECTORIES, weights)
 
 
 # The models stay as they were

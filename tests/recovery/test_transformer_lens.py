@@ -15,6 +15,7 @@ from interp.recovery.engines import full, transformer_lens
 from interp.recovery.pair import Pair
 from interp.recovery.site_names import HOOK_POINTS
 from interp.recovery.sites import ACTIVATION_SITES, NOTHING, SITES, Restoration, make_windows
+from tests.helpers.every_architecture import make_tiny
 from tests.helpers.tiny_models import (
     ARCHITECTURES,
     mixed_trajectories,
@@ -201,6 +202,57 @@ def test_a_bridge_with_other_logits_is_refused():
         )
 
 
+def test_logits_on_the_questions_that_are_others():
+    """What the four tokens of the bridge's start do not show: here of longer questions alone."""
+    pair = tiny_pair("phi")
+    transformer_lens.measure(pair, TRAJECTORIES, [NOTHING])
+    bridge = transformer_lens._BRIDGED[pair].base.bridge
+    double = bridge.blocks[2].register_forward_hook(
+        lambda _m, _a, output: output * 2 if output.shape[1] > 4 else output
+    )
+    with pytest.raises(ValueError, match=r"gives other logits for this PhiForCausalLM \(use the"):
+        transformer_lens.measure(pair, TRAJECTORIES, [NOTHING])
+    double.remove()
+    transformer_lens.measure(pair, TRAJECTORIES, [NOTHING])
+
+
+def test_a_hook_point_that_shows_another_tensor(monkeypatch):
+    monkeypatch.setitem(HOOK_POINTS, "attn", ("hook_attn_out", "hook_attn_out"))
+    site = [Restoration(sites=("attn",), layers=(1,))]
+    with pytest.raises(ValueError, match="another tensor than the site 'attn' of this Gemma2For"):
+        transformer_lens.measure(tiny_pair("gemma2"), TRAJECTORIES, site)
+
+
+def phi3_pair() -> Pair:
+    """Make models in which gate and up projection are one matrix, which TransformerLens cuts."""
+    vanilla, unlearned = (wrap(make_tiny("Phi3ForCausalLM", seed=seed)) for seed in (0, 1))
+    return Pair(vanilla=vanilla, unlearned=unlearned)
+
+
+def test_parameters_that_the_bridge_does_not_compute_with(monkeypatch):
+    pair = phi3_pair()
+    keys = [NOTHING, Restoration(sites=("key",), layers=(1, 2))]
+    expected = full.measure(pair, TRAJECTORIES, keys).losses
+    found = transformer_lens.measure(pair, TRAJECTORIES, keys).losses
+    assert_same(found, expected, expected[0], keys)
+    monkeypatch.setattr(
+        transformer_lens, "_list_weights", lambda _block, parts: tuple(parts.attn_weights)
+    )
+    with pytest.raises(ValueError, match="does not restore the site 'key' of this Phi3ForCausal"):
+        transformer_lens.measure(phi3_pair(), TRAJECTORIES, keys)
+
+
+def test_mixtures_of_experts():
+    """What lies outside of the experts: the mixture's output too, which is no one matrix's."""
+    vanilla, unlearned = (wrap(make_tiny("MixtralForCausalLM", seed=seed)) for seed in (0, 1))
+    pair = Pair(vanilla=vanilla, unlearned=unlearned)
+    sites = ("attn", "head", "mlp_out", "resid", "attn_weights", "norms", "unembed")
+    restorations = [NOTHING, *(Restoration(sites=(site,), layers=(1, 2)) for site in sites)]
+    expected = full.measure(pair, TRAJECTORIES, restorations).losses
+    found = transformer_lens.measure(pair, TRAJECTORIES, restorations).losses
+    assert_same(found, expected, expected[0], restorations)
+
+
 # A real model
 
 
@@ -233,7 +285,7 @@ def test_on_gemma(gemma_pair):
     batch = make_batch(answers, padding_side="left")
     assert not batch.real.all()
     inputs = batch.inputs(vanilla.anatomy.body)
-    bridge = transformer_lens._BRIDGED[gemma_pair][1].bridge
+    bridge = transformer_lens._BRIDGED[gemma_pair].donor.bridge
     with torch.inference_mode():
         _, cache = bridge.run_with_cache(inputs.pop("input_ids"), **inputs)
     expected = states(vanilla, batch)

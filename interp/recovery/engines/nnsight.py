@@ -9,8 +9,9 @@ With `remote`, the forwards run on NDIF (`nnsight_remote`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,7 @@ from interp.recovery.engines.nnsight_trace import (
     make_tensor_inputs,
     run_windows,
 )
+from interp.recovery.engines.site_proof import check_restorations
 from interp.recovery.measured import Measured
 from interp.recovery.module_hooks import get_residual
 from interp.recovery.pair import Pair
@@ -74,60 +76,83 @@ def measure(
     return measure_by_forwards(runs, pair, trajectories, restorations, **options)
 
 
+_PROVEN: WeakKeyDictionary[Pair, set[str]] = WeakKeyDictionary()
+"""Sites that are proven to be restored, by the pairs in use."""
+
+
 def make_local_runner(pair: Pair, invokes: int) -> BatchRunner:
     """Make the function that runs a batch here: the donor's states in one trace, then windows."""
     base = _make_stacking(pair.base)
     donor = base if pair.donor is pair.base else _make_stacking(pair.donor)
+    proven = _PROVEN.setdefault(pair, set())
 
     def runs(batch: Batch, restorations: Sequence[Restoration], score: Score) -> Iterator[Tensor]:
         inputs = make_tensor_inputs(batch, pair.base)
-        modules = group_by_module(pair.base, restorations, batch)
-        held = [path for path, module in modules.items() if module.inputs or module.outputs]
-        states, target = _record(donor, inputs, held, batch.scored)
-        if pair.donor is not pair.vanilla:
-            _, target = _record(base, inputs, [], batch.scored)
-        for start in range(0, len(restorations), invokes):
-            windows = restorations[start : start + invokes]
+
+        def run(windows: Sequence[Restoration], read: Callable[[Tensor], Tensor]) -> list[Tensor]:
             edits = [
-                _make_edit(path, module, states.get(path, ()), pair.donor.model.get_submodule(path))
+                _make_edit(path, module, states.get(path, {}), pair.donor.model.get_submodule(path))
                 for path, module in group_by_module(pair.base, windows, batch).items()
             ]
-            yield from run_windows(
+            return run_windows(
                 base,
                 inputs,
                 len(windows),
                 edits,
-                lambda _window, logits: score(target, logits[batch.scored]),
+                lambda _window, logits: read(logits[batch.scored]),
             )
+
+        new = sorted({site for item in restorations for site in item.sites} - proven)
+        layers = tuple(range(pair.base.anatomy.num_layers))
+        everywhere = [Restoration(sites=(site,), layers=layers) for site in new]
+        modules = group_by_module(pair.base, [*restorations, *everywhere], batch)
+        states, target = _record(donor, inputs, modules, batch.scored)
+        if pair.donor is not pair.vanilla:
+            _, target = _record(base, inputs, {}, batch.scored)
+        check_restorations(
+            "nnsight", pair, batch, new, lambda item: run([item], lambda logits: logits)[0]
+        )
+        proven.update(new)
+        for start in range(0, len(restorations), invokes):
+            windows = restorations[start : start + invokes]
+            yield from run(windows, lambda logits: score(target, logits))
 
     return runs
 
 
 def _make_edit(
-    path: str, module: ModuleRestoration, states: Sequence[Tensor], donor: nn.Module
+    path: str, module: ModuleRestoration, states: Mapping[str, Tensor], donor: nn.Module
 ) -> Edit:
     return (
         path,
-        {window: (states[0], where) for window, where in module.inputs.items()},
+        {window: (states["input"], where) for window, where in module.inputs.items()},
         {window: lambda given, _output: donor(given) for window in module.parameters},
-        {window: (states[1], where) for window, where in module.outputs.items()},
+        {window: (states["output"], where) for window, where in module.outputs.items()},
     )
 
 
 def _record(
-    model: Any, inputs: Mapping[str, Tensor], paths: Sequence[str], scored: Tensor
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Float[Tensor, "scored vocab"]]:
-    """Record what modules read and return in one forward, by path, and the scored logits."""
-    from nnsight import save
-
-    logits = torch.empty(0)
-    with model.trace(**inputs, use_cache=False) as tracer:
-        modules = [model.get(path) for path in paths]
-        cache = tracer.cache(modules=modules, device=None, include_inputs=True)
-        logits = save(model.output.logits[scored])
-    entries = {path: cache[f"{model.path}.{path}"] for path in paths}
-    states = {path: (entry.input, get_residual(entry.output)) for path, entry in entries.items()}
-    return states, logits
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    modules: Mapping[str, ModuleRestoration],
+    scored: Tensor,
+) -> tuple[dict[str, dict[str, Tensor]], Float[Tensor, "scored vocab"]]:
+    """Record what modules read or return in one forward, by path, and the scored logits."""
+    states: dict[str, dict[str, Tensor]] = {}
+    kept: list[Tensor] = []
+    with model.trace(use_cache=False) as tracer:
+        with tracer.invoke(**inputs):
+            kept.append(model.output.logits[scored])
+        for path, module in modules.items():
+            # Copies: some layers add to what a block gave in place.
+            if module.inputs:
+                with tracer.invoke():
+                    states.setdefault(path, {})["input"] = model.get(path).input.clone()
+            if module.outputs:
+                with tracer.invoke():
+                    output = get_residual(model.get(path).output).clone()
+                    states.setdefault(path, {})["output"] = output
+    return states, kept[0]
 
 
 def _make_stacking(model: LanguageModel) -> Any:

@@ -11,14 +11,16 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from interp.models.anatomy_trace import Call, Trace
 from interp.models.language_model import LanguageModel
 from interp.recovery.batches import Batch
-from interp.recovery.sites import Restoration
+from interp.recovery.sites import PARAMETER_SITES, Restoration
 
 
 @dataclass(kw_only=True)
@@ -46,23 +48,21 @@ Edit = tuple[str, dict[int, Put], dict[int, Callable[[Tensor, Tensor], Tensor]],
 def group_by_module(
     model: LanguageModel, restorations: Sequence[Restoration], batch: Batch
 ) -> dict[str, ModuleRestoration]:
-    """Group what is restored by the module's path; windows count the restorations."""
+    """Group what is restored by the module's path; windows count the restorations.
+
+    Raises:
+        ValueError: a site has parameters that are not applied to one module's input.
+    """
     anatomy = model.anatomy
     paths = {module: path for path, module in model.model.named_modules()}
     by_path: defaultdict[str, ModuleRestoration] = defaultdict(ModuleRestoration)
     for window, restoration in enumerate(restorations):
-        modules: list[nn.Module] = []
+        modules: list[tuple[str, nn.Module]] = []
         for layer in restoration.layers:
             parts = anatomy.layers[layer]
-            parameters = {
-                "value": [parts.values],
-                "key": parts.keys,
-                "attn_weights": parts.attn_weights,
-                "norms": parts.norms,
-            }
             for site in restoration.layer_sites:
-                if site in parameters:
-                    modules += parameters[site]
+                if site in PARAMETER_SITES:
+                    modules += [(site, module) for module, _ in parts.list_weights(site)]
                     continue
                 where = batch.select_positions(restoration.positions)[..., None]
                 units = restoration.units_of(layer)
@@ -75,12 +75,39 @@ def group_by_module(
                 module = by_path[paths[passed]]
                 (module.inputs if side == "input" else module.outputs)[window] = where
         if "norms" in restoration.sites and anatomy.num_layers - 1 in restoration.layers:
-            modules += anatomy.final_norms
+            modules += [("norms", module) for module in anatomy.final_norms]
         if "unembed" in restoration.sites:
-            modules.append(anatomy.unembed)
-        for module in modules:
-            by_path[paths[module]].parameters.add(window)
+            modules.append(("unembed", anatomy.unembed))
+        for site, module in modules:
+            if _is_applied(model, module, site, paths[module]):
+                by_path[paths[module]].parameters.add(window)
     return dict(by_path)
+
+
+_CALLS: WeakKeyDictionary[LanguageModel, dict[nn.Module, list[Call]]] = WeakKeyDictionary()
+"""How models call their modules."""
+
+
+def _is_applied(model: LanguageModel, module: nn.Module, site: str, path: str) -> bool:
+    """Return whether a module is applied to one tensor in a forward; False if it does not run.
+
+    Raises:
+        ValueError: it runs otherwise, so that another's parameters cannot be applied in its place.
+    """
+    if model not in _CALLS:
+        with torch.inference_mode():
+            _CALLS[model] = Trace(model.model).calls
+    calls = _CALLS[model].get(module, [])
+    if not calls or not any(value is not None for value in module._parameters.values()):
+        return False
+    call = calls[0]
+    if len(calls) > 1 or call.kwargs or len(call.args) != 1 or call.num_outputs:
+        kind = type(model.model).__name__
+        raise ValueError(
+            f"the engine nnsight cannot restore the site {site!r} of this {kind}: its {path} is "
+            "no module that is applied to one tensor, once: use the engine layered or full"
+        )
+    return True
 
 
 def make_tensor_inputs(batch: Batch, model: LanguageModel) -> dict[str, Tensor]:
