@@ -21,7 +21,11 @@ ray = ray_cluster.import_ray()
 exceptions = pytest.importorskip("ray.exceptions")
 
 VANILLA = SimpleNamespace(
-    name="V", device=torch.device("cpu"), dtype=torch.float32, content_hash=lambda: "hash"
+    name="V",
+    device=torch.device("cpu"),
+    dtype=torch.float32,
+    packing=None,
+    content_hash=lambda: "hash",
 )
 
 

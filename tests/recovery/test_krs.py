@@ -80,6 +80,8 @@ def test_ratio_of_means_by_hand():
         "ci_low",
         "ci_high",
         "num_queries",
+        "num_known",
+        "num_asked",
         "noise_floor",
         "reason",
     ]

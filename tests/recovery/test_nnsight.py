@@ -397,7 +397,11 @@ def test_request_runs_where_this_library_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(linecache, "cache", dict(linecache.cache))
     monkeypatch.setitem(huggingface._ID_CACHE, "owner/base", "owner/base")
     # Their checks of types, which only tests have, hide a function's source.
-    for module, name in ((distances, "check_distance"), (nnsight_remote, "compute_distance")):
+    for module, name in (
+        (distances, "check_distance"),
+        (distances, "compute_distance"),
+        (nnsight_remote, "compare_logits"),
+    ):
         monkeypatch.setattr(module, name, inspect.unwrap(getattr(module, name)))
     actual = nnsight.measure(pair, TRAJECTORIES, restorations, remote=True, invokes=6).losses
     assert_same(actual, expected, expected[0], restorations)

@@ -29,7 +29,12 @@ from interp.models.conversion import build_bridge, copy_modules
 from interp.models.language_model import LanguageModel
 from interp.recovery.batches import Batch
 from interp.recovery.engines.forwards import Score, measure_by_forwards
-from interp.recovery.engines.site_proof import check_logits, check_restorations, check_states
+from interp.recovery.engines.site_proof import (
+    ADVICE,
+    check_logits,
+    check_restorations,
+    check_states,
+)
 from interp.recovery.hooks import LayerStates, restore_sites
 from interp.recovery.measured import Measured
 from interp.recovery.module_hooks import blend, swap_parameters
@@ -153,7 +158,12 @@ def _build_bridged(model: LanguageModel) -> _Bridged:
     anatomy = find_anatomy(own)
     bridge = build_bridge(own, name=model.name)
     layers = []
-    for block, parts in zip(bridge.blocks, anatomy.layers, strict=True):
+    for layer, (block, parts) in enumerate(zip(bridge.blocks, anatomy.layers, strict=True)):
+        if not hasattr(block, "attn"):
+            raise ValueError(
+                f"TransformerLens does not run this {type(model.model).__name__}: it has no hook "
+                f"points in the {parts.kind} of layer {layer} ({ADVICE})"
+            )
         # Where q, k and v are one projection, the bridge computes with its own three; where the
         # gate and the up projection are one, with its own two.
         keys = parts.keys

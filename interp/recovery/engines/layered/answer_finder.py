@@ -25,6 +25,13 @@ RUNS_AT_ONCE = 16
 """Runs that are kept until those left of them are read in full."""
 
 
+def find_places(
+    is_left: Bool[Tensor, " batch"], question: Int[Tensor, " scored"]
+) -> Int[Tensor, " left"]:
+    """Find the scored positions of some questions. Their number is waited for on a GPU."""
+    return is_left[question].nonzero()[:, 0]
+
+
 class _Run(NamedTuple):
     number: int
     state: Float[Tensor, "scored d"]
@@ -58,6 +65,7 @@ class AnswerFinder:
 
     def add(self, state: Float[Tensor, "scored d"], readout: Readout) -> None:
         """Add a run, by its final states and whose unembedding reads them."""
+        state = state.to(self._scorer.get_unembedding(readout).weight.device)
         logits = self._read_candidates(state, readout)
         # What is nearly equal may be rounded otherwise, and is read in full.
         margin = max(1e-4, 8 * torch.finfo(state.dtype).eps) * logits.abs().amax(1)
@@ -109,7 +117,7 @@ class AnswerFinder:
         for readout in readouts:
             runs = [run for run in self._waiting if run.readout == readout]
             places = [
-                self._answered[run.number][self._question.to(run.state.device)].nonzero()[:, 0]
+                find_places(self._answered[run.number], self._question.to(run.state.device))
                 for run in runs
             ]
             left = [run.state[at] for run, at in zip(runs, places, strict=True) if len(at)]
