@@ -159,19 +159,16 @@ def krs(
         write_csv(csv, makers[value or "krs"]())
         print(csv)
         return
-    wanted = [value] if value else recovery.list_values()
+    tables = [makers[name]() for name in ([value] if value else recovery.list_values())]
     print("What V knows: right answers of those asked; loss(V, U)")
     print(recovery.known(by=by).to_string(index=False, na_rep="–", float_format="{:.3g}".format))
     if recovery.has_controls:
         print("\nDamage: loss(V, U) on facts to keep / on those unlearned")
         shown = recovery.damage(by=by).drop(columns="reason")
         print(shown.to_string(index=False, na_rep="–", float_format="{:.3g}".format))
-    notes = set()
-    for name in wanted:
-        table = makers[name]()
-        notes |= set(table["reason"]) - {""}
+    for table in tables:
         _print_by_layer(table, controls)
-    for note in sorted(notes):
+    for note in sorted({reason for table in tables for reason in table["reason"]} - {""}):
         print(f"note: {note}")
 
 

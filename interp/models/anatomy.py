@@ -10,13 +10,13 @@ import hashlib
 import json
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from interp.models.anatomy_blocks import MixerPaths
 from interp.models.anatomy_paths import LayerPaths, Paths, derive_paths
@@ -262,12 +262,21 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
         layers=layer_parts,
         final=final,
         unembed=unembed,
-        num_heads=getattr(model.config.get_text_config(), "num_attention_heads", 0),
+        num_heads=get_setting(model.config.get_text_config(), "num_attention_heads") or 0,
         logit_scale=paths.logit_scale,
         logit_cap=paths.logit_cap,
         additive=paths.additive,
         shared_arguments=paths.shared_arguments,
     )
+
+
+def get_setting(config: PreTrainedConfig, name: str) -> Any:
+    """Return a setting of a configuration; None where there is none, or layers have their own."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        # Of layers that differ, the library knows no common one.
+        return None
 
 
 # Paths of models, derived before anything inside was changed.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from interp.models.anatomy import get_setting
 from interp.models.integrity import check_copyable, check_runnable
 from interp.models.language_model import (
     LanguageModel,
@@ -143,7 +144,7 @@ def _compare_models(vanilla: LanguageModel, unlearned: LanguageModel):
     left, right = vanilla.model, unlearned.model
     yield "the architecture", type(left).__name__, type(right).__name__
     for size in SIZES:
-        yield size, getattr(left.config, size, None), getattr(right.config, size, None)
+        yield size, get_setting(left.config, size), get_setting(right.config, size)
     if not (vanilla.has_packed_weights or unlearned.has_packed_weights):
         yield "the dtype", vanilla.dtype, unlearned.dtype
         # Under every name: tied embeddings are one parameter with two.

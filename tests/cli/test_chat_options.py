@@ -63,7 +63,7 @@ def test_measures_and_unlearning_take_it_too(models, tmp_path):
         (None, ["--chat"], "has no chat template: ask a model that was trained on chats"),
         (GEMMA2, FORM, "System role not supported"),
         (LLAMA3, ["--system", "x"], "system is for chats, and nothing here is one"),
-        (LLAMA3, ["--stop", ""], "a stop must be a text that is not empty, not ''"),
+        (LLAMA3, ["--stop", "a", ""], "a stop must be a text that is not empty, not ''"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(template, form, says, tmp_path, capsys):

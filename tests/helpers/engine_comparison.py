@@ -82,7 +82,9 @@ def compare(
             errors.append(measure_difference(full, sweep(models, engine, [site], answers)))
         except ValueError as error:
             refused[site] = str(error)
-    return Comparison(max(errors, default=0.0), refused)
+    if not errors:
+        return Comparison(refused={"": next(iter(refused.values()))})
+    return Comparison(max(errors), refused)
 
 
 def _split(name: str) -> list[str]:

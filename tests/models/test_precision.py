@@ -22,6 +22,7 @@ from interp.models.precision import (
 )
 from interp.recovery import (
     NOTHING,
+    Measured,
     Pair,
     SweepConfig,
     full,
@@ -30,7 +31,6 @@ from interp.recovery import (
     measure_rounding,
     warn_of_noise,
 )
-from interp.recovery.measured import Measured
 from interp.results import read_manifest
 from interp.unlearning import Example, TrainingConfig, train
 from tests.helpers.tiny_models import (
