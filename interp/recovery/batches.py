@@ -43,6 +43,7 @@ class Batch:
         scored: True where logits are compared.
         scored_at: the scored positions by number, the two axes merged.
         scored_question: the question, by number, of each of them.
+        num_scored: how many of them each question has.
         next_ids: at scored positions the token that follows (-1 where none does).
         all_answered: whether a token follows each of them.
         padding_side: where the padding is.
@@ -54,6 +55,7 @@ class Batch:
     scored: Bool[Tensor, "batch pos"]
     scored_at: Int[Tensor, " scored"]
     scored_question: Int[Tensor, " scored"]
+    num_scored: tuple[int, ...]
     next_ids: Int[Tensor, "batch pos"]
     all_answered: bool
     padding_side: PaddingSide
@@ -134,6 +136,7 @@ def make_batch(
         scored=send(scored, device),
         scored_at=send(scored.flatten().nonzero()[:, 0], device),
         scored_question=send(question, device),
+        num_scored=tuple(len(item.scored) for item in trajectories),
         next_ids=send(next_ids, device),
         all_answered=bool((next_ids[scored] >= 0).all()),
         padding_side=padding_side,
@@ -183,6 +186,7 @@ def make_unscored_batch(input_ids: Int[Tensor, "batch pos"]) -> Batch:
         scored=~everywhere,
         scored_at=nowhere,
         scored_question=nowhere,
+        num_scored=(0,),
         next_ids=torch.full_like(input_ids, -1),
         all_answered=True,
         padding_side="right",

@@ -103,6 +103,7 @@ def test_rivals_only_save_work(monkeypatch, num_rivals):
     expected = full.measure(pair, answers, windows).answered
     monkeypatch.setattr(answer_finder, "NUM_RIVALS", num_rivals)
     monkeypatch.setattr(answer_finder, "RUNS_AT_ONCE", 3)
+    monkeypatch.setattr(answer_finder, "STRETCHES", ((0, 1), (1, 2), (2, 1 << 30)))
     assert torch.equal(layered.measure(pair, answers, windows).answered, expected)
 
 
@@ -126,9 +127,9 @@ def test_a_token_that_neither_model_finds_likely_still_beats_the_answer(monkeypa
     expected = full.measure(pair, answers, windows).answered
     found = layered.measure(pair, answers, windows).answered
     assert torch.equal(found, expected)
-    # The first two reads are those of the two models; of the others some found another token.
+    # The first read is that of the unlearned model; of the others some found another token.
     assert not expected.all()
-    assert len(torch.cat(read[2:])) > expected.sum()
+    assert len(torch.cat(read[1:])) > expected.sum()
 
 
 @pytest.mark.parametrize("distance", ["logit_mse", "kl", "answer_logprob"])

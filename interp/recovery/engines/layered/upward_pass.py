@@ -329,9 +329,8 @@ class UpwardPass:
         other: Readout = "unlearned"
         if self.pair.direction == "restore":
             own, other = other, own
-        finder = None
-        if answers:
-            finder = AnswerFinder(scorer, batch, [(base_final, own), (donor_final, other)])
+        unlearned = base_final if self.pair.direction == "restore" else donor_final
+        finder = AnswerFinder(scorer, batch, unlearned) if answers else None
         losses = []
         for item in self.restorations:
             history = self._get_history(item, last)
