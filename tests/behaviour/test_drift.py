@@ -230,5 +230,10 @@ def test_models_that_do_not_match_are_refused():
         measure_drift(tiny(), tiny(num_layers=4, seed=1))
     packed = tiny(seed=1)
     packed.model.config.quantization_config = {"bits": 4}
-    with pytest.raises(ValueError, match="'U' has packed quantised weights"):
+    with (
+        pytest.warns(
+            UserWarning, match="the weights of 'V' are not packed and those of 'U' an unk"
+        ),
+        pytest.raises(ValueError, match="'U' has packed quantised weights"),
+    ):
         measure_drift(tiny(), packed)

@@ -226,8 +226,10 @@ def test_what_cannot_be_told_is_named(name, says):
         find_anatomy(make_tiny(name))
 
 
-def test_a_model_that_would_be_opened_but_for_its_mask():
+def test_a_model_that_would_be_opened_but_for_its_mask(monkeypatch):
     """A decoder in every part, whose tokens see later ones."""
+    # The paths of a kind of model are derived once in a process.
+    monkeypatch.setattr("interp.models.anatomy._KNOWN", {})
     model = make_tiny("LlamaForCausalLM")
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
