@@ -17,6 +17,8 @@ from interp.behaviour.membership import estimate_attacks as estimate_attacks
 from interp.behaviour.membership import run_attacks as run_attacks
 from interp.behaviour.memorization import estimate_memorization as estimate_memorization
 from interp.behaviour.memorization import measure_memorization as measure_memorization
+from interp.behaviour.metric_validity import estimate_auc as estimate_auc
+from interp.behaviour.metric_validity import estimate_rank_agreement as estimate_rank_agreement
 from interp.behaviour.overlap import compute_bleu as compute_bleu
 from interp.behaviour.overlap import compute_chrf as compute_chrf
 from interp.behaviour.overlap import measure_overlap as measure_overlap

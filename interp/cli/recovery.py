@@ -204,9 +204,11 @@ def figures(
     out: Path | None = None,
     **options: Any,
 ) -> None:
-    """Draw a run: a heatmap (language by layer, a facet per site) and lines with intervals.
+    """Draw a run: heatmaps (language by layer, a facet per site) and lines with intervals.
 
-    explore.html is the heatmap to click through: the questions and losses behind each cell.
+    The heatmaps are of the score and, where they were measured, of the answers that come back
+    (answers) and of those that V still gives with U's parts (retained). explore.html is the heatmap
+    of the score to click through: the questions and losses behind each cell.
 
     Args:
         directory: the run directory.
@@ -223,6 +225,8 @@ def figures(
     languages = recovery.losses["language"].unique()
     trajectories = [item for code in languages for item in store.read_trajectories(code) or []]
     drawn = {target / "heatmap": recovery.heatmap(), target / "lines": recovery.lines()}
+    for value in recovery.list_values()[1:]:
+        drawn[target / value] = recovery.heatmap(value=value)
     explorer = recovery.explore(trajectories=trajectories)
     for path in (explorer.write(target / "explore.html"), *export(drawn, **options)):
         print(path)

@@ -88,8 +88,8 @@ def tabulate_known(losses: pd.DataFrame, *, by: Sequence[str] = ("language",)) -
 
     Returns:
         The columns of `by` (and `unlearned`, where there are several models), `num_known`,
-        `num_asked`, `num_controls_known`, `num_controls`, and `loss_unlearned`, the mean loss(V, U)
-        of the targets.
+        `num_asked`, `num_controls_known`, `num_controls`, and of the targets `num_tokens`, how many
+        of an answer are scored on average, and `loss_unlearned`, the mean loss(V, U).
     """
     keys = [*(["unlearned"] if len(set(losses["unlearned"])) > 1 else []), *by]
     records = []
@@ -98,11 +98,11 @@ def tabulate_known(losses: pd.DataFrame, *, by: Sequence[str] = ("language",)) -
         targets, controls = rows.loc[~is_control], rows.loc[is_control]
         num_known, num_asked = count_known(targets)
         controls_known, num_controls = count_known(controls)
-        own = targets.drop_duplicates(_QUESTION)["loss_unlearned"]
+        own = targets.drop_duplicates(_QUESTION)
         records.append(
             {key: rows[key].iloc[0] for key in keys}
             | {"num_known": num_known, "num_asked": num_asked}
             | {"num_controls_known": controls_known, "num_controls": num_controls}
-            | {"loss_unlearned": own.mean()}
+            | {name: own[name].mean() for name in ("num_tokens", "loss_unlearned")}
         )
     return pd.DataFrame(records)

@@ -150,7 +150,17 @@ def _read_run(folder: Path) -> ReportData:
         role: [name for name, model in models.items() if model["role"] == role]
         for role in ("vanilla", "unlearned")
     }
-    tables = {"krs": Table(rows=scores, caption="Recovery by language, site and window.")}
+    tables = {
+        "krs": Table(rows=scores, caption="Recovery by language, site and window."),
+        "known": Table(
+            rows=recovery.known(),
+            caption="What V knows: right answers of those asked, and loss(V, U).",
+        ),
+    }
+    if recovery.has_controls:
+        tables["damage"] = Table(
+            rows=recovery.damage(), caption="loss(V, U) on facts to keep / on those unlearned."
+        )
     if trajectories:
         tables["answers"] = Table(
             rows=_list_answers(trajectories), caption="V's answers, which are scored."
@@ -159,6 +169,12 @@ def _read_run(folder: Path) -> ReportData:
         "heatmap": (recovery.heatmap(), "Recovery by language and layer, one facet per site."),
         "lines": (recovery.lines(), "Recovery over the layers, with 95 % bootstrap intervals."),
     }
+    captions = {
+        "answers": "Share of V's answers that are given again.",
+        "retained": "Share of V's answers that V still gives with the unlearned model's part.",
+    }
+    for value in recovery.list_values()[1:]:
+        drawn[value] = (recovery.heatmap(value=value), captions[value])
     machine = manifest["machine"]
     return ReportData(
         title=f"Recovery: {', '.join(roles['vanilla'])}",

@@ -155,7 +155,12 @@ def test_from_models_to_figures(at_home, capsys):
     capsys.readouterr()
     cli.main(["figures", str(at_home), "--formats", "html"])
     drawn = sorted((at_home / "figures").iterdir())
-    assert [file.name for file in drawn] == ["explore.html", "heatmap.html", "lines.html"]
+    assert [file.name for file in drawn] == [
+        "answers.html",
+        "explore.html",
+        "heatmap.html",
+        "lines.html",
+    ]
     assert capsys.readouterr().out.split() == [str(file) for file in drawn]
     for file in drawn:
         assert "coef" in file.read_text(encoding="utf-8")
