@@ -350,7 +350,7 @@ def test_a_run_directory_is_shown_with_its_scores_and_answers(tmp_path, capsys):
     said = {column["name"]: column["values"] for column in study["answers"]["columns"]}
     assert said["vanilla"] == [item.answer for item in asked]
     assert said["prompt"] == [item.query.prompt for item in asked]
-    assert [each["name"] for each in study["figures"]] == ["heatmap", "lines"]
+    assert [each["name"] for each in study["figures"]] == ["heatmap", "lines", "answers"]
     assert study["about"]["vanilla"] == pair.vanilla.name
     assert json.loads(study["settings"]["sites"]) == ["coef", "attn"]
 
