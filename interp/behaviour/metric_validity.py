@@ -97,7 +97,7 @@ def estimate_rank_agreement(
             f"there are {len(before)} values before and {len(after)} after: give both of each model"
         )
     pairs = np.array([before, after], dtype=float)
-    known = ~np.isnan(pairs).any(axis=0)
+    known = np.asarray(~np.isnan(pairs).any(axis=0))
     reason = "" if known.all() else f"{(~known).sum()} of {len(known)} models have no value"
     pairs = pairs[:, known]
     if pairs.shape[1] < 3:
