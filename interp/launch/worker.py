@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -107,7 +107,8 @@ class Worker:
             self._held[1]["restore"] = Pair(vanilla=self.vanilla, unlearned=loaded)
         pairs = self._held[1]
         if direction not in pairs:
-            pairs[direction] = replace(pairs["restore"], direction=direction, _scorers={})
+            unlearned = pairs["restore"].unlearned
+            pairs[direction] = Pair(vanilla=self.vanilla, unlearned=unlearned, direction=direction)
         return pairs[direction]
 
 

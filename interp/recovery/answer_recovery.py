@@ -15,12 +15,11 @@ import numpy as np
 import pandas as pd
 
 from interp.recovery.krs import MODELS, check_table
-from interp.recovery.question_selection import count_known, select_questions
+from interp.recovery.question_selection import CELL, count_known, select_questions
 from interp.statistics import compute_percentile_interval, compute_wilson_interval, draw_counts
 
-_CELL = ["site", "layer", "first_layer", "last_layer"]
 _FACT = ["concept", "query_id"]
-_REQUIRED = ("language", *_FACT, *_CELL, "answered_unlearned", "answered_restored", "direction")
+_REQUIRED = ("language", *_FACT, *CELL, "answered_unlearned", "answered_restored", "direction")
 
 
 def compute_answer_recovery(
@@ -80,11 +79,11 @@ def compute_answer_recovery(
         for _, cell in cells.groupby(["_site", "layer", "first_layer", "last_layer"]):
             share = _estimate(cell, num_resamples=num_resamples, seed=seed)
             parts.append(
-                {_rename(key): cell[key].iloc[0] for key in [*models, *by, *_CELL]}
+                {_rename(key): cell[key].iloc[0] for key in [*models, *by, *CELL]}
                 | {name if key == "value" else key: value for key, value in share.items()}
                 | {"num_known": num_known, "num_asked": num_asked}
             )
-    order = [*map(_rename, [*models, *by, *_CELL]), name, "ci_low", "ci_high"]
+    order = [*map(_rename, [*models, *by, *CELL]), name, "ci_low", "ci_high"]
     order += ["num_queries", "num_known", "num_asked", "unlearned", "reason"]
     return pd.DataFrame(parts, columns=order)
 

@@ -15,10 +15,8 @@ import numpy as np
 import pandas as pd
 
 from interp.recovery.krs import MODELS
-from interp.recovery.question_selection import select_questions
+from interp.recovery.question_selection import QUESTION, select_questions
 from interp.statistics import compute_percentile_interval, draw_counts
-
-_QUESTION = ["language", "concept", "query_id"]
 
 
 def compute_damage(
@@ -49,7 +47,7 @@ def compute_damage(
     keys = [*models, *by]
     per_question = []
     for controls in (False, True):
-        rows = select_questions(losses, controls=controls).drop_duplicates([*keys, *_QUESTION])
+        rows = select_questions(losses, controls=controls).drop_duplicates([*keys, *QUESTION])
         per_question.append(
             {
                 key if isinstance(key, tuple) else (key,): group

@@ -18,14 +18,18 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from interp.recovery.krs import SITE_RANK, score_group
-from interp.recovery.question_selection import select_questions
+from interp.recovery.krs import score_group
+from interp.recovery.question_selection import (
+    CELL,
+    QUESTION,
+    SITE_RANK,
+    rank_sites,
+    select_questions,
+)
 from interp.statistics import draw_counts
 
 Value = Literal["krs", "answers"]
 
-_CELL = ["site", "layer", "first_layer", "last_layer"]
-_QUESTION = ["language", "concept", "query_id"]
 MEASURED = ("loss_unlearned", "loss_restored", "answered_unlearned", "answered_restored")
 """Columns of measurements."""
 
@@ -90,7 +94,7 @@ def pair_models(
     """Yield the rows of each unlearned model and group, and those of the model that never knew.
 
     Both have the same questions, sites and windows, in the same order, the site's rank
-    (`krs.SITE_RANK`), and no measurement where the other has none.
+    (`question_selection.SITE_RANK`), and no measurement where the other has none.
 
     Raises:
         ValueError: there is no such model, or no other, or nothing that both were asked.
@@ -101,10 +105,8 @@ def pair_models(
             f"never={never!r} must be one of several models that were measured on the same "
             f"questions: {', '.join(map(repr, names))}"
         )
-    losses = select_questions(losses, controls=controls, only=only)
-    sites = list(dict.fromkeys(losses["site"]))
-    losses = losses.assign(**{SITE_RANK: [sites.index(site) for site in losses["site"]]})
-    keys = [*_QUESTION, *_CELL]
+    losses = rank_sites(select_questions(losses, controls=controls, only=only))
+    keys = [*QUESTION, *CELL]
     if losses.duplicated(["unlearned", *keys]).any():
         raise ValueError("the table of losses holds a question twice in a cell of one model")
     of_never = losses.loc[(losses["unlearned"] == never).to_numpy()].set_index(keys)
@@ -156,7 +158,7 @@ def _compare(
         "; ".join(dict.fromkeys(filter(None, pair)))
         for pair in zip(scored[0][0]["reason"], scored[1][0]["reason"], strict=True)
     ]
-    return cells[_CELL].assign(
+    return cells[CELL].assign(
         score=score,
         never=of_never,
         excess=score - of_never,

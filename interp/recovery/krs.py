@@ -17,24 +17,26 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from interp.recovery.question_selection import count_known, select_questions
+from interp.recovery.question_selection import (
+    CELL,
+    QUESTION,
+    SITE_RANK,
+    count_known,
+    rank_sites,
+    select_questions,
+)
 
 VARIANTS = ("paper", "hong2024")
 
 SMALLEST = float(np.finfo(np.float32).tiny)
 """Least mean of losses that is told from 0: below it, float32 has no full precision."""
 
-SITE_RANK = "_site_rank"
-"""Column of each site's place among the sites of the whole table."""
-
-_CELL = ["site", "layer", "first_layer", "last_layer"]
-_QUESTION = ["language", "concept", "query_id"]
 MODELS = ("vanilla", "unlearned")
 """Columns of models, which are never pooled."""
 
 _SETTINGS = ("variant", "direction", "distance", "positions")
 _LOSSES = ("loss_unlearned", "loss_restored", "loss_self")
-_REQUIRED = (*MODELS, *_QUESTION, *_CELL, *_LOSSES, *_SETTINGS, "reason")
+_REQUIRED = (*MODELS, *QUESTION, *CELL, *_LOSSES, *_SETTINGS, "reason")
 
 
 def compute_krs(
@@ -105,8 +107,7 @@ def compute_krs(
         )
     models = (name for name in MODELS if name not in by and len(_list_values(losses, name)) > 1)
     keys = [*models, *by]
-    sites = _list_values(losses, "site")
-    losses = losses.assign(**{SITE_RANK: [sites.index(site) for site in losses["site"]]})
+    losses = rank_sites(losses)
 
     parts = []
     for _, rows in losses.groupby(keys, sort=False, dropna=False):
@@ -141,7 +142,7 @@ def check_table(
         raise ValueError("`by` is empty: name at least one column, such as 'language'.")
     if missing := [name for name in dict.fromkeys((*required, *by)) if name not in losses]:
         raise ValueError(f"The table of losses lacks the columns {', '.join(missing)}.")
-    if clash := [name for name in by if name in _CELL]:
+    if clash := [name for name in by if name in CELL]:
         raise ValueError(f"`by` names {clash[0]!r}, which every score has a row for already.")
     if losses.empty:
         raise ValueError("The table of losses is empty: there is nothing to score.")
@@ -180,10 +181,10 @@ def score_group(
     """
     name = "effect" if rows["direction"].iloc[0] == "corrupt" else "krs"
     num_known, num_asked = count_known(rows)
-    cell_keys = [SITE_RANK, *_CELL[1:]]
+    cell_keys = [SITE_RANK, *CELL[1:]]
     cells = rows.drop_duplicates(cell_keys).sort_values(cell_keys)
     # Questions are numbered by their names, not by their rows' order, which must not matter.
-    question = rows.groupby(_QUESTION, dropna=False).ngroup().to_numpy()
+    question = rows.groupby(QUESTION, dropna=False).ngroup().to_numpy()
     cell = rows.groupby(cell_keys).ngroup().to_numpy()
     shape = (question.max() + 1, len(cells))
     _check_unique(rows, question * shape[1] + cell)
@@ -233,7 +234,7 @@ def score_group(
 
     scores = pd.DataFrame(
         {
-            **{column: cells[column].to_numpy() for column in _CELL},
+            **{column: cells[column].to_numpy() for column in CELL},
             name: offset + sign * share,
             "ci_low": low,
             "ci_high": high,

@@ -18,7 +18,15 @@ NOT_KNOWN = "V does not give the right answer"
 NOT_JUDGED = "it is not known whether V's answer is right"
 """Reason of questions that are left out because they have no right answer to compare with."""
 
-_QUESTION = ["language", "concept", "query_id"]
+QUESTION = ["language", "concept", "query_id"]
+"""Columns that name a question."""
+
+CELL = ["site", "layer", "first_layer", "last_layer"]
+"""Columns that name what is restored."""
+
+SITE_RANK = "_site_rank"
+"""Column of each site's place among the sites of the whole table."""
+
 _MEASURED = ["loss_unlearned", "loss_restored", "loss_self"]
 _MEASURED += ["answered_unlearned", "answered_restored"]
 
@@ -70,6 +78,12 @@ def find_controls(losses: pd.DataFrame) -> Bool[np.ndarray, " row"]:
     return np.array([value is True or value == 1 for value in losses["control"]], dtype=bool)
 
 
+def rank_sites(losses: pd.DataFrame) -> pd.DataFrame:
+    """Add to every row the place of its site, in the order in which sites first appear."""
+    sites = list(dict.fromkeys(losses["site"]))
+    return losses.assign(**{SITE_RANK: [sites.index(site) for site in losses["site"]]})
+
+
 def get_known(losses: pd.DataFrame) -> Float[np.ndarray, " row"]:
     """Return for every row whether V answers its question rightly: 1, 0, or NaN where unknown."""
     if "known" not in losses:
@@ -79,7 +93,7 @@ def get_known(losses: pd.DataFrame) -> Float[np.ndarray, " row"]:
 
 def count_known(rows: pd.DataFrame) -> tuple[float, int]:
     """Count the questions that V answers rightly, NaN where that is not known, and all of them."""
-    known = get_known(rows.drop_duplicates(_QUESTION))
+    known = get_known(rows.drop_duplicates(QUESTION))
     return math.nan if np.isnan(known).all() else float((known == 1).sum()), len(known)
 
 
@@ -98,7 +112,7 @@ def tabulate_known(losses: pd.DataFrame, *, by: Sequence[str] = ("language",)) -
         targets, controls = rows.loc[~is_control], rows.loc[is_control]
         num_known, num_asked = count_known(targets)
         controls_known, num_controls = count_known(controls)
-        own = targets.drop_duplicates(_QUESTION)
+        own = targets.drop_duplicates(QUESTION)
         records.append(
             {key: rows[key].iloc[0] for key in keys}
             | {"num_known": num_known, "num_asked": num_asked}

@@ -23,8 +23,7 @@ from jaxtyping import Float
 
 from interp.recovery.answer_recovery import compute_answer_recovery
 from interp.recovery.excess import pair_models, resample_means
-from interp.recovery.krs import SITE_RANK
-from interp.recovery.question_selection import select_questions
+from interp.recovery.question_selection import CELL, rank_sites, select_questions
 from interp.statistics import compute_percentile_interval
 
 LEAST_LOST = 0.1
@@ -32,8 +31,6 @@ LEAST_LOST = 0.1
 
 LEAST_FALL = 0.05
 """Nats per token that N's part must cost V's answers: the threshold τ of UDS."""
-
-_CELL = ["site", "layer", "first_layer", "last_layer"]
 
 
 def compute_retained(
@@ -78,7 +75,7 @@ def compute_retained(
     table = compute_answer_recovery(
         losses, by=by, only=only, num_resamples=num_resamples, seed=seed
     )
-    keys = [*([] if "model" not in table else ["model"]), *by, *_CELL]
+    keys = [*([] if "model" not in table else ["model"]), *by, *CELL]
     falls = pd.concat(_measure_falls(losses, by, only, options), ignore_index=True)
     table = table.merge(falls, on=keys, how="left", sort=False)
     if never is None:
@@ -97,10 +94,10 @@ def _measure_falls(
     rows = select_questions(losses, only=only)
     several = len(set(rows["unlearned"])) > 1
     parts = []
-    for _, group in _rank(rows).groupby(["unlearned", *by], sort=False, dropna=False):
+    for _, group in rank_sites(rows).groupby(["unlearned", *by], sort=False, dropna=False):
         cells, fall, resamples = resample_means(group, "loss_restored", **options)
         low, high = _find_ends(resamples)
-        part = cells[_CELL].assign(fall=fall, fall_low=low, fall_high=high)
+        part = cells[CELL].assign(fall=fall, fall_low=low, fall_high=high)
         for column in by:
             part[column] = group[column].iloc[0]
         if several:
@@ -136,15 +133,10 @@ def _compare(
             f"erased{name}_low": low,
             f"erased{name}_high": high,
         }
-    part = cells[_CELL].assign(**columns)
+    part = cells[CELL].assign(**columns)
     for column in by:
         part[column] = own[column].iloc[0]
     return part.assign(model=own["unlearned"].iloc[0])
-
-
-def _rank(rows: pd.DataFrame) -> pd.DataFrame:
-    sites = list(dict.fromkeys(rows["site"]))
-    return rows.assign(**{SITE_RANK: [sites.index(site) for site in rows["site"]]})
 
 
 def _divide(above: np.ndarray, below: np.ndarray, where: np.ndarray) -> np.ndarray:
