@@ -20,7 +20,7 @@ from interp.behaviour.registry import NEEDS, load_metrics
 from interp.data.answer_cache import make_key
 from interp.data.chat import list_fields
 from interp.data.corpus import Text
-from interp.data.datasets.records import QuestionAnswer
+from interp.data.datasets.records import EntityQuestion, QuestionAnswer
 from interp.data.endpoints import Endpoint
 from interp.data.query import Query
 from interp.models.generation import compute_text_hash
@@ -44,7 +44,7 @@ def evaluate(
     taught: str | None = None,
     forget: Sequence[Text] = (),
     holdout: Sequence[Text] = (),
-    records: Sequence[QuestionAnswer] = (),
+    records: Sequence[QuestionAnswer | EntityQuestion] = (),
     judge: Endpoint | LanguageModel | None = None,
     num_tokens: int = 30,
     out: str | os.PathLike[str] | None = None,
@@ -62,7 +62,7 @@ def evaluate(
         forget: texts that state what was to be forgotten, for `relearning` and `membership`.
         holdout: texts like them that no model was trained on, for `membership`.
         records: what `read_tofu` gives of the queries, with perturbed answers, for `tofu`,
-            `forget_quality` and `model_utility`.
+            `forget_quality` and `model_utility`; or what `read_uds` gives, for `uds` on entities.
         judge: a chat model that judges answers, for `o_f` and `q_r`; one behind an endpoint needs
             `out`.
         num_tokens: the longest answer.
@@ -121,7 +121,7 @@ def evaluate(
                 model=content,
                 queries=query_key,
                 num_tokens=num_tokens,
-                **{need: keys[need] for need in metric.needs if need in keys},
+                **{need: keys[need] for need in (*metric.needs, *metric.uses) if need in keys},
             )
             part = None
             if folder is not None and metric.is_kept:
@@ -203,6 +203,6 @@ def _hash(evaluated: EvaluatedModel | None, folder: Path | None) -> str:
     return f"{evaluated.model.content_hash()} {text_hash}"
 
 
-def _key(items: Sequence[Query] | Sequence[Text] | Sequence[QuestionAnswer]) -> str:
+def _key(items: Sequence[Query | Text | QuestionAnswer | EntityQuestion]) -> str:
     """Return the key of queries, texts or records."""
     return make_key(items=repr([list_fields(item) for item in items]))

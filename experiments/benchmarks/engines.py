@@ -51,6 +51,7 @@ SHAPES = {
 
 ROWS = {
     "layered": ("layered", {}),
+    "losses alone": ("layered", {"answers": False}),
     "plain hooks": ("full", {"batch_size": 10}),
     "nnsight": ("nnsight", {"batch_size": 10, "invokes": 1}),
     "nnsight, 4 invokes": ("nnsight", {"batch_size": 10, "invokes": 4}),

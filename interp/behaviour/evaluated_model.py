@@ -14,7 +14,7 @@ from interp.behaviour.answers import Answer, generate
 from interp.behaviour.judges import Judge, Verdict, collect_aliases
 from interp.data.chat import list_fields
 from interp.data.corpus import Text
-from interp.data.datasets.records import QuestionAnswer
+from interp.data.datasets.records import EntityQuestion, QuestionAnswer
 from interp.data.endpoints import Endpoint
 from interp.data.query import Query
 from interp.models.language_model import LanguageModel
@@ -33,7 +33,7 @@ class EvaluatedModel:
         taught: the language in which false facts were taught, where there is one.
         forget: texts that state what was to be forgotten, where there are some.
         holdout: texts like those to forget that no model was trained on, where there are some.
-        records: questions with perturbed answers, where there are some.
+        records: questions with perturbed answers, or with entities, where there are some.
         judge: a chat model that judges answers, where there is one.
         folder: where answers and a judge's replies are kept, if anywhere.
         num_tokens: the longest answer.
@@ -51,7 +51,7 @@ class EvaluatedModel:
         taught: str | None = None,
         forget: Sequence[Text] = (),
         holdout: Sequence[Text] = (),
-        records: Sequence[QuestionAnswer] = (),
+        records: Sequence[QuestionAnswer | EntityQuestion] = (),
         num_tokens: int = 30,
         judge: Endpoint | LanguageModel | None = None,
         folder: Path | None = None,

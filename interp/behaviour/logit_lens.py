@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.registry import BY, metric
+from interp.data.datasets.records import EntityQuestion
 from interp.data.query import Query
 from interp.data.trajectories import join_answer
 from interp.models.anatomy import Anatomy
@@ -191,7 +192,9 @@ def tokenize_answers(model: LanguageModel, queries: Sequence[Query]) -> list[Tok
     return tokens
 
 
-def check_finite(logprobs: Sequence[float], query: Query, model: LanguageModel) -> None:
+def check_finite(
+    logprobs: Sequence[float], query: Query | EntityQuestion, model: LanguageModel
+) -> None:
     """Raise ValueError unless all log-probabilities of a query's answer are finite."""
     if not all(map(math.isfinite, logprobs)):
         raise ValueError(

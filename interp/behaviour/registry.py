@@ -50,7 +50,7 @@ NEEDS: Mapping[str, str] = MappingProxyType(
         "taught": "the language that was taught",
         "forget": "texts to forget",
         "holdout": "held-out texts",
-        "records": "questions with perturbed answers",
+        "records": "questions with perturbed answers, or with entities",
         "judge": "a chat model that judges",
     }
 )
@@ -65,6 +65,7 @@ class Metric:
         measure: function from an evaluated model to a table with some of `METRIC_COLUMNS`.
         about: what it is, in one sentence.
         needs: names out of `NEEDS`.
+        uses: names out of `NEEDS` that it does without.
         is_kept: whether its table is kept in a file. Judges are asked anew: their verdicts are
             listed, and what failed before may be had now.
         check: raises ValueError of what cannot be measured. It takes no time: of all metrics it is
@@ -74,6 +75,7 @@ class Metric:
     measure: Measurement
     about: str
     needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
     is_kept: bool = True
     check: Check | None = None
 
@@ -82,20 +84,26 @@ _METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    name: str, *, needs: tuple[str, ...] = (), is_kept: bool = True, check: Check | None = None
+    name: str,
+    *,
+    needs: tuple[str, ...] = (),
+    uses: tuple[str, ...] = (),
+    is_kept: bool = True,
+    check: Check | None = None,
 ) -> Callable[[Measurement], Measurement]:
     """Register a function from an `EvaluatedModel` to a table as a metric.
 
     Args:
         name: what `interp.evaluate` calls it.
         needs: names out of `NEEDS`.
+        uses: names out of `NEEDS` that it does without.
         is_kept: whether its table is kept in a file.
         check: raises ValueError of what cannot be measured, before anything is.
 
     Raises:
         ValueError: a duplicate name, or an unknown need.
     """
-    for need in needs:
+    for need in (*needs, *uses):
         if need not in NEEDS:
             raise ValueError(f"unknown need {need!r} of {name!r}; valid: {', '.join(NEEDS)}")
 
@@ -105,7 +113,7 @@ def metric(
         summary = (inspect.getdoc(measure) or "").partition("\n\n")[0].replace("\n", " ")
         about = summary.partition(". ")[0].removesuffix(".")
         _METRICS[name] = Metric(
-            measure=measure, about=about, needs=needs, is_kept=is_kept, check=check
+            measure=measure, about=about, needs=needs, uses=uses, is_kept=is_kept, check=check
         )
         return measure
 

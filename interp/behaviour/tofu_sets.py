@@ -44,7 +44,11 @@ def find_records(evaluated: EvaluatedModel) -> list[tuple[str, QuestionAnswer]]:
     Raises:
         ValueError: a query without a record, or of no set of TOFU.
     """
-    records = {(record.id, record.language): record for record in evaluated.records}
+    records = {
+        (record.id, record.language): record
+        for record in evaluated.records
+        if isinstance(record, QuestionAnswer)
+    }
     for query in evaluated.queries:
         if (query.id, query.language) not in records:
             raise ValueError(f"{query.id} in {query.language!r} has no record of read_tofu")

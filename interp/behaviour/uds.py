@@ -15,13 +15,14 @@ seen. 0: all of it can still be read. Layers at which B's state costs no more th
 not count, and a query without any other layer has no score.
 
 As in the paper's code, states are replaced at the positions that predict the answer alone: the last
-prompt position up to the last answer token but one. The code takes the last layer's state after
-the final norm, which V's run then norms again; here it is the residual stream in every layer. The
-paper's answers begin with words that lead up to the entity, which count as prompt; here the whole
-answer is scored.
+prompt position up to the last answer token but one. The paper's questions (`read_uds`) are scored
+as that code scores them: the words of the answer that lead up to the entity count as prompt, prompt
+and rest are tokenized apart, and the entity's tokens alone are scored. The code takes the last
+layer's state after the final norm, which V's run then norms again: `final_norm=True` does, too;
+by default it is the residual stream in every layer.
 
-    table = falls(vanilla, unlearned, clean, queries)
-    averages(scores(table), "uds")
+    table = measure_falls(vanilla, unlearned, clean, read_uds("forget10_filtered.json").records)
+    average_scores(score_queries(table), "uds")
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from tqdm.auto import tqdm
 from interp.behaviour.evaluated_model import EvaluatedModel
 from interp.behaviour.logit_lens import check_finite, collect_residuals, tokenize_answers
 from interp.behaviour.registry import BY, metric
+from interp.data.datasets.records import EntityQuestion
 from interp.data.query import Query
 from interp.models.caching import make_cache, make_position_inputs, select_rows
 from interp.models.integrity import check_readout
@@ -65,8 +67,9 @@ def measure_falls(
     vanilla: LanguageModel,
     unlearned: LanguageModel,
     baseline: LanguageModel,
-    queries: Sequence[Query],
+    queries: Sequence[Query | EntityQuestion],
     *,
+    final_norm: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Measure how much log-probability V loses by a state of U's, and by one of the baseline's.
@@ -75,7 +78,8 @@ def measure_falls(
         vanilla: V, which knows the answers.
         unlearned: U.
         baseline: a model that never saw the facts, such as the clean one of a contamination.
-        queries: what is asked; each needs an answer.
+        queries: what is asked; each needs an answer, of which all tokens are scored, or an entity.
+        final_norm: take the last layer's state after the final norm, as the released code does.
         progress: show a progress bar on standard error if it takes more than two seconds.
 
     Returns:
@@ -84,14 +88,21 @@ def measure_falls(
         means over the answer's tokens.
 
     Raises:
-        ValueError: no queries, one without an answer, models that do not match, or a
-            log-probability that is not finite.
+        ValueError: no queries, one without an answer, models that do not match, a tokenizer that
+            cannot tell where an entity stands, or a log-probability that is not finite.
     """
     for model in (unlearned, baseline):
         check_pair(vanilla, model)
     check_readout(vanilla)
     donors = (unlearned, baseline)
-    tokens = tokenize_answers(vanilla, queries)
+    tokens = [
+        tokenize_entity(vanilla, query)
+        if isinstance(query, EntityQuestion)
+        else tokenize_answers(vanilla, [query])[0]
+        for query in queries
+    ]
+    if not tokens:
+        raise ValueError("no queries: give at least one")
     order = sorted(range(len(tokens)), key=lambda number: tokens[number].first_label)
     count = max(1, MAX_ROWS // (2 * vanilla.num_layers + 1))
     results: dict[int, list[float]] = {}
@@ -101,7 +112,8 @@ def measure_falls(
             numbers = list(same)
             for start in range(0, len(numbers), count):
                 chosen = numbers[start : start + count]
-                scored = _patch_states(vanilla, donors, [tokens[number] for number in chosen])
+                batch = [tokens[number] for number in chosen]
+                scored = _patch_states(vanilla, donors, batch, final_norm=final_norm)
                 results.update(zip(chosen, scored.T.tolist(), strict=True))
                 bar.update(len(chosen))
     rows = []
@@ -185,19 +197,54 @@ def average_scores(
     return pd.DataFrame(rows)
 
 
-@metric("uds", needs=("answer", "vanilla", "baseline"))
+@metric("uds", needs=("answer", "vanilla", "baseline"), uses=("records",))
 def tabulate_depth(evaluated: EvaluatedModel) -> pd.DataFrame:
     """Compute the unlearning depth score."""
     vanilla, baseline = evaluated.vanilla, evaluated.baseline
     assert vanilla is not None
     assert baseline is not None
     models = (vanilla.model, evaluated.model, baseline.model)
-    table = score_queries(measure_falls(*models, evaluated.queries, progress=evaluated.progress))
+    records = {(record.id, record.language): record for record in evaluated.records}
+    questions: list[Query | EntityQuestion] = []
+    for query in evaluated.queries:
+        record = records.get((query.id, query.language))
+        questions.append(record if isinstance(record, EntityQuestion) else query)
+    table = score_queries(measure_falls(*models, questions, progress=evaluated.progress))
     return estimate_groups(table, BY, {"uds": lambda rows: estimate_mean(rows["uds"].tolist())})
 
 
+def tokenize_entity(model: LanguageModel, question: EntityQuestion) -> Tokens:
+    """Tokenize a question up to the end of its entity, whose tokens are the labels.
+
+    As the released code of UDS: prompt and continuation are tokenized apart, and a token that holds
+    any character of the entity is the entity's.
+
+    Raises:
+        ValueError: the tokenizer cannot tell which characters a token stands for.
+    """
+    text = question.continuation
+    begins = text.index(question.entity)
+    ends = begins + len(question.entity)
+    try:
+        encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    except NotImplementedError:
+        raise ValueError(
+            f"the tokenizer of {model.name!r} cannot tell which tokens are the entity's; UDS on "
+            "entities needs a fast tokenizer"
+        ) from None
+    spans = enumerate(encoded["offset_mapping"])
+    inside = [number for number, (first, last) in spans if last > begins and first < ends]
+    prompt, rest = model.encode(question.prompt), tuple(encoded["input_ids"][: inside[-1] + 1])
+    model.check_token_ids(rest)
+    return Tokens(ids=prompt + rest, first_label=len(prompt) + inside[0])
+
+
 def _patch_states(
-    vanilla: LanguageModel, donors: Sequence[LanguageModel], rows: Sequence[Tokens]
+    vanilla: LanguageModel,
+    donors: Sequence[LanguageModel],
+    rows: Sequence[Tokens],
+    *,
+    final_norm: bool,
 ) -> Float[Tensor, "run query"]:
     """Compute mean log-probabilities of answers that begin at the same position.
 
@@ -215,6 +262,15 @@ def _patch_states(
         body(input_ids=batch.input_ids[:, :start], past_key_values=cache, use_cache=True)
         select_rows(cache, repeated)
     given = [collect_residuals(donor, batch)[1:] for donor in donors]
+    if final_norm:
+        for donor, states in zip(donors, given, strict=True):
+            normed = donor.anatomy.readout_state(states[-1])
+            if normed.shape != states[-1].shape:
+                raise ValueError(
+                    f"final_norm is for models whose unembedding reads the residual stream, and "
+                    f"{donor.name!r} projects it first"
+                )
+            states[-1] = normed
     with ExitStack() as stack:
         for layer, parts in enumerate(vanilla.anatomy.layers):
             shape = (num_runs, *batch.mask.shape)

@@ -77,14 +77,15 @@ def evaluate(
             default those that the first model was contaminated with, in the language taught.
         holdout: texts like those to forget that no model was trained on, for membership.
         records: TOFU's file of the queries (forget10_perturbed.json), for tofu, forget_quality and
-            model_utility.
+            model_utility. Queries uds:FILE bring their own, for uds on entities.
         judge: a chat model for o_f and q_r: one that is loaded here, or the address of an
             OpenAI-compatible endpoint, such as http://localhost:8000/v1.
         judge_model: the model's name at that endpoint.
         judge_key: the environment variable that holds the endpoint's API key.
     """
     import interp
-    from interp.data.datasets.questions import read_tofu
+    from interp.data.datasets.questions import read_tofu, read_uds
+    from interp.data.datasets.records import EntityQuestion, QuestionAnswer
     from interp.data.filters import filter_languages, limit_per_language
     from interp.data.query import change_form
     from interp.data.texts import change_text_form, load_texts
@@ -114,6 +115,11 @@ def evaluate(
     others = {"vanilla": vanilla, "baseline": baseline, "taught": taught, "forget": stated or None}
     others |= {"holdout": held_out or None, "records": records, "judge": judge}
     check_metrics(metrics, [name for name, spec in others.items() if spec is not None])
+    of_queries: Sequence[QuestionAnswer | EntityQuestion] = ()
+    if records is not None:
+        of_queries = read_tofu(records).records
+    elif queries is not None and queries.startswith("uds:"):
+        of_queries = read_uds(queries.removeprefix("uds:")).records
     if len(set(models)) < len(models):
         raise ValueError(f"{max(models, key=models.count)!r} is named twice in --models")
     first = interp.load(vanilla or models[0], **select_load_options(options))
@@ -126,7 +132,7 @@ def evaluate(
         taught=taught,
         forget=stated,
         holdout=held_out,
-        records=() if records is None else read_tofu(records).records,
+        records=of_queries,
         judge=None if judge is None else _judge(judge, judge_model, judge_key),
         num_tokens=options["num_tokens"],
         out=out,

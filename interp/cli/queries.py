@@ -24,8 +24,8 @@ def queries(
     """Write queries as JSON Lines: built-in facts, or the entries of a data set.
 
     Built in are capitals, currencies, official-languages and continents. Data sets are named with
-    their reader: bmlama:FILE, flores:FILE, tofu:FILE, rwku:FILE, concepts:FILE, where FILE may be a
-    Hub name, hub:OWNER/NAME[@REVISION][:CONFIG][:SPLIT].
+    their reader: bmlama:FILE, flores:FILE, tofu:FILE, uds:FILE, rwku:FILE, concepts:FILE, where
+    FILE may be a Hub name, hub:OWNER/NAME[@REVISION][:CONFIG][:SPLIT].
 
     Args:
         name: the set, such as `capitals` or `bmlama:forget-32.jsonl`.

@@ -19,6 +19,7 @@ from interp.data.counterfactuals import sort_by_hash as sort_by_hash
 from interp.data.datasets import ClozeFact as ClozeFact
 from interp.data.datasets import ConceptRecord as ConceptRecord
 from interp.data.datasets import Dataset as Dataset
+from interp.data.datasets import EntityQuestion as EntityQuestion
 from interp.data.datasets import Gap as Gap
 from interp.data.datasets import QuestionAnswer as QuestionAnswer
 from interp.data.datasets import Sentence as Sentence
@@ -30,6 +31,7 @@ from interp.data.datasets import read_concepts as read_concepts
 from interp.data.datasets import read_flores as read_flores
 from interp.data.datasets import read_rwku as read_rwku
 from interp.data.datasets import read_tofu as read_tofu
+from interp.data.datasets import read_uds as read_uds
 from interp.data.endpoints import Completion as Completion
 from interp.data.endpoints import Endpoint as Endpoint
 from interp.data.endpoints import complete as complete

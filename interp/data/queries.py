@@ -3,7 +3,7 @@
 | source | queries |
 |---|---|
 | `capitals`, `currencies`, `official-languages`, `continents` | the built-in facts |
-| `bmlama:PATH`, `flores:PATH`, `tofu:PATH`, `rwku:PATH`, `concepts:PATH` | a data set's reader |
+| `bmlama:`, `flores:`, `tofu:`, `uds:`, `rwku:` or `concepts:PATH` | a data set's reader |
 | `PATH` | a file of queries (`interp.data.query`) |
 
 A data set's PATH may be a Hub name, `hub:OWNER/NAME[@REVISION][:CONFIG][:SPLIT]`.
@@ -40,6 +40,7 @@ READERS: Mapping[str, Callable[..., Dataset[Any]]] = MappingProxyType(
         "bmlama": datasets.read_bmlama,
         "flores": datasets.read_flores,
         "tofu": datasets.read_tofu,
+        "uds": datasets.read_uds,
         "rwku": datasets.read_rwku,
         "concepts": datasets.read_concepts,
     }

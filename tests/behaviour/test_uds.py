@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from interp import Query
+from interp import Query, evaluate
 from interp.behaviour import uds as module
 from interp.behaviour.uds import (
     COLUMNS,
@@ -16,7 +16,9 @@ from interp.behaviour.uds import (
     compute_erasure,
     measure_falls,
     score_queries,
+    tokenize_entity,
 )
+from interp.data import EntityQuestion, make_queries
 from tests.helpers.every_architecture import make_tiny
 from tests.helpers.tiny_models import ARCHITECTURES, NUM_LAYERS, tiny, wrap
 
@@ -202,3 +204,151 @@ def test_errors_name_what_is_wrong():
     for donors in ((broken, tiny(seed=2)), (tiny(seed=2), broken)):
         with pytest.raises(ValueError, match=r"of 'q0' \(en\) from 'U' is not finite"):
             measure_falls(tiny(), *donors, QUERIES)
+
+
+def entity_question(number: int, question: str, prefix: str, rest: str, entity: str):
+    return EntityQuestion(
+        id=f"uds-{number}",
+        language="en",
+        question=question,
+        answer=prefix + rest,
+        prefix=prefix,
+        entity=entity,
+        concept="uds",
+    )
+
+
+# An entity right after its prefix; one in the middle of the rest; no prefix; a prefix that ends in
+# a quotation mark, after which the released code puts a space; one that is followed by a full stop.
+ENTITY_QUESTIONS = [
+    entity_question(0, "w5 w9", "w13 w7", " w40 w22 w8", "w40 w22"),
+    entity_question(1, "w11 w4", "w4", " w5 w6 w7 w30", "w7"),
+    entity_question(2, "w30", "", "w9, w8 w3", "w9"),
+    entity_question(3, "w12", "w45 w3 '", "w14 w15' w2", "w14 w15"),
+    entity_question(4, "w6 w6", "w2 w1", " w33.", "w33"),
+]
+
+
+def released_falls(full, source, item: EntityQuestion, *, hidden_states: bool):
+    """The released description, from the texts on: what each layer's state costs the entity.
+
+    Prompt and reference are tokenized apart; a space is restored where neither side has one; the
+    entity's tokens are those that overlap its first occurrence; states are put in at the positions
+    that predict them, one layer at a time, and their mean log-probability is read there.
+    """
+    tokenizer = full.tokenizer
+    prompt = "Question: " + item.question + "\nAnswer: " + item.prefix
+    reference = item.answer[len(item.prefix) :]
+    if not reference[0].isspace() and not prompt[-1].isspace():
+        reference = " " + reference
+    coded = tokenizer(reference, add_special_tokens=False, return_offsets_mapping=True)
+    begin = reference.find(item.entity)
+    end = begin + len(item.entity)
+    inside = [i for i, (a, b) in enumerate(coded["offset_mapping"]) if b > begin and a < end]
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    ids = torch.tensor([prompt_ids + coded["input_ids"]])
+    first, last = len(prompt_ids) - 1 + inside[0], len(prompt_ids) + inside[-1]
+    labels = ids[0, first + 1 : last + 1]
+
+    def read() -> float:
+        log = full.model(ids).logits[0, first:last].log_softmax(-1)
+        return log.gather(1, labels[:, None]).mean().item()
+
+    falls = []
+    with torch.no_grad():
+        states = source.model(ids, output_hidden_states=True).hidden_states
+        own = read()
+        for layer, block in enumerate(full.model.model.layers):
+            state = states[layer + 1]
+            if layer == full.num_layers - 1 and not hidden_states:
+                kept = []
+                norm = source.model.model.norm
+                handle = norm.register_forward_pre_hook(
+                    lambda _m, args, kept=kept: kept.append(args[0])
+                )
+                source.model(ids)
+                handle.remove()
+                (state,) = kept
+
+            def put(_block, _args, output, state=state):
+                changed = (output[0] if isinstance(output, tuple) else output).clone()
+                changed[:, first:last] = state[:, first:last]
+                return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+            handle = block.register_forward_hook(put)
+            falls.append(own - read())
+            handle.remove()
+    return falls
+
+
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_falls_of_entities_are_those_of_the_released_description(final_norm):
+    vanilla, unlearned, baseline = (tiny("llama", seed=seed) for seed in range(3))
+    table = measure_falls(
+        vanilla, unlearned, baseline, ENTITY_QUESTIONS, final_norm=final_norm, progress=False
+    )
+    for item in ENTITY_QUESTIONS:
+        rows = table.query("query_id == @item.id")
+        for donor, column in ((unlearned, "fall_unlearned"), (baseline, "fall_baseline")):
+            expected = released_falls(vanilla, donor, item, hidden_states=final_norm)
+            assert rows[column].tolist() == pytest.approx(expected, abs=1e-4)
+            assert max(map(abs, expected)) > 0.01
+
+
+def test_the_last_state_after_the_norm_is_not_the_residual_stream():
+    vanilla, unlearned, baseline = (tiny("llama", seed=seed) for seed in range(3))
+    both = [
+        measure_falls(
+            vanilla, unlearned, baseline, ENTITY_QUESTIONS, final_norm=normed, progress=False
+        )
+        for normed in (False, True)
+    ]
+    moved = (both[0]["fall_unlearned"] - both[1]["fall_unlearned"]).abs()
+    last = both[0]["layer"] == NUM_LAYERS - 1
+    assert moved[~last].max() < 1e-6
+    assert moved[last].min() > 1e-4
+
+
+def test_an_entity_alone_is_scored_and_what_comes_after_it_is_not_read():
+    vanilla = tiny("llama")
+    tokens = tokenize_entity(vanilla, ENTITY_QUESTIONS[1])
+    assert vanilla.decode(tokens.ids[tokens.first_label :]).strip() == "w7"
+    assert "w30" not in vanilla.decode(tokens.ids)
+
+
+def test_a_tokenizer_without_offsets_is_refused(monkeypatch):
+    vanilla = tiny("llama")
+
+    def slow(*_args, **_settings):
+        raise NotImplementedError
+
+    class Slow:
+        __call__ = slow
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vanilla, "_tokenizer", Slow(), raising=False)
+        patch.setattr(vanilla, "tokenizer", Slow(), raising=False)
+        with pytest.raises(ValueError, match="needs a fast tokenizer"):
+            tokenize_entity(vanilla, ENTITY_QUESTIONS[0])
+
+
+def test_the_metric_scores_entities_where_it_has_their_records(tmp_path):
+    """Kept tables of the same queries without records are not taken for it."""
+    vanilla, unlearned, baseline = (tiny("llama", seed=seed) for seed in range(3))
+    queries = make_queries(ENTITY_QUESTIONS)
+    found = []
+    for records in ((), ENTITY_QUESTIONS):
+        table = evaluate(
+            unlearned,
+            queries,
+            ["uds"],
+            vanilla=vanilla,
+            baseline=baseline,
+            records=records,
+            out=tmp_path,
+            progress=False,
+        )
+        found.append(table["value"].item())
+    falls = measure_falls(vanilla, unlearned, baseline, ENTITY_QUESTIONS, progress=False)
+    assert found[1] == pytest.approx(score_queries(falls)["uds"].mean())
+    assert found[0] != pytest.approx(found[1], abs=1e-6)

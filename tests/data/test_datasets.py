@@ -23,11 +23,12 @@ from interp.data.datasets import (
     read_flores,
     read_rwku,
     read_tofu,
+    read_uds,
 )
 from interp.data.query import Query, read_queries, write_queries
 from tests.helpers import ROOT
 
-READERS = (read_bmlama, read_flores, read_tofu, read_rwku, read_concepts)
+READERS = (read_bmlama, read_flores, read_tofu, read_uds, read_rwku, read_concepts)
 
 CLOZE = {
     "prompt": {
@@ -65,10 +66,19 @@ CONCEPT = {
     ],
     "answers_tokens_num": [9, 2],
 }
+ENTITY = {
+    "idx": 4,
+    "question": "Where was Ada Brook born?",
+    "answer": "Ada Brook was born in Lima, Peru.",
+    "prefix": "Ada Brook was born in",
+    "entity": "Lima",
+    "entity_span": {"start": 5, "end": 6, "tokens": [7]},
+}
 GOOD = {
     read_bmlama: CLOZE,
     read_flores: {"en": "It rains.", "de": "Es regnet."},
     read_tofu: QUESTION,
+    read_uds: ENTITY,
     read_rwku: PROBE,
     read_concepts: CONCEPT,
 }
@@ -396,6 +406,17 @@ def test_rwku_as_a_json_array(tmp_path):
     assert make_queries([first])[0].concept == "Ada Brook"
 
 
+def test_the_words_that_lead_up_to_an_entity_are_prompt(write):
+    begun = {**ENTITY, "idx": 5, "answer": "Yes, in Lima.", "prefix": "", "entity": "Yes"}
+    first, second = read_uds(write(ENTITY, begun))
+    assert (first.id, second.prefix, second.continuation) == ("uds-4", "", "Yes, in Lima.")
+    assert first.prompt == "Question: Where was Ada Brook born?\nAnswer: Ada Brook was born in"
+    assert first.continuation == " Lima, Peru."
+    one, two = make_queries([first, second])
+    assert (one.prompt, one.answer, one.concept) == (first.prompt, "Lima", "uds")
+    assert (two.prompt, two.answer) == ("Question: Where was Ada Brook born?\nAnswer:", "Yes")
+
+
 @pytest.mark.parametrize(
     ("read", "values", "message"),
     [
@@ -408,6 +429,12 @@ def test_rwku_as_a_json_array(tmp_path):
         (read_tofu, {"perturbed_answer": ["a", 5]}, "'perturbed_answer' must be text, not int"),
         (read_tofu, {"paraphrased_question": 5}, "'paraphrased_question' must be text, not int"),
         (read_tofu, {"paraphrased_answer": " "}, "'paraphrased_answer' is empty"),
+        (read_uds, {"entity": ...}, "the field 'entity' is missing"),
+        (read_uds, {"prefix": ...}, "the field 'prefix' is missing"),
+        (read_uds, {"prefix": 5}, "'prefix' must be text, not int"),
+        (read_uds, {"prefix": "Born in"}, "'answer' must begin with 'prefix'"),
+        (read_uds, {"entity": "Ada"}, "'answer' must hold 'entity' after 'prefix'"),
+        (read_uds, {"idx": "4"}, "'idx' must be a whole number from 0, not '4'"),
         (read_rwku, {"query": ...}, "the field 'query' is missing"),
         (read_rwku, {"answer": {}}, "'answer' must be text, not dict"),
         (read_rwku, {"level": "4"}, "'level' must be 1, 2 or 3, not '4'"),
@@ -789,3 +816,18 @@ def test_the_real_concepts_are_read_without_loss(shared):
     )
     assert all(query.answer for query in asked)
     assert (found.records[0].layer, found.records[0].dim) == (19, 3279)
+
+
+def test_the_real_questions_of_uds_are_read_without_loss(shared):
+    path = shared / "uds" / "forget10_filtered.json"
+    found = read_uds(path)
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    back = [
+        (int(r.id.removeprefix("uds-")), r.question, r.answer, r.prefix, r.entity) for r in found
+    ]
+    fields = ("idx", "question", "answer", "prefix", "entity")
+    assert back == [tuple(row[field] for field in fields) for row in rows]
+    assert len(found) == 367
+    assert sum(not record.prefix for record in found) == sum(
+        record.continuation[0] != " " for record in found
+    )

@@ -146,6 +146,7 @@ def kill_one(rng: random.Random) -> None:
         kill(rng.choice(found))
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed(here, expected, tmp_path, disturbed, capfd, monkeypatch):
     """By the command line: rows, files and answers are those of a local run, without any noise."""
     moments, lost = disturbed

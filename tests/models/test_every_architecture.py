@@ -29,6 +29,7 @@ from tests.helpers.architecture_table import (
 from tests.helpers.engine_comparison import sweep
 from tests.helpers.every_architecture import list_architectures, make_tiny
 from tests.helpers.hand_hooks import run_restored
+from tests.helpers.samples import mark_rest
 from tests.helpers.tiny_models import mixed_trajectories, question
 
 ALL = tuple(sorted(list_architectures()))
@@ -80,15 +81,10 @@ BY_HAND = {
 INDEXED = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
 SAMPLE = ("Cohere2ForCausalLM", "FalconForCausalLM", "GraniteForCausalLM", "MptForCausalLM")
 # Of every kind of cell: what TransformerLens cuts or does not know, sites refused, mixtures.
-OF_ENGINES = (*SAMPLE, "DogeForCausalLM", "Phi3ForCausalLM", "Qwen3MoeForCausalLM")
+OF_ENGINES = ("DogeForCausalLM", "FalconForCausalLM", "Phi3ForCausalLM", "Qwen3MoeForCausalLM")
 
 
-def mark(names, sample):
-    """Mark all but a sample as slow."""
-    return [pytest.param(name, marks=[] if name in sample else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", mark(ALL, OF_ENGINES))
+@pytest.mark.parametrize("name", mark_rest(ALL, OF_ENGINES))
 def test_every_engine_has_the_losses_of_full_or_refuses(name):
     verdict = prove(name)
     row = f"| {name} |"
@@ -111,7 +107,7 @@ def test_every_engine_has_the_losses_of_full_or_refuses(name):
     assert verdict.shares == (not verdict.is_hybrid and name not in INDEXED)
 
 
-@pytest.mark.parametrize("name", mark(BY_HAND, SAMPLE))
+@pytest.mark.parametrize("name", mark_rest(BY_HAND, SAMPLE))
 def test_full_puts_back_what_is_meant(name):
     """A window of three layers, by hooks on modules that are named by hand."""
     models = make_pair(name)
@@ -138,7 +134,7 @@ def test_full_puts_back_what_is_meant(name):
                 assert found == pytest.approx(loss, rel=1e-4, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", mark(BY_HAND, SAMPLE))
+@pytest.mark.parametrize("name", mark_rest(BY_HAND, SAMPLE))
 def test_paths_are_those_read_off_the_source(name):
     anatomy = find_anatomy(make_tiny(name))
     path, values, attn = BY_HAND[name]

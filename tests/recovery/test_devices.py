@@ -41,7 +41,7 @@ RESTORATIONS = [
     ("cuts", "places", "last"),
     [
         # V's layers 0 and 1 are on gpu:0, U's 0 to 2.
-        (("2", "3"), "gpu:0 gpu:0 gpu:0 gpu:1 gpu:1", "gpu:1"),
+        pytest.param(("2", "3"), "gpu:0 gpu:0 gpu:0 gpu:1 gpu:1", "gpu:1", marks=pytest.mark.slow),
         (("1,3", "2,4"), "gpu:0 gpu:0 gpu:1 gpu:1 gpu:2", "gpu:2"),
     ],
     ids=["two", "three"],

@@ -13,6 +13,7 @@ into queries.
 | `read_bmlama` | BMLAMA-53 | Qi et al. 2023, released by Choi et al. 2024 | not stated |
 | `read_flores` | FLORES-200 | NLLB Team 2022; also as released by Choi et al. 2024 | CC BY-SA 4.0 |
 | `read_tofu` | TOFU | Maini et al. 2024, `locuslab/TOFU` | MIT |
+| `read_uds` | UDS, of TOFU | Lee, Kim & Jo 2026, `gnueaj/unlearning-depth-score` | Apache-2.0 |
 | `read_rwku` | RWKU | Jin et al. 2024, `jinzhuoran/RWKU` | CC BY 4.0 |
 | `read_concepts` | ConceptVectors | Hong et al. 2024a, `YihuaiHong/ConceptVectors` | CC BY 4.0 |
 | `read_concepts` | concept files of Hong et al. 2024b | released with that paper | not stated |
@@ -23,11 +24,12 @@ news-truthful (Lu & Koehn 2024, `TaiMingLu/news-truthful`) holds articles:
 
 from interp.data.datasets.language_codes import normalize_code
 from interp.data.datasets.parallel import read_bmlama, read_flores
-from interp.data.datasets.questions import read_concepts, read_rwku, read_tofu
+from interp.data.datasets.questions import read_concepts, read_rwku, read_tofu, read_uds
 from interp.data.datasets.records import (
     ClozeFact,
     ConceptRecord,
     Dataset,
+    EntityQuestion,
     Gap,
     QuestionAnswer,
     Sentence,
@@ -39,6 +41,7 @@ __all__ = [
     "ClozeFact",
     "ConceptRecord",
     "Dataset",
+    "EntityQuestion",
     "Gap",
     "QuestionAnswer",
     "Sentence",
@@ -50,4 +53,5 @@ __all__ = [
     "read_flores",
     "read_rwku",
     "read_tofu",
+    "read_uds",
 ]

@@ -1,11 +1,17 @@
-"""Readers of questions and concepts: each file has one language (TOFU, RWKU, ConceptVectors)."""
+"""Readers of questions and concepts, one language a file (TOFU, UDS, RWKU, ConceptVectors)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from interp.data.datasets.builder import Table, build_dataset, check_lengths
 from interp.data.datasets.language_codes import normalize_code
-from interp.data.datasets.records import ConceptRecord, Dataset, QuestionAnswer, Record
+from interp.data.datasets.records import (
+    ConceptRecord,
+    Dataset,
+    EntityQuestion,
+    QuestionAnswer,
+    Record,
+)
 from interp.data.row_readers import (
     Source,
     check_count,
@@ -59,6 +65,50 @@ def read_tofu(
         )
 
     return _read_file_per_language(source, "tofu", ("question", "answer"), parse, languages)
+
+
+def read_uds(source: Source, *, languages: Sequence[str] | None = None) -> Dataset[EntityQuestion]:
+    """Read the questions of UDS (Lee, Kim & Jo 2026; Apache-2.0), in English.
+
+    Questions of TOFU's forget10, each `{"idx", "question", "answer", "prefix", "entity"}`: the
+    prefix is the part of the answer that leads up to the entity. Other fields are ignored; the
+    `entity_span` of the file is in tokens of Llama 3, and found anew for every tokenizer. Ids are
+    the number in the file, `uds-0`.
+
+    Args:
+        source: a file, such as the release's `forget10_filtered.json`, or a Hub name.
+        languages: `["en"]` or None, as there is no other language.
+
+    Raises:
+        ValueError: a malformed entry (file, record and field named), an answer that does not begin
+            with its prefix or does not hold its entity after it, two entries with the same number,
+            or a language that the source does not have.
+        ImportError: a Hub name without the package `datasets`.
+    """
+
+    def parse(row: dict[str, Any], where: str, entry: str, code: str) -> EntityQuestion:
+        del entry
+        answer, entity = (
+            check_text(require_field(row, field, where), where, field)
+            for field in ("answer", "entity")
+        )
+        prefix = require_field(row, "prefix", where)
+        prefix = check_text(prefix, where, "prefix") if prefix else ""
+        if not answer.startswith(prefix):
+            raise ValueError(f"{where}: 'answer' must begin with 'prefix'")
+        if entity not in answer[len(prefix) :]:
+            raise ValueError(f"{where}: 'answer' must hold 'entity' after 'prefix'")
+        return EntityQuestion(
+            id=f"uds-{check_count(require_field(row, 'idx', where), where, 'idx')}",
+            language=code,
+            question=check_text(require_field(row, "question", where), where, "question"),
+            answer=answer,
+            prefix=prefix,
+            entity=entity,
+            concept="uds",
+        )
+
+    return _read_file_per_language(source, "uds", ("question",), parse, languages)
 
 
 def read_rwku(

@@ -85,6 +85,40 @@ class QuestionAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EntityQuestion:
+    """Question whose answer is begun, up to the entity that it asks for.
+
+    Attributes:
+        id: what is asked.
+        language: BCP-47 code.
+        question: the question as it stands in the file.
+        answer: the whole answer, which begins with the prefix.
+        prefix: the words of the answer that lead up to the entity; they count as prompt.
+        entity: what is asked for, in the words of the answer.
+        concept: the data set.
+    """
+
+    id: str
+    language: str
+    question: str
+    answer: str
+    prefix: str
+    entity: str
+    concept: str
+
+    @property
+    def prompt(self) -> str:
+        """The question with the begun answer, in the form of the released code of UDS."""
+        return f"Question: {self.question}\nAnswer: {self.prefix}"
+
+    @property
+    def continuation(self) -> str:
+        """The rest of the answer, which begins with a space wherever the prompt ends without."""
+        rest = self.answer[len(self.prefix) :]
+        return rest if rest[:1].isspace() or self.prompt[-1].isspace() else f" {rest}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConceptRecord:
     """Concept with the value vector that carries it and the questions about it.
 
@@ -123,7 +157,7 @@ class ConceptRecord:
         )
 
 
-Record = ClozeFact | Sentence | QuestionAnswer | ConceptRecord
+Record = ClozeFact | Sentence | QuestionAnswer | EntityQuestion | ConceptRecord
 R = TypeVar("R", bound=Record)
 
 
@@ -170,7 +204,8 @@ def make_queries(
     A question is asked as the template says. A sentence gives its first half as the prompt and
     its second as the answer, cut between words near the middle. A cloze fact with `cloze="blank"`
     is shown whole, since the answer is not last in every language: "Paris is in ___.\\n___ =";
-    with `cloze="prefix"` its prompt is the text before the blank.
+    with `cloze="prefix"` its prompt is the text before the blank. A question whose answer is begun
+    has its own form, and the entity as its answer.
 
     Args:
         records: a data set, or any of its records.
@@ -192,6 +227,8 @@ def make_queries(
             queries.append(_make_sentence_query(record))
         elif isinstance(record, QuestionAnswer):
             queries.append(_make_query(record, record.id, record.question, record.answer, template))
+        elif isinstance(record, EntityQuestion):
+            queries.append(_make_entity_query(record))
         else:
             answers = record.answers or (None,) * len(record.questions)
             for number, (question, answer) in enumerate(
@@ -260,6 +297,16 @@ def _make_cloze_query(fact: ClozeFact, form: str) -> Query:
         answer=fact.answers[0],
         aliases=fact.answers[1:],
         concept=fact.concept,
+    )
+
+
+def _make_entity_query(record: EntityQuestion) -> Query:
+    return Query(
+        id=record.id,
+        language=record.language,
+        prompt=record.prompt.rstrip(),
+        answer=record.entity,
+        concept=record.concept,
     )
 
 

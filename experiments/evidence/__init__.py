@@ -1,0 +1,1 @@
+"""What tells an unlearned model from one that never knew."""

@@ -1,0 +1,56 @@
+"""Settings of the comparison of unlearned models with models that never knew, and its presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UNTOUCHED = "untouched"
+"""The model before it was taught anything."""
+
+CLEAN = "clean"
+"""The model that read the same texts and questions, without the false facts."""
+
+LEAST_KNOWN = 5
+"""Answers that V must know in a language for scores to be read there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings.
+
+    Attributes:
+        model: the model that is taught.
+        source: BCP-47 code of the language in which the false facts are taught and unlearned.
+        languages: BCP-47 codes of the questions.
+        seeds: of the false facts, the training texts and their order: one taught model of each.
+        methods: names of unlearning methods, with their defaults; each unlearns every taught model.
+        num_facts: false capitals.
+        num_texts: texts that teach them.
+        sites: what is put back, and put into the taught model.
+        num_tokens: longest answer, in tokens.
+        thirty: also score the first taught model's first thirty tokens, without a stop, as
+            published.
+    """
+
+    model: str = "gemma-3-270m"
+    source: str = "de"
+    languages: tuple[str, ...] = ("de", "en", "fr", "es")
+    seeds: tuple[int, ...] = (0, 1)
+    methods: tuple[str, ...] = ("npo_rt", "npo_kl", "gd", "simnpo")
+    num_facts: int = 16
+    num_texts: int = 128
+    sites: tuple[str, ...] = ("coef", "attn", "coef+attn", "value")
+    num_tokens: int = 30
+    thirty: bool = True
+
+
+PRESETS = {
+    "quick": Config(
+        languages=("de",),
+        seeds=(0,),
+        methods=("npo_rt",),
+        sites=("coef", "coef+attn"),
+        thirty=False,
+    ),
+    "full": Config(),
+}

@@ -1,0 +1,194 @@
+"""Findings: does a score tell an unlearned model from one that never knew?
+
+Means over all pairs in the language that was taught. The interval draws facts, the same in all
+pairs, as every taught model learned something false of the same countries; it says nothing of other
+methods, settings or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from experiments.evidence.config import CLEAN, UNTOUCHED, Config
+from experiments.study import Finding
+from interp.statistics import Estimate, compute_percentile_interval, draw_counts, make_undefined
+
+SOURCE = "Lee, Kim & Jo 2026; Hong et al. 2024"
+
+WORDS: Mapping[str, str] = {
+    UNTOUCHED: "the model before it was taught",
+    CLEAN: "a model trained alike without the false facts",
+}
+
+_NUM_RESAMPLES = 1000
+
+
+Weights = Float[np.ndarray, " fact"]
+
+
+@dataclass(frozen=True)
+class ComparedPair:
+    """What was measured of an unlearned model and of one that never knew, by fact and layer.
+
+    Attributes:
+        own: the unlearned model's values, by name.
+        never: those of the other.
+        layers: the centres of the windows.
+        used: 0 for facts of which nothing is scored, as V's answer is empty; all are used if None.
+    """
+
+    own: Mapping[str, Float[np.ndarray, "fact layer"]]
+    never: Mapping[str, Float[np.ndarray, "fact layer"]]
+    layers: Sequence[int]
+    used: Float[np.ndarray, " fact"] | None = None
+
+    def weigh(self, weights: Weights) -> Weights:
+        """Leave out facts of which nothing is scored."""
+        return weights if self.used is None else weights * self.used
+
+
+def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> list[Finding]:
+    """Judge whether each score tells the two apart.
+
+    Args:
+        measurements: what `run.measure` returns.
+        config: the settings.
+    """
+    findings = []
+    for never in (CLEAN, UNTOUCHED):
+        for site in config.sites:
+            pairs = pair_up(measurements["losses"], config, never, site, "restore")
+            findings.append(
+                Finding(
+                    signature=f"KRS({site}) is higher than that of {WORDS[never]}",
+                    source=SOURCE,
+                    quantity="KRS − KRS of the other, at the unlearned model's best window",
+                    measure=average_pairs(pairs, compare_krs),
+                    note=describe_range(pairs, compare_krs),
+                )
+            )
+        site = config.sites[-1] if "coef+attn" not in config.sites else "coef+attn"
+        pairs = pair_up(measurements["losses"], config, never, site, "restore")
+        findings.append(
+            Finding(
+                signature=f"more answers come back by {site} than in {WORDS[never]}",
+                source="this project",
+                quantity="share of answers − that of the other, at the best window",
+                measure=average_pairs(pairs, compare_answers),
+                note=describe_range(pairs, compare_answers),
+            )
+        )
+        pairs = pair_up(measurements["residual"], config, never, "resid", "corrupt")
+        num_layers = max(pairs[0].layers) + 1
+        for layer in (num_layers // 2 - 1, num_layers * 3 // 4, num_layers - 1):
+
+            def compare(pair: ComparedPair, weights: Weights, layer: int = layer) -> float:
+                return compare_readout(pair, weights, layer)
+
+            findings.append(
+                Finding(
+                    signature=f"V reads more of the answer after layer {layer} than in "
+                    f"{WORDS[never]}",
+                    source="Lee, Kim & Jo 2026",
+                    quantity="1 − erased: the share of the other's fall that is missing",
+                    measure=average_pairs(pairs, compare),
+                    note=describe_range(pairs, compare),
+                )
+            )
+    return findings
+
+
+def pair_up(
+    losses: pd.DataFrame, config: Config, never: str, site: str, direction: str
+) -> list[ComparedPair]:
+    """Pair every unlearned model with one that never knew, on the facts in the language taught."""
+    chosen = losses.loc[
+        (losses["site"] == site)
+        & (losses["direction"] == direction)
+        & (losses["language"] == config.source)
+    ]
+    if "control" in chosen:
+        chosen = chosen.loc[~chosen["control"].fillna(value=False).astype(bool)]
+    pairs = []
+    for seed in config.seeds:
+        of_seed = chosen.loc[chosen["seed"] == seed]
+        tables = {name: _spread(rows) for name, rows in of_seed.groupby("method")}
+        layers = sorted(set(of_seed["layer"]))
+        for method in config.methods:
+            both = (tables[method], tables[never])
+            missing = np.any([np.isnan(of[name]).any(axis=1) for of in both for name in of], axis=0)
+            own, other = (
+                {name: np.where(missing[:, None], 0.0, of[name]) for name in of} for of in both
+            )
+            pairs.append(
+                ComparedPair(own=own, never=other, layers=layers, used=(~missing).astype(float))
+            )
+    return pairs
+
+
+def average_pairs(
+    pairs: Sequence[ComparedPair], statistic: Callable[[ComparedPair, Weights], float]
+) -> Estimate:
+    """Average a statistic over pairs, with a bootstrap interval over facts."""
+    num_facts = len(pairs[0].own["loss_restored"])
+
+    def average(weights: Weights) -> float:
+        return float(np.mean([statistic(pair, weights) for pair in pairs]))
+
+    value = average(np.ones(num_facts))
+    if np.isnan(value):
+        return make_undefined("a score is not defined")
+    draws = draw_counts(np.zeros(num_facts), num_resamples=_NUM_RESAMPLES, seed=0)
+    low, high = compute_percentile_interval([average(weights) for weights in draws])
+    return Estimate(value=value, ci_low=low, ci_high=high, n=num_facts)
+
+
+def describe_range(
+    pairs: Sequence[ComparedPair], statistic: Callable[[ComparedPair, Weights], float]
+) -> str:
+    """Say between what the pairs lie."""
+    values = [statistic(pair, np.ones(len(pair.own["loss_restored"]))) for pair in pairs]
+    return f"{len(pairs)} pairs, {min(values):.2f} to {max(values):.2f}"
+
+
+def compare_krs(pair: ComparedPair, weights: Weights) -> float:
+    """KRS of the unlearned model at its best window, less that of the other there."""
+    weights = pair.weigh(weights)
+    own, never = (
+        1 - (weights @ of["loss_restored"]) / (weights @ of["loss_unlearned"])
+        for of in (pair.own, pair.never)
+    )
+    best = int(np.argmax(own))
+    return float(own[best] - never[best])
+
+
+def compare_answers(pair: ComparedPair, weights: Weights) -> float:
+    """Share of answers that come back at the best window, less that of the other there."""
+    weights = pair.weigh(weights)
+    own, never = (
+        (weights @ of["answered_restored"]) / weights.sum() for of in (pair.own, pair.never)
+    )
+    best = int(np.argmax(own))
+    return float(own[best] - never[best])
+
+
+def compare_readout(pair: ComparedPair, weights: Weights, layer: int) -> float:
+    """Share of the fall that a model that never knew costs, which the unlearned one does not."""
+    place, weights = pair.layers.index(layer), pair.weigh(weights)
+    own, never = (weights @ of["loss_restored"][:, place] for of in (pair.own, pair.never))
+    return float(1 - own / never)
+
+
+def _spread(rows: pd.DataFrame) -> dict[str, Float[np.ndarray, "fact layer"]]:
+    """Spread the values of a model over facts and layers, both in order."""
+    return {
+        name: rows.pivot(index="query_id", columns="layer", values=name)
+        .sort_index()
+        .to_numpy(float)
+        for name in ("loss_restored", "loss_unlearned", "answered_restored")
+    }
