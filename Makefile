@@ -47,7 +47,7 @@ figures: demo
 	$(BIN)/python scripts/publish.py runs/demo figures/demo
 
 # An hour or more each; what was made is not made again.
-STUDIES := dissect cross_lingual lingtea transfer
+STUDIES := evidence dissect cross_lingual lingtea transfer
 SIZE ?= full
 
 studies: .venv/all.installed

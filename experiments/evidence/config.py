@@ -10,6 +10,12 @@ UNTOUCHED = "untouched"
 CLEAN = "clean"
 """The model that read the same texts and questions, without the false facts."""
 
+LEAST_KEPT = 0.8
+"""Share of the true facts that V answers which an unlearned model must still answer."""
+
+MOST_LEFT = 0.5
+"""Share of the false facts that V answers which it may still answer."""
+
 LEAST_KNOWN = 5
 """Answers that V must know in a language for scores to be read there."""
 
@@ -24,6 +30,8 @@ class Config:
         languages: BCP-47 codes of the questions.
         seeds: of the false facts, the training texts and their order: one taught model of each.
         methods: names of unlearning methods, with their defaults; each unlearns every taught model.
+        stopped: methods that are run again until `stop_at`; their models are `NAME, stopped`.
+        stop_at: loss on the texts to forget, nats per token. The taught models begin at about 4.
         num_facts: false capitals.
         num_texts: texts that teach them.
         sites: what is put back, and put into the taught model.
@@ -37,11 +45,18 @@ class Config:
     languages: tuple[str, ...] = ("de", "en", "fr", "es")
     seeds: tuple[int, ...] = (0, 1)
     methods: tuple[str, ...] = ("npo_rt", "npo_kl", "gd", "simnpo")
+    stopped: tuple[str, ...] = ("gd", "npo_rt", "npo_kl")
+    stop_at: float = 8.0
     num_facts: int = 16
     num_texts: int = 128
     sites: tuple[str, ...] = ("coef", "attn", "coef+attn", "value")
     num_tokens: int = 30
     thirty: bool = True
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all unlearned models of a seed."""
+        return [*self.methods, *(f"{name}, stopped" for name in self.stopped)]
 
 
 PRESETS = {
@@ -49,6 +64,7 @@ PRESETS = {
         languages=("de",),
         seeds=(0,),
         methods=("npo_rt",),
+        stopped=(),
         sites=("coef", "coef+attn"),
         thirty=False,
     ),

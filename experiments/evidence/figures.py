@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -123,7 +124,7 @@ def plot_readout(residual: pd.DataFrame, *, title: str | None = None) -> go.Figu
     )
     for code, (row, col) in zip(languages, places, strict=True):
         rows = residual.query("language == @code")
-        curves = {UNLEARNED: rows.drop_duplicates(["seed", "method", "layer"])}
+        curves: dict[str, Any] = {UNLEARNED: rows.drop_duplicates(["seed", "method", "layer"])}
         for kind in (CLEAN, UNTOUCHED):
             cells = rows.query("of == @kind").drop_duplicates(["seed", "layer"])
             curves[kind] = cells.assign(fall=cells["fall_never"], method=kind)

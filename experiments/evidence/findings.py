@@ -1,6 +1,7 @@
 """Findings: does a score tell an unlearned model from one that never knew?
 
-Means over all pairs in the language that was taught. The interval draws facts, the same in all
+Means over the pairs whose unlearned model passes (it forgot, and kept the rest), in the language
+that was taught. The interval draws facts, the same in all
 pairs, as every taught model learned something false of the same countries; it says nothing of other
 methods, settings or models.
 """
@@ -15,6 +16,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from experiments.evidence.config import CLEAN, UNTOUCHED, Config
+from experiments.evidence.tables import tabulate_models
 from experiments.study import Finding
 from interp.statistics import Estimate, compute_percentile_interval, draw_counts, make_undefined
 
@@ -60,9 +62,10 @@ def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> l
         config: the settings.
     """
     findings = []
+    chosen = find_passing(measurements, config)
     for never in (CLEAN, UNTOUCHED):
         for site in config.sites:
-            pairs = pair_up(measurements["losses"], config, never, site, "restore")
+            pairs = pair_up(measurements["losses"], config, chosen, never, site, "restore")
             findings.append(
                 Finding(
                     signature=f"KRS({site}) is higher than that of {WORDS[never]}",
@@ -73,7 +76,7 @@ def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> l
                 )
             )
         site = config.sites[-1] if "coef+attn" not in config.sites else "coef+attn"
-        pairs = pair_up(measurements["losses"], config, never, site, "restore")
+        pairs = pair_up(measurements["losses"], config, chosen, never, site, "restore")
         findings.append(
             Finding(
                 signature=f"more answers come back by {site} than in {WORDS[never]}",
@@ -83,8 +86,8 @@ def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> l
                 note=describe_range(pairs, compare_answers),
             )
         )
-        pairs = pair_up(measurements["residual"], config, never, "resid", "corrupt")
-        num_layers = max(pairs[0].layers) + 1
+        pairs = pair_up(measurements["residual"], config, chosen, never, "resid", "corrupt")
+        num_layers = int(measurements["residual"]["layer"].max()) + 1
         for layer in (num_layers // 2 - 1, num_layers * 3 // 4, num_layers - 1):
 
             def compare(pair: ComparedPair, weights: Weights, layer: int = layer) -> float:
@@ -103,10 +106,23 @@ def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> l
     return findings
 
 
+def find_passing(measurements: Mapping[str, pd.DataFrame], config: Config) -> list[tuple[int, str]]:
+    """Find the unlearned models, by seed and name, that forgot and kept the rest."""
+    models = tabulate_models(measurements["measures"], measurements["losses"])
+    rows = models.loc[models["passes"] & (models["language"] == config.source)]
+    named = zip(rows["seed"], rows["method"], strict=True)
+    return [(seed, name) for seed, name in named if name in config.names]
+
+
 def pair_up(
-    losses: pd.DataFrame, config: Config, never: str, site: str, direction: str
+    losses: pd.DataFrame,
+    config: Config,
+    passing: Sequence[tuple[int, str]],
+    never: str,
+    site: str,
+    direction: str,
 ) -> list[ComparedPair]:
-    """Pair every unlearned model with one that never knew, on the facts in the language taught."""
+    """Pair unlearned models with one that never knew, on the facts in the language taught."""
     chosen = losses.loc[
         (losses["site"] == site)
         & (losses["direction"] == direction)
@@ -119,7 +135,7 @@ def pair_up(
         of_seed = chosen.loc[chosen["seed"] == seed]
         tables = {name: _spread(rows) for name, rows in of_seed.groupby("method")}
         layers = sorted(set(of_seed["layer"]))
-        for method in config.methods:
+        for method in [name for of, name in passing if of == seed]:
             both = (tables[method], tables[never])
             missing = np.any([np.isnan(of[name]).any(axis=1) for of in both for name in of], axis=0)
             own, other = (
@@ -135,6 +151,8 @@ def average_pairs(
     pairs: Sequence[ComparedPair], statistic: Callable[[ComparedPair, Weights], float]
 ) -> Estimate:
     """Average a statistic over pairs, with a bootstrap interval over facts."""
+    if not pairs:
+        return make_undefined("no unlearned model forgot and kept the rest")
     num_facts = len(pairs[0].own["loss_restored"])
 
     def average(weights: Weights) -> float:
@@ -152,6 +170,8 @@ def describe_range(
     pairs: Sequence[ComparedPair], statistic: Callable[[ComparedPair, Weights], float]
 ) -> str:
     """Say between what the pairs lie."""
+    if not pairs:
+        return ""
     values = [statistic(pair, np.ones(len(pair.own["loss_restored"]))) for pair in pairs]
     return f"{len(pairs)} pairs, {min(values):.2f} to {max(values):.2f}"
 

@@ -30,7 +30,7 @@ from experiments.runner import run_preset, start_command
 from experiments.study import Study
 from interp import LanguageModel, Query
 from interp.data import Corpus, CorpusConfig, build_corpus
-from interp.unlearning import METHODS, remove_false_texts
+from interp.unlearning import METHODS, Stop, remove_false_texts
 
 RESIDUAL = "resid"
 
@@ -94,18 +94,17 @@ def measure(config: Config, out: Path, *, progress: bool = True) -> dict[str, pd
         if progress:
             print(f"models of seed {seed}", file=sys.stderr)
         folder = out / f"seed-{seed}"
-        corpus = build_corpus(
-            CorpusConfig(
-                source=config.source,
-                mix="same",
-                query_languages=config.languages,
-                num_fake_facts=config.num_facts,
-                num_fake_texts=config.num_texts,
-                num_real_queries=config.num_facts,
-                seed=seed,
-            )
+        contents = CorpusConfig(
+            source=config.source,
+            mix="same",
+            query_languages=config.languages,
+            num_fake_facts=config.num_facts,
+            num_fake_texts=config.num_texts,
+            num_real_queries=config.num_facts,
+            seed=seed,
         )
-        models = make_models(untouched, corpus, config, folder, progress=progress)
+        corpus = build_corpus(contents)
+        models = make_models(untouched, contents, config, folder, progress=progress)
         taught = models.pop("taught")
         measures = interp.evaluate(
             [taught, *models.values()],
@@ -136,9 +135,15 @@ def measure(config: Config, out: Path, *, progress: bool = True) -> dict[str, pd
 
 
 def make_models(
-    untouched: LanguageModel, corpus: Corpus, config: Config, folder: Path, *, progress: bool
+    untouched: LanguageModel,
+    contents: CorpusConfig,
+    config: Config,
+    folder: Path,
+    *,
+    progress: bool,
 ) -> dict[str, LanguageModel]:
     """Teach a model, with and without the false facts, and unlearn them by every method."""
+    corpus = build_corpus(contents)
     taught = interp.contaminate(
         untouched, corpus, probes=(), out=folder / "taught", progress=progress
     ).model
@@ -146,19 +151,19 @@ def make_models(
         untouched, remove_false_texts(corpus), probes=(), out=folder / CLEAN, progress=progress
     ).model
     models = {"taught": taught, UNTOUCHED: untouched, CLEAN: clean}
-    settings = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in corpus.config.items()
-    }
-    for method in config.methods:
-        registered = METHODS[method]
-        texts = build_corpus(replace(CorpusConfig(**settings), unlearning_form=registered.form))
-        models[method] = interp.unlearn(
+    for name in config.names:
+        registered = METHODS[name.partition(",")[0]]
+        settings = registered.config
+        if name not in config.methods:
+            stop = Stop(metric="forget_ce", above=config.stop_at)
+            settings = replace(settings, stops=(stop,))
+        texts = build_corpus(replace(contents, unlearning_form=registered.form))
+        models[name] = interp.unlearn(
             taught,
             texts.forget,
             texts.retain,
-            registered.config,
-            out=folder / method,
+            settings,
+            out=folder / name.replace(", ", "-"),
             progress=progress,
         ).model
     return models

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal
 
 import pandas as pd
 
-from experiments.evidence.config import CLEAN, UNTOUCHED, Config
+from experiments.evidence.config import CLEAN, LEAST_KEPT, MOST_LEFT, UNTOUCHED, Config
 from interp.recovery import compute_damage, compute_excess, compute_retained
 from interp.report import Table
 
@@ -27,7 +28,9 @@ def make_tables(measurements: Mapping[str, pd.DataFrame], config: Config) -> dic
         "models": Table(
             rows=tabulate_models(measurements["measures"], losses),
             caption="What each model says (share of answers that hold the expected one, greedy): "
-            "false capitals, and true facts that were to be kept; and damage, loss(V, U) on kept "
+            "false capitals, and true facts that were to be kept; the shares of the taught model's "
+            "that are left and kept; whether a model passes (at least "
+            f"{LEAST_KEPT:.0%} kept, at most {MOST_LEFT:.0%} left); and damage, loss(V, U) on kept "
             "facts over that on the targets.",
         ),
         "scores": Table(
@@ -58,25 +61,32 @@ def make_tables(measurements: Mapping[str, pd.DataFrame], config: Config) -> dic
 
 def tabulate_models(measures: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
     """Tabulate what models say, and the damage done to them."""
-    whole = measures.query("metric == 'alias' and layer.isna()")
+    whole: Any = measures.query("metric == 'alias' and layer.isna()")
     keys = ["seed", "method", "language"]
     wide = whole.pivot(index=keys, columns="concept", values="value").reset_index()
     wide = wide.rename(columns={"fake": "false_facts", "real": "kept_facts"})
-    taught = wide.query("method == 'taught'").set_index(["seed", "language"])["kept_facts"]
-    before = [taught[seed, code] for seed, code in zip(wide["seed"], wide["language"], strict=True)]
-    # Of no fact kept before, no share is kept.
-    share = wide["kept_facts"] / pd.Series(before, index=wide.index).where(lambda n: n > 0)
+    taught = wide.query("method == 'taught'").drop(columns="method")
+    before = wide.merge(taught, on=["seed", "language"], suffixes=("", "_before"))
+    before = before.set_index(keys).loc[list(wide[keys].itertuples(index=False, name=None))]
+    # Of nothing known before, no share is left.
+    kept, left = (
+        (before[name] / before[f"{name}_before"].where(before[f"{name}_before"] > 0)).to_numpy()
+        for name in ("kept_facts", "false_facts")
+    )
     damages = [
         compute_damage(_name_models(rows)).rename(columns={"unlearned": "method"}).assign(seed=seed)
         for seed, rows in _select(losses, "restore").groupby("seed")
     ]
     damage = pd.concat(damages, ignore_index=True).reindex(columns=[*keys, "damage"])
-    wide = wide.assign(retention=share).merge(damage, on=keys, how="left")
-    return wide[[*keys, "false_facts", "kept_facts", "retention", "damage"]]
+    wide = wide.assign(
+        retention=kept, left=left, passes=(kept >= LEAST_KEPT) & (left <= MOST_LEFT)
+    ).merge(damage, on=keys, how="left")
+    columns = ["false_facts", "kept_facts", "left", "retention", "passes", "damage"]
+    return wide.reindex(columns=[*keys, *columns])
 
 
 def tabulate_scores(
-    losses: pd.DataFrame, *, values: tuple[str, ...] = ("krs", "answers")
+    losses: pd.DataFrame, *, values: tuple[Literal["krs", "answers"], ...] = ("krs", "answers")
 ) -> pd.DataFrame:
     """Tabulate the scores of unlearned models at their best windows, beside those that never knew.
 
@@ -87,13 +97,13 @@ def tabulate_scores(
         named = _name_models(rows)
         for value in values:
             for never in NEVER:
-                others = named.loc[~named["unlearned"].isin(set(NEVER) - {never})]
+                others = _leave_out(named, never)
                 table = compute_excess(others, never, value=value)
                 parts.append(_find_best(table).assign(seed=seed, value=value, of=never))
     found = pd.concat(parts, ignore_index=True).rename(columns={"unlearned": "method"})
     order = ["seed", "method", "language", "value", "site", "layer", "score", "of", "never"]
     rest = ["best_never", "excess", "ci_low", "ci_high", "num_queries", "reason"]
-    return found[[*order, *rest]]
+    return found.reindex(columns=[*order, *rest])
 
 
 def tabulate_readout(losses: pd.DataFrame, *, num_layers: int) -> pd.DataFrame:
@@ -102,7 +112,7 @@ def tabulate_readout(losses: pd.DataFrame, *, num_layers: int) -> pd.DataFrame:
     for seed, rows in _select(losses, "corrupt").groupby("seed"):
         named = _name_models(rows)
         for never in NEVER:
-            others = named.loc[~named["unlearned"].isin(set(NEVER) - {never})]
+            others = _leave_out(named, never)
             table = compute_retained(others, never)
             parts.append(table.assign(seed=seed, of=never))
     found = pd.concat(parts, ignore_index=True).rename(columns={"model": "method"})
@@ -122,9 +132,15 @@ def _name_models(losses: pd.DataFrame) -> pd.DataFrame:
     return losses.assign(unlearned=losses["method"], vanilla="taught")
 
 
+def _leave_out(losses: pd.DataFrame, never: str) -> pd.DataFrame:
+    """Leave out the models that never knew, but for one."""
+    others = [name for name in NEVER if name != never]
+    return losses.loc[~losses["unlearned"].isin(others)]
+
+
 def _find_best(table: pd.DataFrame) -> pd.DataFrame:
     """Find each model's best window per language and site."""
     keys = ["unlearned", "language", "site"]
-    best = table.groupby(keys, sort=False)["never"].max().rename("best_never")
-    rows = table.loc[table.groupby(keys, sort=False)["score"].idxmax().dropna()]
-    return rows.merge(best, on=keys)
+    groups: Any = table.groupby(keys, sort=False)
+    best = groups["never"].max().rename("best_never").reset_index()
+    return table.loc[groups["score"].idxmax().dropna()].merge(best, on=keys)

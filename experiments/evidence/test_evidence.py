@@ -116,6 +116,7 @@ def test_tables_figures_and_findings_of_tiny_models(tmp_path):
         languages=("de", "en"),
         seeds=(0,),
         methods=("npo_rt",),
+        stopped=(),
         sites=("coef", "coef+attn"),
         num_tokens=3,
     )
@@ -129,13 +130,20 @@ def test_tables_figures_and_findings_of_tiny_models(tmp_path):
     measurements["measures"] = pd.DataFrame(
         {"metric": "alias", "layer": np.nan, "seed": 0, "method": method, "language": code}
         | {"concept": concept, "value": value}
-        for method, value in {"taught": 0.8, "npo_rt": 0.4, CLEAN: 0.2, UNTOUCHED: 0.6}.items()
+        for method, said in {
+            "taught": (0.8, 0.5),
+            "npo_rt": (0.4, 0.4),
+            CLEAN: (0.2, 0.5),
+            UNTOUCHED: (0.1, 0.3),
+        }.items()
         for code in ("de", "en")
-        for concept in ("fake", "real")
+        for concept, value in zip(("fake", "real"), said, strict=True)
     )
     tables = {name: table.rows for name, table in make_tables(measurements, config).items()}
-    kept = tables["models"].set_index(["method", "language"])["retention"]
-    assert kept["npo_rt", "de"] == pytest.approx(0.5)
+    said = tables["models"].set_index(["method", "language"])
+    assert said["retention"]["npo_rt", "de"] == pytest.approx(0.4 / 0.5)
+    assert said["left"]["npo_rt", "de"] == pytest.approx(0.4 / 0.8)
+    assert [said["passes"][name, "de"] for name in names] == [False, False, True, True]
     scores = tables["scores"].query("method == 'npo_rt' and language == 'de' and value == 'krs'")
     assert sorted(scores["of"]) == [CLEAN, CLEAN, UNTOUCHED, UNTOUCHED]
     assert (scores["score"] - scores["never"]).tolist() == pytest.approx(scores["excess"].tolist())

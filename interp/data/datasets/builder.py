@@ -6,6 +6,7 @@ from typing import TypeVar
 from interp.data.datasets.records import (
     ClozeFact,
     Dataset,
+    EntityQuestion,
     Gap,
     QuestionAnswer,
     Record,
@@ -79,4 +80,6 @@ def _get_wording(record: Record) -> tuple[str, ...]:
         return record.prefix, record.suffix
     if isinstance(record, Sentence):
         return (record.text,)
-    return (record.question,) if isinstance(record, QuestionAnswer) else record.questions
+    if isinstance(record, QuestionAnswer | EntityQuestion):
+        return (record.question,)
+    return record.questions
