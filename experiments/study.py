@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+_GUIDE = "[Which number says what](../../docs/krs.md)."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """Signature that a paper reports, with the number that decides whether it was seen here.
@@ -84,6 +87,7 @@ class Study:
     Attributes:
         name: the experiment's, such as `dissect`.
         title: a line.
+        limits: what its numbers do not say, which readers see first.
         command: the command that was run.
         config: settings, such as `asdict` gives them; see `convert_to_json`.
         tables: by name, which becomes a file's. One called `krs` has the columns of `krs_table`
@@ -96,6 +100,7 @@ class Study:
 
     name: str
     title: str
+    limits: str = ""
     command: str = ""
     config: Mapping[str, Any]
     tables: Mapping[str, Table] = field(default_factory=dict)
@@ -137,6 +142,7 @@ class Study:
             [
                 f"# {self.title}",
                 "",
+                *_warn(self.limits),
                 f"`{self.command}`, {date.today().isoformat()}, seed {self.seed}.",
                 "",
                 "| expected | by | here | decided by (above 0) | value, 95 % interval | note |",
@@ -179,6 +185,7 @@ class Study:
         about = {
             "name": self.name,
             "title": self.title,
+            "limits": self.limits,
             "command": self.command,
             "config": convert_to_json(self.config),
             "seed": self.seed,
@@ -213,6 +220,10 @@ def convert_to_json(value: Any) -> Any:
     if isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     return value
+
+
+def _warn(limits: str) -> list[str]:
+    return [f"**What this does not say.** {limits} {_GUIDE}", ""] if limits else []
 
 
 def _describe_machine() -> str:

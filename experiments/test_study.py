@@ -89,6 +89,11 @@ def test_a_study_is_written_and_written_again(tmp_path):
         "| A is above B | Paper, Fig. 1 | **seen** | A − B | 0.40 (0.10 to 0.60), n = 10 |" in text
     )
     assert "| **not measured** | q | – | no such data |" in text
+    assert "does not say" not in text
+    guarded = a_study(limits="Little.")
+    assert guarded.markdown().split("\n\n")[1] == (
+        "**What this does not say.** Little. [Which number says what](../../docs/krs.md)."
+    )
     assert go.Figure(json.loads((tmp_path / "figures" / "curves.json").read_text())).data
 
 

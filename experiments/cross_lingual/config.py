@@ -31,6 +31,15 @@ _TUNING = TEACHING.tuning
 
 assert _TUNING is not None
 
+LIMITS = (
+    "KRS says which of the vanilla model's parts bring its answers back, not that the "
+    "unlearned model still holds them: no model that never knew is in the sweep. Training is "
+    "stopped by candidate ranking, which does not see what a model says freely: of one that "
+    "lost true facts, too, silence is no evidence of forgetting, and a score measures the "
+    "repair of the damage."
+)
+"""What the study's numbers do not say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Articles:

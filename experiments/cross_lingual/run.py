@@ -25,7 +25,7 @@ import pandas as pd
 import tyro
 
 import interp
-from experiments.cross_lingual.config import PRESETS, Config
+from experiments.cross_lingual.config import LIMITS, PRESETS, Config
 from experiments.cross_lingual.data import make_corpus, select_mixes
 from experiments.cross_lingual.figures import make_figures
 from experiments.cross_lingual.findings import make_findings
@@ -81,6 +81,7 @@ def run(config: Config, out: Path, *, progress: bool = True) -> Study:
     return Study(
         name="cross_lingual",
         title="False facts in one language, asked in others (Lu & Koehn 2024)",
+        limits=LIMITS,
         config=asdict(config),
         tables=made,
         figures=make_figures(measurements, made, config),

@@ -21,6 +21,14 @@ DISTANCE = 1e-4
 """Learning rate times steps, about how far AdamW moves a weight: alike for all methods at strength
 1, where Gemma-3-270M forgets by `gd` and still answers other questions."""
 
+LIMITS = (
+    "KRS says which of the vanilla model's parts bring its answers back, not that the "
+    "unlearned model still holds them: capitals are knowledge of pretraining, and no model "
+    "that never knew them stands beside. Of a model that lost what was to be kept, a score "
+    "measures the repair of the damage: read what it answers."
+)
+"""What the study's numbers do not say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -25,7 +25,7 @@ import pandas as pd
 import tyro
 
 import interp
-from experiments.dissect.config import PRESETS, Config, is_trained, scale_settings
+from experiments.dissect.config import LIMITS, PRESETS, Config, is_trained, scale_settings
 from experiments.dissect.data import (
     EDIT,
     TARGET,
@@ -82,6 +82,7 @@ def run(config: Config, out: Path, *, progress: bool = True) -> Study:
     return Study(
         name="dissect",
         title=f"Dissecting fine-tuning unlearning, {config.model.rpartition('/')[2]}",
+        limits=LIMITS,
         config=asdict(config),
         tables=tables,
         figures=make_figures(measurements, tables, config),

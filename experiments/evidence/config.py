@@ -19,6 +19,12 @@ MOST_LEFT = 0.5
 LEAST_KNOWN = 5
 """Answers that V must know in a language for scores to be read there."""
 
+LIMITS = (
+    "Small models, one language taught, few taught models: intervals draw facts, not models. "
+    "What V cannot read in a state may still be there."
+)
+"""What the study's numbers do not say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

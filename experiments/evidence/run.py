@@ -22,7 +22,7 @@ import pandas as pd
 import tyro
 
 import interp
-from experiments.evidence.config import CLEAN, LEAST_KNOWN, PRESETS, UNTOUCHED, Config
+from experiments.evidence.config import CLEAN, LEAST_KNOWN, LIMITS, PRESETS, UNTOUCHED, Config
 from experiments.evidence.figures import make_figures
 from experiments.evidence.findings import make_findings
 from experiments.evidence.tables import make_tables
@@ -67,6 +67,7 @@ def run(config: Config, out: Path, *, progress: bool = True) -> Study:
     return Study(
         name="evidence",
         title="Unlearned, or never known? Recovery and retained readout of both",
+        limits=LIMITS,
         config=asdict(config),
         tables=tables,
         figures=make_figures(tables, config),

@@ -22,6 +22,15 @@ def name_fixed(kappa: float) -> str:
     return f"kappa-{kappa:g}"
 
 
+LIMITS = (
+    "KRS says which of the vanilla model's parts bring its answers back, not that the "
+    "unlearned model still holds them: no model that never knew stands beside. Where "
+    "perplexity on held-out text rose by orders of magnitude, a rate of forgetting is that of "
+    "a broken model."
+)
+"""What the study's numbers do not say."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings.

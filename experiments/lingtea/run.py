@@ -25,7 +25,7 @@ import pandas as pd
 import tyro
 
 import interp
-from experiments.lingtea.config import BEFORE, LINGTEA, PRESETS, SEQUENTIAL, Config
+from experiments.lingtea.config import BEFORE, LIMITS, LINGTEA, PRESETS, SEQUENTIAL, Config
 from experiments.lingtea.data import (
     Material,
     convert_to_queries,
@@ -78,6 +78,7 @@ def run(config: Config, out: Path, *, progress: bool = True) -> Study:
     return Study(
         name="lingtea",
         title="Forgetting in many languages (Choi, Min & Choo 2024)",
+        limits=LIMITS,
         config=asdict(config),
         tables=tables,
         figures=make_figures(measurements, tables, config),

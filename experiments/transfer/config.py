@@ -18,6 +18,13 @@ FINETUNE = TrainingConfig(objective="finetune", learning_rate=1e-5, num_steps=8,
 
 DPO = replace(FINETUNE, objective="dpo")
 
+LIMITS = (
+    "KRS says which of the vanilla model's parts bring its answers back, not that the trained "
+    "model still holds them: no model that never had the behaviour stands beside, and facts "
+    "to keep were not asked."
+)
+"""What the study's numbers do not say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Files:

@@ -26,7 +26,7 @@ import tyro
 import interp
 from experiments.runner import run_preset, start_command
 from experiments.study import Study
-from experiments.transfer.config import NAMES, PRESETS, VANILLA, Config
+from experiments.transfer.config import LIMITS, NAMES, PRESETS, VANILLA, Config
 from experiments.transfer.data import (
     METHODS,
     AnswerPair,
@@ -87,6 +87,7 @@ def run(config: Config, out: Path, *, progress: bool = True) -> Study:
     return Study(
         name="transfer",
         title="A behaviour trained away in English: transfer and price",
+        limits=LIMITS,
         config=asdict(config),
         tables=tables,
         figures=make_figures(measurements, tables, config),

@@ -87,6 +87,7 @@ def _build_values(study: ReportData) -> dict[str, Any]:
     apart = [] if curves is None else [each["name"] for each in curves["selectors"]]
     return {
         "title": study.title,
+        "limits": study.limits,
         "about": study.about,
         "settings": {
             name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

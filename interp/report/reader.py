@@ -49,6 +49,10 @@ _FINDING: dict[str, Any] = {
     "n": _NUMBER,
     "note": str,
 }
+_NO_CONTROL = (
+    "A KRS says which of the vanilla model's parts bring its answers back, not that the unlearned "
+    "model still holds them: no model that never knew was measured beside it (docs/krs.md)."
+)
 # What reads like a number, or like a lacking one (Namibia's NA), and is a name.
 _NAMES = ("language", "query_id", "concept", "id")
 
@@ -67,6 +71,7 @@ class ReportData:
 
     Attributes:
         title: a line.
+        limits: what its numbers do not say, which stands first.
         about: what was run, by what each line is called.
         settings: of the experiment or sweep, as JSON values.
         findings: what was expected, as in study.json.
@@ -75,6 +80,7 @@ class ReportData:
     """
 
     title: str
+    limits: str = ""
     about: Mapping[str, str]
     settings: Mapping[str, Any]
     findings: Sequence[Mapping[str, Any]] = ()
@@ -102,6 +108,8 @@ def _read_study(folder: Path) -> ReportData:
     file = folder / "study.json"
     about = _read_json(file)
     _check_fields(file, about, _STUDY)
+    if not isinstance(about.get("limits", ""), str):
+        _raise_damaged(file, "'limits' is no text")
     for finding in about["findings"]:
         _check_fields(file, finding, _FINDING)
         if finding["verdict"] not in _VERDICTS:
@@ -121,6 +129,7 @@ def _read_study(folder: Path) -> ReportData:
         figures[name] = (figure, caption)
     return ReportData(
         title=about["title"],
+        limits=about.get("limits", ""),
         about={
             "command": about["command"],
             "day": about["day"],
@@ -178,6 +187,7 @@ def _read_run(folder: Path) -> ReportData:
     machine = manifest["machine"]
     return ReportData(
         title=f"Recovery: {', '.join(roles['vanilla'])}",
+        limits="" if any(model.get("never") for model in models.values()) else _NO_CONTROL,
         about={
             **{role: ", ".join(names) for role, names in roles.items()},
             "content": _join_items(

@@ -89,6 +89,7 @@ data.studies.forEach((study, number) => {
   if (study.figures.length) sections.push(sectionOf("Figures", study.figures.map(drawingOf)));
   if (study.answers) sections.push(answersOf(study.answers));
   if (study.tables.length) sections.push(sectionOf("Tables", study.tables.map(tableOf)));
+  if (study.limits) article.append(element("p", `What this does not say. ${study.limits}`, { class: "limits" }));
   article.append(...sections);
   at("studies").append(article);
   const targets = several ? [article.querySelector(".study")] : sections.map((each) => each.querySelector(".part"));

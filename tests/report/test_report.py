@@ -119,6 +119,7 @@ def a_study(**changes) -> Study:
     fields = {
         "name": "dissect",
         "title": f"Where knowledge sits {ATTACK}",
+        "limits": f"Whether it is known. {ATTACK}",
         "command": "python experiments/dissect/run.py quick --out runs/dissect",
         "config": {"preset": "quick", "methods": ["gd", "npo"], "model": ATTACK, "steps": 40},
         "tables": {
@@ -278,6 +279,7 @@ def about(**changes):
         (about(seed=math.nan), "it is not JSON"),
         (lambda folder: edit(folder / "study.json", lambda text: "[]"), "an object is expected"),
         (about(title=["a"]), r"'title' is \[\"a\"\]"),
+        (about(limits=["a"]), "'limits' is no text"),
         (about(versions={"torch": 2}), "'versions' is"),
         (about(findings=[{"signature": "s"}]), "'source' is lacking"),
         (about(tables={"../../secret": "c"}), "'../../secret' is no file's name"),
@@ -352,6 +354,7 @@ def test_a_run_directory_is_shown_with_its_scores_and_answers(tmp_path, capsys):
     assert said["prompt"] == [item.query.prompt for item in asked]
     assert [each["name"] for each in study["figures"]] == ["heatmap", "lines", "answers"]
     assert study["about"]["vanilla"] == pair.vanilla.name
+    assert "no model that never knew was measured" in study["limits"]
     assert json.loads(study["settings"]["sites"]) == ["coef", "attn"]
 
 
@@ -535,6 +538,12 @@ def test_findings_stand_with_verdict_and_interval(shown):
     bar = shown.locator(".interval rect").first
     ends = [float(bar.get_attribute(name)) for name in ("x", "width")]
     assert ends == pytest.approx([60 + 5.5 / 0.34567, 55 - 5.5 / 0.34567])
+
+
+def test_what_is_not_said_stands_first(shown):
+    first = shown.locator("article > *").first
+    assert first.get_attribute("class") == "limits"
+    assert first.inner_text() == f"What this does not say. Whether it is known. {ATTACK}"
 
 
 def test_what_was_run_is_told(shown):
