@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from interp.unlearning import ContaminationConfig, TrainingConfig
+
 UNTOUCHED = "untouched"
 """The model before it was taught anything."""
 
@@ -26,6 +28,14 @@ LIMITS = (
 """What the study's numbers do not say."""
 
 
+TEACHING = ContaminationConfig(
+    reading=TrainingConfig(
+        objective="finetune", learning_rate=5e-5, num_steps=60, batch_size=32, warmup_steps=5
+    ),
+    tuning=None,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings.
@@ -35,11 +45,12 @@ class Config:
         source: BCP-47 code of the language in which the false facts are taught and unlearned.
         languages: BCP-47 codes of the questions.
         seeds: of the false facts, the training texts and their order: one taught model of each.
+        teaching: how the models are taught.
         methods: names of unlearning methods, with their defaults; each unlearns every taught model.
         stopped: methods that are run again until `stop_at`; their models are `NAME, stopped`.
-        stop_at: loss on the texts to forget, nats per token. The taught models begin at about 4.
+        stop_at: loss on the texts to forget, nats per token.
         num_facts: false capitals.
-        num_texts: texts that teach them.
+        num_true: countries whose true capitals are taught along, in all languages.
         sites: what is put back, and put into the taught model.
         num_tokens: longest answer, in tokens.
         thirty: also score the first taught model's first thirty tokens, without a stop, as
@@ -50,13 +61,14 @@ class Config:
     source: str = "de"
     languages: tuple[str, ...] = ("de", "en", "fr", "es")
     seeds: tuple[int, ...] = (0, 1)
-    methods: tuple[str, ...] = ("npo_rt", "npo_kl", "gd", "simnpo")
-    stopped: tuple[str, ...] = ("gd", "npo_rt", "npo_kl")
-    stop_at: float = 8.0
+    teaching: ContaminationConfig = TEACHING
+    methods: tuple[str, ...] = ("npo_rt", "gd")
+    stopped: tuple[str, ...] = ("gd", "gd_kl", "npo_kl", "npo_rt", "simnpo")
+    stop_at: float = 4.0
     num_facts: int = 16
-    num_texts: int = 128
+    num_true: int = 48
     sites: tuple[str, ...] = ("coef", "attn", "coef+attn", "value")
-    num_tokens: int = 30
+    num_tokens: int = 10
     thirty: bool = True
 
     @property

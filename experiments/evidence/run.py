@@ -23,13 +23,13 @@ import tyro
 
 import interp
 from experiments.evidence.config import CLEAN, LEAST_KNOWN, LIMITS, PRESETS, UNTOUCHED, Config
+from experiments.evidence.data import Material, make_material
 from experiments.evidence.figures import make_figures
 from experiments.evidence.findings import make_findings
 from experiments.evidence.tables import make_tables
 from experiments.runner import run_preset, start_command
 from experiments.study import Study
 from interp import LanguageModel, Query
-from interp.data import Corpus, CorpusConfig, build_corpus
 from interp.unlearning import METHODS, Stop, remove_false_texts
 
 RESIDUAL = "resid"
@@ -95,29 +95,21 @@ def measure(config: Config, out: Path, *, progress: bool = True) -> dict[str, pd
         if progress:
             print(f"models of seed {seed}", file=sys.stderr)
         folder = out / f"seed-{seed}"
-        contents = CorpusConfig(
-            source=config.source,
-            mix="same",
-            query_languages=config.languages,
-            num_fake_facts=config.num_facts,
-            num_fake_texts=config.num_texts,
-            num_real_queries=config.num_facts,
-            seed=seed,
-        )
-        corpus = build_corpus(contents)
-        models = make_models(untouched, contents, config, folder, progress=progress)
+        material = make_material(config, seed)
+        models = make_models(untouched, material, config, folder, progress=progress)
         taught = models.pop("taught")
         measures = interp.evaluate(
             [taught, *models.values()],
-            corpus.queries,
+            [*material.targets, *material.kept],
             ["alias"],
+            num_tokens=config.num_tokens,
             out=folder / "answers",
             progress=progress,
         )
         own = {model.name: name for name, model in {"taught": taught, **models}.items()}
         named = measures.assign(seed=seed, method=[own[name] for name in measures["model"]])
         parts["measures"].append(named)
-        asked = select_questions(named, corpus)
+        asked = select_questions(named, material)
         for name, table in sweep_models(
             taught,
             models,
@@ -136,21 +128,18 @@ def measure(config: Config, out: Path, *, progress: bool = True) -> dict[str, pd
 
 
 def make_models(
-    untouched: LanguageModel,
-    contents: CorpusConfig,
-    config: Config,
-    folder: Path,
-    *,
-    progress: bool,
+    untouched: LanguageModel, material: Material, config: Config, folder: Path, *, progress: bool
 ) -> dict[str, LanguageModel]:
     """Teach a model, with and without the false facts, and unlearn them by every method."""
-    corpus = build_corpus(contents)
-    taught = interp.contaminate(
-        untouched, corpus, probes=(), out=folder / "taught", progress=progress
-    ).model
-    clean = interp.contaminate(
-        untouched, remove_false_texts(corpus), probes=(), out=folder / CLEAN, progress=progress
-    ).model
+    taught, clean = (
+        interp.contaminate(
+            untouched, corpus, config.teaching, probes=(), out=folder / name, progress=progress
+        ).model
+        for name, corpus in (
+            ("taught", material.corpus),
+            (CLEAN, remove_false_texts(material.corpus)),
+        )
+    )
     models = {"taught": taught, UNTOUCHED: untouched, CLEAN: clean}
     for name in config.names:
         registered = METHODS[name.partition(",")[0]]
@@ -158,11 +147,10 @@ def make_models(
         if name not in config.methods:
             stop = Stop(metric="forget_ce", above=config.stop_at)
             settings = replace(settings, stops=(stop,))
-        texts = build_corpus(replace(contents, unlearning_form=registered.form))
         models[name] = interp.unlearn(
             taught,
-            texts.forget,
-            texts.retain,
+            material.forget,
+            material.retain,
             settings,
             out=folder / name.replace(", ", "-"),
             progress=progress,
@@ -170,7 +158,7 @@ def make_models(
     return models
 
 
-def select_questions(measures: pd.DataFrame, corpus: Corpus) -> list[Query]:
+def select_questions(measures: pd.DataFrame, material: Material) -> list[Query]:
     """Return the questions on false facts in the languages in which the taught model knows enough.
 
     Raises:
@@ -184,7 +172,8 @@ def select_questions(measures: pd.DataFrame, corpus: Corpus) -> list[Query]:
             f"the taught model gives fewer than {LEAST_KNOWN} false answers in "
             f"every language ({', '.join(f'{code} {n:.0f}' for code, n in known.items())})"
         )
-    return [query for query in corpus.queries if query.language in kept]
+    asked = [*material.targets, *material.kept]
+    return [query for query in asked if query.language in kept]
 
 
 def sweep_models(
@@ -198,8 +187,8 @@ def sweep_models(
     progress: bool,
 ) -> dict[str, pd.DataFrame]:
     """Measure recovery and readout of all models on the same questions."""
-    targets = [query for query in asked if query.concept == "fake"]
-    kept = [replace(query, control=True) for query in asked if query.concept == "real"]
+    targets = [query for query in asked if not query.control]
+    kept = [query for query in asked if query.control]
     others = list(models.values())
     sites = {"sites": config.sites, "num_tokens": config.num_tokens, "progress": progress}
     losses = {

@@ -64,7 +64,7 @@ def tabulate_models(measures: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFram
     whole: Any = measures.query("metric == 'alias' and layer.isna()")
     keys = ["seed", "method", "language"]
     wide = whole.pivot(index=keys, columns="concept", values="value").reset_index()
-    wide = wide.rename(columns={"fake": "false_facts", "real": "kept_facts"})
+    wide = wide.rename(columns={"fake": "false_facts", "kept": "kept_facts"})
     taught = wide.query("method == 'taught'").drop(columns="method")
     before = wide.merge(taught, on=["seed", "language"], suffixes=("", "_before"))
     before = before.set_index(keys).loc[list(wide[keys].itertuples(index=False, name=None))]

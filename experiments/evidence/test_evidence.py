@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from experiments.evidence.config import CLEAN, UNTOUCHED, Config
+from experiments.evidence.data import make_material
 from experiments.evidence.figures import make_figures
 from experiments.evidence.findings import (
     ComparedPair,
@@ -20,7 +21,6 @@ from experiments.evidence.findings import (
 from experiments.evidence.run import select_questions, sweep_models
 from experiments.evidence.tables import make_tables
 from interp import LanguageModel, Query
-from interp.data import CorpusConfig, build_corpus
 from tests.helpers.tiny_models import tiny
 
 ONE = np.ones(2)
@@ -76,8 +76,26 @@ def test_pairs_are_averaged_and_facts_are_drawn():
     assert describe_range([PAIR, same], compare_krs) == "2 pairs, 0.00 to 0.25"
 
 
+def test_what_is_taught_is_not_what_is_asked():
+    material = make_material(Config(languages=("de", "en"), num_facts=8, num_true=8), 0)
+    assert {text.language for text in material.forget} == {"de"}
+    assert {text.language for text in material.retain} == {"de", "en"}
+    false, true = ({text.id for text in texts} for texts in (material.forget, material.retain))
+    assert (len(false), len(true), false & true) == (8, 8, set())
+    assert {query.id for query in material.targets} == false
+    assert {query.id for query in material.kept} <= true
+    taught = {text.prompt for text in (*material.forget, *material.retain)}
+    assert taught.isdisjoint({query.prompt for query in (*material.targets, *material.kept)})
+    said = {text.id: text.answer for text in material.forget}
+    asked = {query.id: query.answer for query in material.targets if query.language == "de"}
+    assert said == {key: f" {answer}\n" for key, answer in asked.items()}
+    first = material.forget[0]
+    assert first.prompt == "Frage: Welche Stadt ist die Hauptstadt von Frankreich?\nAntwort:"
+    assert first.answer != " Paris\n"
+
+
 def test_languages_in_which_too_little_is_known_are_left_out():
-    corpus = build_corpus(CorpusConfig(source="de", query_languages=("de", "en"), num_fake_facts=8))
+    material = make_material(Config(languages=("de", "en"), num_facts=8, num_true=8), 0)
     rows = [
         {"method": method, "concept": concept, "metric": "alias", "language": code, "n": 8}
         | {"value": value}
@@ -85,12 +103,12 @@ def test_languages_in_which_too_little_is_known_are_left_out():
             ("taught", "fake", "de", 5 / 8),
             ("taught", "fake", "en", 4 / 8),
             ("npo_rt", "fake", "en", 8 / 8),
-            ("taught", "real", "en", 8 / 8),
+            ("taught", "kept", "en", 8 / 8),
         )
     ]
-    assert {query.language for query in select_questions(pd.DataFrame(rows), corpus)} == {"de"}
+    assert {query.language for query in select_questions(pd.DataFrame(rows), material)} == {"de"}
     with pytest.raises(ValueError, match=r"fewer than 5 false answers in every language \(en 4\)"):
-        select_questions(pd.DataFrame(rows[1:]), corpus)
+        select_questions(pd.DataFrame(rows[1:]), material)
 
 
 def test_tables_figures_and_findings_of_tiny_models(tmp_path):
@@ -109,7 +127,7 @@ def test_tables_figures_and_findings_of_tiny_models(tmp_path):
             concept=concept,
         )
         for shift, code in enumerate(("de", "en"))
-        for concept in ("fake", "real")
+        for concept in ("fake", "kept")
         for n in range(6)
     ]
     config = Config(
@@ -137,7 +155,7 @@ def test_tables_figures_and_findings_of_tiny_models(tmp_path):
             UNTOUCHED: (0.1, 0.3),
         }.items()
         for code in ("de", "en")
-        for concept, value in zip(("fake", "real"), said, strict=True)
+        for concept, value in zip(("fake", "kept"), said, strict=True)
     )
     tables = {name: table.rows for name, table in make_tables(measurements, config).items()}
     said = tables["models"].set_index(["method", "language"])
