@@ -96,7 +96,7 @@ def plot_heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         right=130,
         headers=[_format_group(group) for group in groups] if len(groups) > 1 else [],
         title=title,
-        x_title="layer (window centre)",
+        x_title=_name_axis(records),
     )
     for key, (row, col) in zip(keys, places, strict=True):
         scores = np.full((len(languages), len(layers)), np.nan)
@@ -147,6 +147,17 @@ def plot_heatmap(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     return figure
 
 
+def _name_axis(records: list[dict]) -> str:
+    """Name the axis of layers, and say how many tokens of an answer are scored."""
+    counts = [record.get("num_tokens", math.nan) for record in records]
+    rounded = sorted({f"{count:.0f}" for count in counts if not math.isnan(count)}, key=int)
+    if not rounded:
+        return "layer (window centre)"
+    tokens = "token" if rounded == ["1"] else "tokens"
+    ends = rounded if len(rounded) == 1 else (rounded[0], rounded[-1])
+    return f"layer (window centre); {'–'.join(ends)} {tokens} scored per answer"
+
+
 def _label_languages(records: list[dict], languages: list[str]) -> tuple[list[str], list[bool]]:
     """Return the languages' names with what V knows of them, and whether that is enough."""
     labels, is_known = [], []
@@ -194,7 +205,7 @@ def plot_lines(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         left=70,
         right=250,
         title=title,
-        x_title="layer (window centre)",
+        x_title=_name_axis([record for of_cell in cells.values() for record in of_cell]),
     )
     shown = set()
     for by_site, (row, col) in zip(facets.values(), places, strict=True):

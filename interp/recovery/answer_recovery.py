@@ -15,7 +15,12 @@ import numpy as np
 import pandas as pd
 
 from interp.recovery.krs import MODELS, check_table
-from interp.recovery.question_selection import CELL, count_known, select_questions
+from interp.recovery.question_selection import (
+    CELL,
+    average_num_tokens,
+    count_known,
+    select_questions,
+)
 from interp.statistics import compute_percentile_interval, compute_wilson_interval, draw_counts
 
 _FACT = ["concept", "query_id"]
@@ -49,8 +54,9 @@ def compute_answer_recovery(
         one's name is in the column `model`), `site`, `layer` (the window's centre),
         `first_layer`, `last_layer`; `recovered` (the share; in the direction `corrupt`, where U's
         parts are put into V, `retained`) with its 95 % interval `ci_low` and `ci_high`;
-        `num_queries`, `num_known` and `num_asked` as in `compute_krs`; `unlearned` (the share that
-        U itself answers as V does); and `reason`, why a share is NaN or what was left out.
+        `num_queries`, `num_known`, `num_asked` and `num_tokens` as in `compute_krs`; `unlearned`
+        (the share that U itself answers as V does); and `reason`, why a share is NaN or what was
+        left out.
 
     Raises:
         ValueError: the table is empty, lacks columns, was measured without answers (by an earlier
@@ -75,16 +81,17 @@ def compute_answer_recovery(
     parts = []
     for _, group in losses.groupby([*models, *by], sort=False, dropna=False):
         num_known, num_asked = count_known(group)
+        num_tokens = average_num_tokens(group)
         cells = group.assign(_site=[sites.index(site) for site in group["site"]])
         for _, cell in cells.groupby(["_site", "layer", "first_layer", "last_layer"]):
             share = _estimate(cell, num_resamples=num_resamples, seed=seed)
             parts.append(
                 {_rename(key): cell[key].iloc[0] for key in [*models, *by, *CELL]}
                 | {name if key == "value" else key: value for key, value in share.items()}
-                | {"num_known": num_known, "num_asked": num_asked}
+                | {"num_known": num_known, "num_asked": num_asked, "num_tokens": num_tokens}
             )
     order = [*map(_rename, [*models, *by, *CELL]), name, "ci_low", "ci_high"]
-    order += ["num_queries", "num_known", "num_asked", "unlearned", "reason"]
+    order += ["num_queries", "num_known", "num_asked", "num_tokens", "unlearned", "reason"]
     return pd.DataFrame(parts, columns=order)
 
 

@@ -21,6 +21,7 @@ from interp.recovery.question_selection import (
     CELL,
     QUESTION,
     SITE_RANK,
+    average_num_tokens,
     count_known,
     rank_sites,
     select_questions,
@@ -81,7 +82,8 @@ def compute_krs(
         window's centre), `first_layer`, `last_layer`, `krs` or `effect`, `ci_low`, `ci_high`,
         `num_queries` (questions in the means), `num_known` and `num_asked` (of all questions that
         were asked, to how many V gives the right answer; NaN where that is not known),
-        `noise_floor` and `reason`. `noise_floor` is
+        `num_tokens` (of an answer that are scored, on average), `noise_floor` and `reason`.
+        `noise_floor` is
         |1 - KRS| of V patched with its own states, per group and site, NaN where it was not
         measured; below float32 it includes how far rounding moves a score (`recovery.noise_floor`).
         `reason` says why a score or an interval is NaN and which questions were left out, and is
@@ -241,6 +243,7 @@ def score_group(
             "num_queries": num_used,
             "num_known": num_known,
             "num_asked": num_asked,
+            "num_tokens": average_num_tokens(rows),
             "noise_floor": floor,
             "reason": _explain(used, why, undefined),
         }

@@ -97,6 +97,13 @@ def count_known(rows: pd.DataFrame) -> tuple[float, int]:
     return math.nan if np.isnan(known).all() else float((known == 1).sum()), len(known)
 
 
+def average_num_tokens(rows: pd.DataFrame) -> float:
+    """Average how many tokens of an answer are scored; NaN where that is not known."""
+    if "num_tokens" not in rows:
+        return math.nan
+    return float(rows.drop_duplicates(QUESTION)["num_tokens"].mean())
+
+
 def tabulate_known(losses: pd.DataFrame, *, by: Sequence[str] = ("language",)) -> pd.DataFrame:
     """Count what V answers rightly, and average loss(V, U), per group and unlearned model.
 

@@ -58,6 +58,24 @@ def test_heatmap_axes_are_the_languages_names_and_the_layers():
     assert titles == ["MLP coefficients (coef)", "attention state (attn)"]
 
 
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((30, 30), "30 tokens"),
+        ((1.8, 2.2), "2 tokens"),
+        ((9.7, 2.2), "2–10 tokens"),
+        ((1, 1), "1 token"),
+    ],
+)
+@pytest.mark.parametrize("draw", [plot_heatmap, plot_lines])
+def test_the_axis_says_how_much_of_an_answer_is_scored(draw, counts, said):
+    table = score_table(languages=("de", "en"), sites=("coef",))
+    table["num_tokens"] = [counts[code == "en"] for code in table["language"]]
+    title = draw(table).layout.xaxis.title.text.replace("<br>", " ")
+    assert title == f"layer (window centre); {said} scored per answer"
+    assert draw(table.drop(columns="num_tokens")).layout.xaxis.title.text == "layer (window centre)"
+
+
 def test_all_facets_share_one_scale_with_zero_in_the_middle():
     table = score_table()
     table.loc[3, "krs"] = -0.4

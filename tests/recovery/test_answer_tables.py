@@ -84,6 +84,15 @@ def test_answers_by_hand():
     assert (row["num_known"], row["num_asked"], row["reason"]) == (2, 4, "")
 
 
+def test_tables_say_how_many_tokens_of_an_answer_are_scored():
+    rows = make_rows()
+    rows["num_tokens"] = [30, 1, 2, 3]
+    # The same question in another window is no further one.
+    rows = pd.concat([rows, rows.assign(layer=3)])
+    for compute in (compute_answer_recovery, compute_krs):
+        assert compute(rows)["num_tokens"].tolist() == [9, 9]
+
+
 def test_what_was_not_measured_is_left_out_and_said():
     rows = make_rows()
     rows.loc[0, ["answered_restored", "answered_unlearned", "loss_restored"]] = np.nan

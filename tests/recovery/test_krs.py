@@ -82,6 +82,7 @@ def test_ratio_of_means_by_hand():
         "num_queries",
         "num_known",
         "num_asked",
+        "num_tokens",
         "noise_floor",
         "reason",
     ]
