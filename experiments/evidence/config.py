@@ -47,8 +47,7 @@ class Config:
         seeds: of the false facts, the training texts and their order: one taught model of each.
         teaching: how the models are taught.
         methods: names of unlearning methods, with their defaults; each unlearns every taught model.
-        stopped: methods that are run again until `stop_at`; their models are `NAME, stopped`.
-        stop_at: loss on the texts to forget, nats per token.
+        repeats: seeds of unlearning: the order of the texts.
         num_facts: false capitals.
         num_true: countries whose true capitals are taught along, in all languages.
         sites: what is put back, and put into the taught model.
@@ -62,9 +61,8 @@ class Config:
     languages: tuple[str, ...] = ("de", "en", "fr", "es")
     seeds: tuple[int, ...] = (0, 1)
     teaching: ContaminationConfig = TEACHING
-    methods: tuple[str, ...] = ("npo_rt", "gd")
-    stopped: tuple[str, ...] = ("gd", "gd_kl", "npo_kl", "npo_rt", "simnpo")
-    stop_at: float = 4.0
+    methods: tuple[str, ...] = ("npo_rt", "simnpo", "gd")
+    repeats: tuple[int, ...] = (0, 1)
     num_facts: int = 16
     num_true: int = 48
     sites: tuple[str, ...] = ("coef", "attn", "coef+attn", "value")
@@ -72,9 +70,11 @@ class Config:
     thirty: bool = True
 
     @property
-    def names(self) -> list[str]:
-        """Names of all unlearned models of a seed."""
-        return [*self.methods, *(f"{name}, stopped" for name in self.stopped)]
+    def names(self) -> dict[str, tuple[str, int]]:
+        """Method and seed of unlearning, by the name of each unlearned model."""
+        return {
+            f"{method}-{seed}": (method, seed) for method in self.methods for seed in self.repeats
+        }
 
 
 PRESETS = {
@@ -82,7 +82,7 @@ PRESETS = {
         languages=("de",),
         seeds=(0,),
         methods=("npo_rt",),
-        stopped=(),
+        repeats=(0,),
         sites=("coef", "coef+attn"),
         thirty=False,
     ),

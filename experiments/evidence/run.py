@@ -30,7 +30,7 @@ from experiments.evidence.tables import make_tables
 from experiments.runner import run_preset, start_command
 from experiments.study import Study
 from interp import LanguageModel, Query
-from interp.unlearning import METHODS, Stop, remove_false_texts
+from interp.unlearning import METHODS, remove_false_texts
 
 RESIDUAL = "resid"
 
@@ -141,18 +141,13 @@ def make_models(
         )
     )
     models = {"taught": taught, UNTOUCHED: untouched, CLEAN: clean}
-    for name in config.names:
-        registered = METHODS[name.partition(",")[0]]
-        settings = registered.config
-        if name not in config.methods:
-            stop = Stop(metric="forget_ce", above=config.stop_at)
-            settings = replace(settings, stops=(stop,))
+    for name, (method, seed) in config.names.items():
         models[name] = interp.unlearn(
             taught,
             material.forget,
             material.retain,
-            settings,
-            out=folder / name.replace(", ", "-"),
+            replace(METHODS[method].config, seed=seed),
+            out=folder / name,
             progress=progress,
         ).model
     return models

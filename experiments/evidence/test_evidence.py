@@ -102,7 +102,7 @@ def test_languages_in_which_too_little_is_known_are_left_out():
         for method, concept, code, value in (
             ("taught", "fake", "de", 5 / 8),
             ("taught", "fake", "en", 4 / 8),
-            ("npo_rt", "fake", "en", 8 / 8),
+            ("npo_rt-0", "fake", "en", 8 / 8),
             ("taught", "kept", "en", 8 / 8),
         )
     ]
@@ -112,7 +112,7 @@ def test_languages_in_which_too_little_is_known_are_left_out():
 
 
 def test_tables_figures_and_findings_of_tiny_models(tmp_path):
-    names = ("taught", UNTOUCHED, CLEAN, "npo_rt")
+    names = ("taught", UNTOUCHED, CLEAN, "npo_rt-0")
     taught, *others = (
         LanguageModel(each.model, each.tokenizer, name=f"model of {name}")
         for name, each in ((name, tiny(seed=seed)) for seed, name in enumerate(names))
@@ -134,7 +134,7 @@ def test_tables_figures_and_findings_of_tiny_models(tmp_path):
         languages=("de", "en"),
         seeds=(0,),
         methods=("npo_rt",),
-        stopped=(),
+        repeats=(0,),
         sites=("coef", "coef+attn"),
         num_tokens=3,
     )
@@ -150,7 +150,7 @@ def test_tables_figures_and_findings_of_tiny_models(tmp_path):
         | {"concept": concept, "value": value}
         for method, said in {
             "taught": (0.8, 0.5),
-            "npo_rt": (0.4, 0.4),
+            "npo_rt-0": (0.4, 0.4),
             CLEAN: (0.2, 0.5),
             UNTOUCHED: (0.1, 0.3),
         }.items()
@@ -159,10 +159,10 @@ def test_tables_figures_and_findings_of_tiny_models(tmp_path):
     )
     tables = {name: table.rows for name, table in make_tables(measurements, config).items()}
     said = tables["models"].set_index(["method", "language"])
-    assert said["retention"]["npo_rt", "de"] == pytest.approx(0.4 / 0.5)
-    assert said["left"]["npo_rt", "de"] == pytest.approx(0.4 / 0.8)
+    assert said["retention"]["npo_rt-0", "de"] == pytest.approx(0.4 / 0.5)
+    assert said["left"]["npo_rt-0", "de"] == pytest.approx(0.4 / 0.8)
     assert [said["passes"][name, "de"] for name in names] == [False, False, True, True]
-    scores = tables["scores"].query("method == 'npo_rt' and language == 'de' and value == 'krs'")
+    scores = tables["scores"].query("method == 'npo_rt-0' and language == 'de' and value == 'krs'")
     assert sorted(scores["of"]) == [CLEAN, CLEAN, UNTOUCHED, UNTOUCHED]
     assert (scores["score"] - scores["never"]).tolist() == pytest.approx(scores["excess"].tolist())
     assert (scores["best_never"] >= scores["never"]).all()

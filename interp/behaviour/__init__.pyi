@@ -28,6 +28,8 @@ from interp.behaviour.probing import probe as probe
 from interp.behaviour.quantisation import ROUNDINGS as ROUNDINGS
 from interp.behaviour.quantisation import compare_levels as compare_levels
 from interp.behaviour.quantisation import quantise_model as quantise_model
+from interp.behaviour.reference_divergence import estimate_divergence as estimate_divergence
+from interp.behaviour.reference_divergence import measure_divergence as measure_divergence
 from interp.behaviour.registry import BY as BY
 from interp.behaviour.registry import METRIC_COLUMNS as METRIC_COLUMNS
 from interp.behaviour.registry import Metric as Metric

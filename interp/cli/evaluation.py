@@ -58,8 +58,8 @@ def evaluate(
     Of what they say: alias (does the answer contain the expected one), o_f and q_r (a chat model
     judges), rouge_l, overlap (BLEU and chrF against the vanilla model's answers), consistency and
     answer_language, diversity. Of what they know: accuracy (the expected answer ranks first),
-    memorization (MA, perplexity, extraction strength), probability. How firmly: prompts,
-    quantisation, relearning, membership. How deep: logit_lens, uds, drift. On TOFU: tofu,
+    memorization (MA, perplexity, extraction strength), probability. What else it
+    lost: reference_kl. How firmly: prompts, quantisation, relearning, membership. How deep: logit_lens, uds, drift. On TOFU: tofu,
     forget_quality, model_utility.
 
     Args:

@@ -1,0 +1,151 @@
+"""Reference divergence: how far a model has moved from V on what V says by itself.
+
+On texts that V wrote (`interp.data.samples`), at every token that V drew:
+
+    reference KL = mean of KL(V ‖ U)             in nats per token
+    perplexity   = exp(mean of −log p_U(token))   V's own beside it
+
+The token's mean KL is what the log-likelihood of V's own words loses on average. It sees what
+ranking candidates cannot: a model that still ranks the right answer first and writes nonsense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.registry import check_languages, metric
+from interp.data.samples import Sample, sample_texts
+from interp.models.integrity import check_readout, check_runnable
+from interp.models.language_model import LanguageModel
+from interp.models.pairs import check_pair
+from interp.statistics import Estimate, bootstrap, estimate_groups
+from interp.unlearning.examples import Tokens, make_batch
+from interp.unlearning.label_logprobs import compute_label_kl, compute_label_logprobs
+
+COLUMNS = ("model", "language", "text", "num_tokens", "kl", "nll", "nll_vanilla")
+
+
+@torch.inference_mode()
+def measure_divergence(
+    vanilla: LanguageModel,
+    model: LanguageModel,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Measure a model's divergence from V on texts that V wrote.
+
+    Args:
+        vanilla: V.
+        model: U.
+        samples: what V wrote.
+        batch_size: texts run at once.
+        progress: show a progress bar on standard error if it takes more than two seconds.
+
+    Returns:
+        One row per text, with `COLUMNS`: its number in its language, its tokens that were drawn,
+        and of these the sums of KL(V ‖ U) and of the negative log-likelihoods under U and V, in
+        nats.
+
+    Raises:
+        ValueError: no samples, or models that do not match or cannot run.
+    """
+    if not samples:
+        raise ValueError("no samples: give at least one text")
+    for each in (vanilla, model):
+        check_runnable(each)
+        check_readout(each)
+    check_pair(vanilla, model)
+    order = sorted(range(len(samples)), key=lambda n: len(samples[n].prompt_ids))
+    sums: dict[int, list[float]] = {}
+    bar = tqdm(total=len(samples), desc="divergence", unit="text", disable=not progress, delay=2)
+    with bar:
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            rows = [
+                Tokens(
+                    ids=samples[number].prompt_ids + samples[number].token_ids,
+                    first_label=len(samples[number].prompt_ids),
+                )
+                for number in numbers
+            ]
+            batch = make_batch(rows, vanilla.device)
+            before, after = (
+                each.anatomy.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[
+                    batch.sequence, batch.place - 1
+                ]
+                for each in (vanilla, model)
+            )
+            values = (
+                compute_label_kl(model.anatomy, after, vanilla.anatomy, before),
+                -compute_label_logprobs(model.anatomy, after, batch.targets),
+                -compute_label_logprobs(vanilla.anatomy, before, batch.targets),
+            )
+            of_rows = [batch.table(value.double()).sum(1).tolist() for value in values]
+            sums.update(zip(numbers, map(list, zip(*of_rows, strict=True)), strict=True))
+            bar.update(len(numbers))
+    counts: dict[str, int] = {}
+    table = []
+    for number, sample in enumerate(samples):
+        text = counts.get(sample.language, 0)
+        counts[sample.language] = text + 1
+        about = (model.name, sample.language, text, len(sample.token_ids))
+        table.append((*about, *sums[number]))
+    return pd.DataFrame(table, columns=list(COLUMNS))
+
+
+def estimate_divergence(
+    table: pd.DataFrame, *, by: Sequence[str] = ("model", "language")
+) -> pd.DataFrame:
+    """Estimate reference KL and perplexities, with 95 % bootstrap intervals over texts.
+
+    Args:
+        table: what `measure_divergence` gives, of one or more models.
+        by: columns that make a group.
+
+    Returns:
+        See `interp.statistics.estimate_groups`: `reference_kl`, `reference_perplexity` and
+        `vanilla_perplexity`.
+    """
+
+    def average(column: str, *, exponential: bool):
+        def estimate(rows: pd.DataFrame) -> Estimate:
+            values, tokens = rows[column].to_numpy(float), rows["num_tokens"].to_numpy(float)
+
+            def statistic(items: np.ndarray) -> float:
+                mean = values[items].sum() / tokens[items].sum()
+                # Of a model that is past all help, exp overflows to infinity.
+                with np.errstate(over="ignore"):
+                    return float(np.exp(mean) if exponential else mean)
+
+            return bootstrap(len(rows), statistic)
+
+        return estimate
+
+    return estimate_groups(
+        table,
+        by,
+        {
+            "reference_kl": average("kl", exponential=False),
+            "reference_perplexity": average("nll", exponential=True),
+            "vanilla_perplexity": average("nll_vanilla", exponential=True),
+        },
+    )
+
+
+@metric("reference_kl", needs=("vanilla",), check=check_languages)
+def tabulate_divergence(evaluated: EvaluatedModel) -> pd.DataFrame:
+    """Measure KL(V ‖ U) and perplexity on texts that V wrote in the languages of the queries."""
+    assert evaluated.vanilla is not None
+    vanilla = evaluated.vanilla.model
+    languages = list(dict.fromkeys(query.language for query in evaluated.queries))
+    samples = sample_texts(vanilla, languages, progress=evaluated.progress)
+    table = measure_divergence(vanilla, evaluated.model, samples, progress=evaluated.progress)
+    return estimate_divergence(table, by=("language",)).assign(concept="")
