@@ -59,8 +59,8 @@ def evaluate(
     judges), rouge_l, overlap (BLEU and chrF against the vanilla model's answers), consistency and
     answer_language, diversity. Of what they know: accuracy (the expected answer ranks first),
     memorization (MA, perplexity, extraction strength), probability. What else it
-    lost: reference_kl. How firmly: prompts, quantisation, relearning, membership. How deep: logit_lens, uds, drift. On TOFU: tofu,
-    forget_quality, model_utility.
+    lost: reference_kl. How firmly: prompts, quantisation, relearning, membership. How deep:
+    logit_lens, uds, drift. On TOFU: tofu, forget_quality, model_utility.
 
     Args:
         models: the models: directories, .gguf files, Hub ids or gemma-3-270m.
