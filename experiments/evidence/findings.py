@@ -70,7 +70,7 @@ def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> l
                 Finding(
                     signature=f"KRS({site}) is higher than that of {WORDS[never]}",
                     source=SOURCE,
-                    quantity="KRS − KRS of the other, at the unlearned model's best window",
+                    quantity="KRS − KRS of the other, each at its best window",
                     measure=average_pairs(pairs, compare_krs),
                     note=describe_range(pairs, compare_krs),
                 )
@@ -81,7 +81,7 @@ def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> l
             Finding(
                 signature=f"more answers come back by {site} than in {WORDS[never]}",
                 source="this project",
-                quantity="share of answers − that of the other, at the best window",
+                quantity="share of answers − that of the other, each at its best window",
                 measure=average_pairs(pairs, compare_answers),
                 note=describe_range(pairs, compare_answers),
             )
@@ -177,24 +177,22 @@ def describe_range(
 
 
 def compare_krs(pair: ComparedPair, weights: Weights) -> float:
-    """KRS of the unlearned model at its best window, less that of the other there."""
+    """KRS of the unlearned model, less that of the other, each at its best window."""
     weights = pair.weigh(weights)
     own, never = (
         1 - (weights @ of["loss_restored"]) / (weights @ of["loss_unlearned"])
         for of in (pair.own, pair.never)
     )
-    best = int(np.argmax(own))
-    return float(own[best] - never[best])
+    return float(own.max() - never.max())
 
 
 def compare_answers(pair: ComparedPair, weights: Weights) -> float:
-    """Share of answers that come back at the best window, less that of the other there."""
+    """Share of answers that come back, less that of the other, each at its best window."""
     weights = pair.weigh(weights)
     own, never = (
         (weights @ of["answered_restored"]) / weights.sum() for of in (pair.own, pair.never)
     )
-    best = int(np.argmax(own))
-    return float(own[best] - never[best])
+    return float(own.max() - never.max())
 
 
 def compare_readout(pair: ComparedPair, weights: Weights, layer: int) -> float:

@@ -36,8 +36,8 @@ def make_tables(measurements: Mapping[str, pd.DataFrame], config: Config) -> dic
         "scores": Table(
             rows=tabulate_scores(losses),
             caption="Best window of five layers of each unlearned model, KRS and share of answers, "
-            "beside models that never knew in the same window, with the excess and its paired 95 % "
-            "interval over facts.",
+            "beside a model that never knew in the same window (`never`), with the excess and its "
+            "paired 95 % interval over facts, and at that model's own best window (`best_never`).",
         ),
         "readout": Table(
             rows=tabulate_readout(losses, num_layers=5),

@@ -43,16 +43,16 @@ PAIR = ComparedPair(
 )
 
 
-def test_scores_are_compared_in_the_window_that_is_best_for_the_unlearned_model():
-    assert compare_krs(PAIR, ONE) == pytest.approx(0.75 - 0.5)
+def test_scores_are_compared_each_at_its_best_window():
+    assert compare_krs(PAIR, ONE) == pytest.approx(0.75 - 1)
     assert compare_answers(PAIR, ONE) == pytest.approx(0.5 - 0)
-    # The first fact twice: 1 − 2/8 against 1 − 4/4.
-    assert compare_krs(PAIR, np.array([2.0, 0.0])) == pytest.approx(0.75 - 0)
+    # The second fact twice: no answer comes back.
+    assert compare_answers(PAIR, np.array([0.0, 2.0])) == 0
 
 
 def test_facts_of_which_nothing_is_scored_are_left_out():
     first = ComparedPair(PAIR.own, PAIR.never, PAIR.layers, used=np.array([1.0, 0.0]))
-    assert compare_krs(first, ONE) == pytest.approx(0.75 - 0)
+    assert compare_krs(first, ONE) == pytest.approx(0.75 - 1)
     assert compare_answers(first, ONE) == pytest.approx(1 - 0)
 
 
@@ -68,12 +68,12 @@ def test_readout_is_the_share_of_the_fall_that_is_missing():
 
 def test_pairs_are_averaged_and_facts_are_drawn():
     same = ComparedPair(own=PAIR.own, never=PAIR.own, layers=[0, 1])
-    found = average_pairs([PAIR, same], compare_krs)
-    assert found.value == pytest.approx((0.25 + 0) / 2)
-    # Draws of one fact alone: 0.75 − 0 for the first, 0.75 − 1 for the second.
-    assert (found.ci_low, found.ci_high) == pytest.approx((-0.125, 0.375))
+    found = average_pairs([PAIR, same], compare_answers)
+    assert found.value == pytest.approx((0.5 + 0) / 2)
+    # Draws of one fact alone: its answer comes back, or that of the other does not.
+    assert (found.ci_low, found.ci_high) == pytest.approx((0, 0.5))
     assert found.n == 2
-    assert describe_range([PAIR, same], compare_krs) == "2 pairs, 0.00 to 0.25"
+    assert describe_range([PAIR, same], compare_answers) == "2 pairs, 0.00 to 0.50"
 
 
 def test_what_is_taught_is_not_what_is_asked():
@@ -171,8 +171,8 @@ def test_tables_figures_and_findings_of_tiny_models(tmp_path):
     assert len(residual.query("language == 'de' and of == @CLEAN")) == taught.num_layers
     assert set(tables["thirty"]["language"]) == {"de"}
     findings = make_findings(measurements, config)
-    by_table = scores.query("site == 'coef' and of == @CLEAN")["excess"].item()
-    assert findings[0].measure.value == pytest.approx(by_table, abs=1e-9)
+    row = scores.query("site == 'coef' and of == @CLEAN").iloc[0]
+    assert findings[0].measure.value == pytest.approx(row["score"] - row["best_never"], abs=1e-9)
     drawn = make_figures(make_tables(measurements, config), config)
     assert len(drawn["readout"].figure.data) == 2 * 6
     assert len(drawn["scores"].figure.data) == 2 * 3
