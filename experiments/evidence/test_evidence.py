@@ -125,6 +125,7 @@ def test_tables_figures_and_findings_of_tiny_models(tmp_path):
             prompt=f"w{5 * n + shift + 3} w9",
             answer="w3",
             concept=concept,
+            control=concept == "kept",
         )
         for shift, code in enumerate(("de", "en"))
         for concept in ("fake", "kept")
