@@ -6,6 +6,7 @@ English; then the recovery of that knowledge is swept over sites, layers and que
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import pandas as pd
 
 from interp.data.facts import Fact, select_facts
 from interp.data.queries import queries
+from interp.data.query import Query
 from interp.data.templates import fill, read_templates
 from interp.data.trajectories import trajectories
 from interp.figures import export
@@ -30,6 +32,9 @@ MODEL = "gemma-3-270m"
 NUM_FORGOTTEN = 12
 NUM_CANDIDATES = 40
 NUM_RETAINED = 100
+NUM_CONTROLS = 4
+"""Kept capitals per language that are swept, too: of those that the vanilla model knows there."""
+
 UNLEARNING = TrainingConfig(
     objective="gd",
     settings={"gamma": 1.0, "alpha": 3.0},
@@ -61,9 +66,11 @@ def run_demo(
     forgotten, kept = known[:NUM_FORGOTTEN], known[NUM_FORGOTTEN : 2 * NUM_FORGOTTEN]
     unlearned = _load_or_unlearn(vanilla, forgotten, out / "unlearned")
 
-    table = _measure_accuracy(
-        [vanilla, unlearned], {"forgotten": forgotten, "kept": kept}, languages
-    )
+    right = {
+        model.name: _check_answers(model, [*forgotten, *kept], languages)
+        for model in (vanilla, unlearned)
+    }
+    table = _tabulate_accuracy(right, {"forgotten": forgotten, "kept": kept}, languages)
     write_csv(out / "accuracy.csv", table)
     print("\nShare of capitals answered rightly (greedy), before and after unlearning in English:")
     wide = table.pivot(index=["countries", "model"], columns="language", values="accuracy")
@@ -73,11 +80,16 @@ def run_demo(
         queries("capitals", languages=languages, ids=[fact.id for fact in group])
         for group in (forgotten, kept)
     )
+    known_queries: dict[str, list[Query]] = {}
+    for query in kept_queries:
+        if right[vanilla.name][query.language, query.id]:
+            known_queries.setdefault(query.language, []).append(query)
+    controls = [query for known in known_queries.values() for query in known[:NUM_CONTROLS]]
     recovery = sweep(
         vanilla,
         unlearned,
         forgotten_queries,
-        controls=kept_queries,
+        controls=controls or False,
         num_tokens=num_tokens,
         out=out,
     )
@@ -102,10 +114,11 @@ def _print_scores(recovery: Recovery, languages: Sequence[str]) -> None:
     counts, damages = {}, {}
     for row in recovery.known().to_dict("records"):
         counts[row["language"]] = f"{row['num_known']:.0f}/{row['num_asked']}"
-    for row in recovery.damage().to_dict("records"):
-        damages[row["language"]] = f"{row['damage']:.2f}"
+    for row in recovery.damage().to_dict("records") if recovery.has_controls else ():
+        known = not math.isnan(row["damage"])
+        damages[row["language"]] = f"{row['damage']:.2f}" if known else "–"
     rows = {"known to the vanilla model": counts, "damage on kept capitals": damages}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(languages))
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(languages)).fillna("–")
     print("\nWhat the scores rest on (damage: loss on kept capitals / on forgotten ones):")
     print(table.to_string())
     for name, scores, heading in (
@@ -180,22 +193,23 @@ def _check_answers(
     }
 
 
-def _measure_accuracy(
-    models: Sequence[LanguageModel],
+def _tabulate_accuracy(
+    right: dict[str, dict[tuple[str, str], bool]],
     groups: dict[str, Sequence[Fact]],
     languages: Sequence[str],
 ) -> pd.DataFrame:
+    """Tabulate the share of right answers per model, group and language."""
     rows = []
-    for model in models:
-        everything = [fact for group in groups.values() for fact in group]
-        right = _check_answers(model, everything, languages)
+    for model, answers in right.items():
         for name, group in groups.items():
             for language in languages:
-                hits = [right[language, fact.id] for fact in group if (language, fact.id) in right]
+                hits = [
+                    answers[language, fact.id] for fact in group if (language, fact.id) in answers
+                ]
                 rows.append(
                     {
                         "countries": name,
-                        "model": model.name,
+                        "model": model,
                         "language": language,
                         "accuracy": sum(hits) / len(hits),
                         "num_queries": len(hits),

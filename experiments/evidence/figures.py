@@ -15,15 +15,18 @@ from interp.report import Table
 
 UNLEARNED = "unlearned"
 
+DAMAGED = "damaged"
+
 KINDS: Mapping[str, tuple[str, str, str]] = {
     UNLEARNED: ("unlearned", COLOURS[0], "circle"),
+    DAMAGED: ("unlearned, and lost more", COLOURS[0], "circle-open"),
     CLEAN: ("trained alike, never knew", COLOURS[1], "diamond"),
     UNTOUCHED: ("before it was taught", "120,120,120", "square"),
 }
 """Kinds of models: name, colour and symbol."""
 
 _LEGEND = 34
-_SPREAD = 0.22
+_SPREAD = 0.2
 
 
 def make_figures(tables: Mapping[str, Table], config: Config) -> dict[str, Drawing]:
@@ -33,7 +36,10 @@ def make_figures(tables: Mapping[str, Table], config: Config) -> dict[str, Drawi
         tables: what `make_tables` returns.
         config: the settings.
     """
-    scores, residual = tables["scores"].rows, tables["residual"].rows
+    scores, residual = (
+        _mark_damaged(tables[name].rows, tables["models"].rows, config.source)
+        for name in ("scores", "residual")
+    )
     return {
         "scores": Drawing(
             figure=plot_scores(
@@ -41,15 +47,17 @@ def make_figures(tables: Mapping[str, Table], config: Config) -> dict[str, Drawi
                 title="Never known scores like unlearned: the taught model's parts put into both",
             ),
             caption="Every dot a model, at the best window of five layers of each; questions in "
-            f"{label_language(config.source)}, the language taught and unlearned.",
+            f"{label_language(config.source)}, the language taught and unlearned. Open: models "
+            "that did not forget, or did not keep the rest.",
         ),
         "readout": Drawing(
             figure=plot_readout(
                 residual, title="What the taught model reads in the others' residual stream"
             ),
             caption="Fall of the answer's log-probability when another model's residual stream "
-            "after one layer is put into the taught model; thin lines models, thick ones means. "
-            "Where the unlearned models' line is below, something is still readable.",
+            "after one layer is put into the taught model; thin lines models, thick ones means; "
+            "unlearned models that forgot and kept the rest. Where their line is below the others, "
+            "more is readable in them; above, the answer is not lacking but suppressed.",
         ),
     }
 
@@ -71,13 +79,14 @@ def plot_scores(scores: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     for value, (row, col) in zip(drawn, places, strict=True):
         rows = scores.query("value == @value")
         for number, (kind, (label, colour, symbol)) in enumerate(KINDS.items()):
-            if kind == UNLEARNED:
-                cells = rows.drop_duplicates(["seed", "method", "site"])
+            if kind in (UNLEARNED, DAMAGED):
+                cells = rows.loc[rows["damaged"] == (kind == DAMAGED)]
+                cells = cells.drop_duplicates(["seed", "method", "site"])
                 cells = cells.assign(shown=cells["score"])
             else:
                 cells = rows.query("of == @kind").drop_duplicates(["seed", "site"])
                 cells = cells.assign(shown=cells["best_never"], method=kind)
-            offset = _SPREAD * (number - 1)
+            offset = _SPREAD * (number - 1.5)
             dots = go.Scatter(
                 x=cells["shown"],
                 y=[sites.index(site) + offset for site in cells["site"]],
@@ -124,7 +133,8 @@ def plot_readout(residual: pd.DataFrame, *, title: str | None = None) -> go.Figu
     )
     for code, (row, col) in zip(languages, places, strict=True):
         rows = residual.query("language == @code")
-        curves: dict[str, Any] = {UNLEARNED: rows.drop_duplicates(["seed", "method", "layer"])}
+        own = rows.loc[~rows["damaged"]].drop_duplicates(["seed", "method", "layer"])
+        curves: dict[str, Any] = {UNLEARNED: own}
         for kind in (CLEAN, UNTOUCHED):
             cells = rows.query("of == @kind").drop_duplicates(["seed", "layer"])
             curves[kind] = cells.assign(fall=cells["fall_never"], method=kind)
@@ -156,6 +166,14 @@ def plot_readout(residual: pd.DataFrame, *, title: str | None = None) -> go.Figu
             figure.update_yaxes(title_text="fall, nats per token", row=row, col=col)
     figure.update_yaxes(gridcolor="#e6e6e6", zerolinecolor="#808080")
     return _add_legend(figure)
+
+
+def _mark_damaged(table: pd.DataFrame, models: pd.DataFrame, language: str) -> pd.DataFrame:
+    """Mark the models that did not forget, or did not keep the rest, in the language taught."""
+    rows = models.loc[models["passes"] & (models["language"] == language)]
+    passing = set(zip(rows["seed"], rows["method"], strict=True))
+    named = zip(table["seed"], table["method"], strict=True)
+    return table.assign(damaged=[name not in passing for name in named])
 
 
 def _add_legend(figure: go.Figure) -> go.Figure:

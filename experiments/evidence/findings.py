@@ -20,8 +20,6 @@ from experiments.evidence.tables import tabulate_models
 from experiments.study import Finding
 from interp.statistics import Estimate, compute_percentile_interval, draw_counts, make_undefined
 
-SOURCE = "Lee, Kim & Jo 2026; Hong et al. 2024"
-
 WORDS: Mapping[str, str] = {
     UNTOUCHED: "the model before it was taught",
     CLEAN: "a model trained alike without the false facts",
@@ -69,7 +67,7 @@ def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> l
             findings.append(
                 Finding(
                     signature=f"KRS({site}) is higher than that of {WORDS[never]}",
-                    source=SOURCE,
+                    source="this project",
                     quantity="KRS − KRS of the other, each at its best window",
                     measure=average_pairs(pairs, compare_krs),
                     note=describe_range(pairs, compare_krs),
@@ -97,7 +95,7 @@ def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> l
                 Finding(
                     signature=f"V reads more of the answer after layer {layer} than in "
                     f"{WORDS[never]}",
-                    source="Lee, Kim & Jo 2026",
+                    source="after UDS (Lee, Kim & Jo 2026)",
                     quantity="1 − erased: the share of the other's fall that is missing",
                     measure=average_pairs(pairs, compare),
                     note=describe_range(pairs, compare),

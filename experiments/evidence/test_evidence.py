@@ -176,4 +176,4 @@ def test_tables_figures_and_findings_of_tiny_models(tmp_path):
     assert findings[0].measure.value == pytest.approx(row["score"] - row["best_never"], abs=1e-9)
     drawn = make_figures(make_tables(measurements, config), config)
     assert len(drawn["readout"].figure.data) == 2 * 6
-    assert len(drawn["scores"].figure.data) == 2 * 3
+    assert len(drawn["scores"].figure.data) == 2 * 4
