@@ -85,7 +85,7 @@ def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> l
             )
         )
         pairs = pair_up(measurements["residual"], config, chosen, never, "resid", "corrupt")
-        num_layers = int(measurements["residual"]["layer"].max()) + 1
+        num_layers = int(measurements["residual"]["layer"].to_numpy(int).max()) + 1
         for layer in (num_layers // 2 - 1, num_layers * 3 // 4, num_layers - 1):
 
             def compare(pair: ComparedPair, weights: Weights, layer: int = layer) -> float:

@@ -101,7 +101,7 @@ def average_num_tokens(rows: pd.DataFrame) -> float:
     """Average how many tokens of an answer are scored; NaN where that is not known."""
     if "num_tokens" not in rows:
         return math.nan
-    return float(rows.drop_duplicates(QUESTION)["num_tokens"].mean())
+    return float(rows.drop_duplicates(QUESTION)["num_tokens"].to_numpy(float).mean())
 
 
 def tabulate_known(losses: pd.DataFrame, *, by: Sequence[str] = ("language",)) -> pd.DataFrame:
