@@ -28,7 +28,7 @@ RELATION = "capital"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class FalseFacts:
     """Texts and questions of one seed.
 
     Attributes:
@@ -46,7 +46,7 @@ class Material:
     kept: Sequence[Query]
 
 
-def make_material(config: Config, seed: int) -> Material:
+def make_material(config: Config, seed: int) -> FalseFacts:
     """Make the texts and questions of a seed.
 
     Raises:
@@ -79,7 +79,7 @@ def make_material(config: Config, seed: int) -> Material:
         for code in config.languages
         for fact in asked
     ]
-    return Material(
+    return FalseFacts(
         corpus=replace(corpus, training=(*forget, *retain), instructions=()),
         forget=forget,
         retain=retain,

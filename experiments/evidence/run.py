@@ -23,7 +23,7 @@ import tyro
 
 import interp
 from experiments.evidence.config import CLEAN, LEAST_KNOWN, LIMITS, PRESETS, UNTOUCHED, Config
-from experiments.evidence.data import Material, make_material
+from experiments.evidence.data import FalseFacts, make_material
 from experiments.evidence.figures import make_figures
 from experiments.evidence.findings import make_findings
 from experiments.evidence.tables import make_tables
@@ -128,7 +128,7 @@ def measure(config: Config, out: Path, *, progress: bool = True) -> dict[str, pd
 
 
 def make_models(
-    untouched: LanguageModel, material: Material, config: Config, folder: Path, *, progress: bool
+    untouched: LanguageModel, material: FalseFacts, config: Config, folder: Path, *, progress: bool
 ) -> dict[str, LanguageModel]:
     """Teach a model, with and without the false facts, and unlearn them by every method."""
     taught, clean = (
@@ -153,7 +153,7 @@ def make_models(
     return models
 
 
-def select_questions(measures: pd.DataFrame, material: Material) -> list[Query]:
+def select_questions(measures: pd.DataFrame, material: FalseFacts) -> list[Query]:
     """Return the questions on false facts in the languages in which the taught model knows enough.
 
     Raises:
