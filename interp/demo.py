@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from interp.data.facts import Fact, select_facts
+from interp.data.filters import limit_per_language
 from interp.data.queries import queries
-from interp.data.query import Query
 from interp.data.templates import fill, read_templates
 from interp.data.trajectories import trajectories
 from interp.figures import export
@@ -80,11 +80,10 @@ def run_demo(
         queries("capitals", languages=languages, ids=[fact.id for fact in group])
         for group in (forgotten, kept)
     )
-    known_queries: dict[str, list[Query]] = {}
-    for query in kept_queries:
-        if right[vanilla.name][query.language, query.id]:
-            known_queries.setdefault(query.language, []).append(query)
-    controls = [query for known in known_queries.values() for query in known[:NUM_CONTROLS]]
+    is_known = right[vanilla.name]
+    controls = limit_per_language(
+        [query for query in kept_queries if is_known[query.language, query.id]], NUM_CONTROLS
+    )
     recovery = sweep(
         vanilla,
         unlearned,

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from experiments.evidence.config import CLEAN, UNTOUCHED, Config
 from experiments.study import Drawing
-from interp.figures import COLOURS, escape, label_language, lay_out
+from interp.figures import COLOURS, escape, label_language, lay_out, place_legend_below
 from interp.report import Table
 
 UNLEARNED = "unlearned"
@@ -57,7 +57,7 @@ def make_figures(tables: Mapping[str, Table], config: Config) -> dict[str, Drawi
             caption="Fall of the answer's log-probability when another model's residual stream "
             "after one layer is put into the taught model; thin lines models, thick ones means; "
             "unlearned models that forgot and kept the rest. Where their line is below the others, "
-            "more is readable in them; above, the answer is not lacking but suppressed.",
+            "more is readable in them; above, what was written there pushes the answer away.",
         ),
     }
 
@@ -116,7 +116,7 @@ def plot_scores(scores: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         zeroline=False,
         gridcolor="#f0f0f0",
     )
-    return _add_legend(figure)
+    return place_legend_below(figure, _LEGEND)
 
 
 def plot_readout(residual: pd.DataFrame, *, title: str | None = None) -> go.Figure:
@@ -165,7 +165,7 @@ def plot_readout(residual: pd.DataFrame, *, title: str | None = None) -> go.Figu
         if col == 1:
             figure.update_yaxes(title_text="fall, nats per token", row=row, col=col)
     figure.update_yaxes(gridcolor="#e6e6e6", zerolinecolor="#808080")
-    return _add_legend(figure)
+    return place_legend_below(figure, _LEGEND)
 
 
 def _mark_damaged(table: pd.DataFrame, models: pd.DataFrame, language: str) -> pd.DataFrame:
@@ -174,13 +174,3 @@ def _mark_damaged(table: pd.DataFrame, models: pd.DataFrame, language: str) -> p
     passing = set(zip(rows["seed"], rows["method"], strict=True))
     named = zip(table["seed"], table["method"], strict=True)
     return table.assign(damaged=[name not in passing for name in named])
-
-
-def _add_legend(figure: go.Figure) -> go.Figure:
-    layout = figure.layout
-    legend = {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0.005}
-    return figure.update_layout(
-        legend=legend | {"yanchor": "bottom"},
-        height=layout.height + _LEGEND,  # pyright: ignore[reportAttributeAccessIssue]
-        margin_b=layout.margin.b + _LEGEND,  # pyright: ignore[reportAttributeAccessIssue]
-    )

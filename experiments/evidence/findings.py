@@ -1,15 +1,15 @@
 """Findings: does a score tell an unlearned model from one that never knew?
 
 Means over the pairs whose unlearned model passes (it forgot, and kept the rest), in the language
-that was taught. The interval draws facts, the same in all
-pairs, as every taught model learned something false of the same countries; it says nothing of other
-methods, settings or models.
+that was taught. The interval draws facts, the same in all pairs, as every taught model learned
+something false of the same countries; it says nothing of other methods, settings or models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -52,6 +52,9 @@ class ComparedPair:
         return weights if self.used is None else weights * self.used
 
 
+Statistic = Callable[[ComparedPair, Weights], float]
+
+
 def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> list[Finding]:
     """Judge whether each score tells the two apart.
 
@@ -61,45 +64,51 @@ def make_findings(measurements: Mapping[str, pd.DataFrame], config: Config) -> l
     """
     findings = []
     chosen = find_passing(measurements, config)
-    for never in (CLEAN, UNTOUCHED):
-        for site in config.sites:
-            pairs = pair_up(measurements["losses"], config, chosen, never, site, "restore")
-            findings.append(
-                Finding(
-                    signature=f"KRS({site}) is higher than that of {WORDS[never]}",
-                    source="this project",
-                    quantity="KRS − KRS of the other, each at its best window",
-                    measure=average_pairs(pairs, compare_krs),
-                    note=describe_range(pairs, compare_krs),
-                )
-            )
-        site = config.sites[-1] if "coef+attn" not in config.sites else "coef+attn"
-        pairs = pair_up(measurements["losses"], config, chosen, never, site, "restore")
+    losses, residual = measurements["losses"], measurements["residual"]
+    num_layers = int(residual["layer"].to_numpy(int).max()) + 1
+
+    def judge(
+        signature: str,
+        source: str,
+        quantity: str,
+        pairs: Sequence[ComparedPair],
+        statistic: Statistic,
+    ) -> None:
         findings.append(
             Finding(
-                signature=f"more answers come back by {site} than in {WORDS[never]}",
-                source="this project",
-                quantity="share of answers − that of the other, each at its best window",
-                measure=average_pairs(pairs, compare_answers),
-                note=describe_range(pairs, compare_answers),
+                signature=signature,
+                source=source,
+                quantity=quantity,
+                measure=average_pairs(pairs, statistic),
+                note=describe_range(pairs, statistic),
             )
         )
-        pairs = pair_up(measurements["residual"], config, chosen, never, "resid", "corrupt")
-        num_layers = int(measurements["residual"]["layer"].to_numpy(int).max()) + 1
+
+    for never in (CLEAN, UNTOUCHED):
+        for site in config.sites:
+            judge(
+                f"KRS({site}) is higher than that of {WORDS[never]}",
+                "this project",
+                "KRS − KRS of the other, each at its best window",
+                pair_up(losses, config, chosen, never, site, "restore"),
+                compare_krs,
+            )
+        site = config.sites[-1] if "coef+attn" not in config.sites else "coef+attn"
+        judge(
+            f"more answers come back by {site} than in {WORDS[never]}",
+            "this project",
+            "share of answers − that of the other, each at its best window",
+            pair_up(losses, config, chosen, never, site, "restore"),
+            compare_answers,
+        )
+        pairs = pair_up(residual, config, chosen, never, "resid", "corrupt")
         for layer in (num_layers // 2 - 1, num_layers * 3 // 4, num_layers - 1):
-
-            def compare(pair: ComparedPair, weights: Weights, layer: int = layer) -> float:
-                return compare_readout(pair, weights, layer)
-
-            findings.append(
-                Finding(
-                    signature=f"V reads more of the answer after layer {layer} than in "
-                    f"{WORDS[never]}",
-                    source="after UDS (Lee, Kim & Jo 2026)",
-                    quantity="1 − erased: the share of the other's fall that is missing",
-                    measure=average_pairs(pairs, compare),
-                    note=describe_range(pairs, compare),
-                )
+            judge(
+                f"V reads more of the answer after layer {layer} than in {WORDS[never]}",
+                "after UDS (Lee, Kim & Jo 2026)",
+                "1 − erased: the share of the other's fall that is missing",
+                pairs,
+                partial(compare_readout, layer=layer),
             )
     return findings
 
@@ -145,9 +154,7 @@ def pair_up(
     return pairs
 
 
-def average_pairs(
-    pairs: Sequence[ComparedPair], statistic: Callable[[ComparedPair, Weights], float]
-) -> Estimate:
+def average_pairs(pairs: Sequence[ComparedPair], statistic: Statistic) -> Estimate:
     """Average a statistic over pairs, with a bootstrap interval over facts."""
     if not pairs:
         return make_undefined("no unlearned model forgot and kept the rest")
@@ -164,9 +171,7 @@ def average_pairs(
     return Estimate(value=value, ci_low=low, ci_high=high, n=num_facts)
 
 
-def describe_range(
-    pairs: Sequence[ComparedPair], statistic: Callable[[ComparedPair, Weights], float]
-) -> str:
+def describe_range(pairs: Sequence[ComparedPair], statistic: Statistic) -> str:
     """Say between what the pairs lie."""
     if not pairs:
         return ""

@@ -44,7 +44,7 @@ def main(
     """Compare unlearned models with models that never knew.
 
     Args:
-        preset: quick (a pair, two sites) or full (eight pairs; an hour on two cores).
+        preset: quick (a pair, two sites) or full (twelve pairs; an hour on two cores).
         out: directory of models, tables, figures and findings; runs/evidence-PRESET if not given.
         model: another model to teach than the preset's: a directory, a .gguf file or a Hub id.
     """

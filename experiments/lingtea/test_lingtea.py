@@ -534,8 +534,8 @@ def test_the_experiment_goes_on_where_it_was_killed(script, tmp_path, monkeypatc
     ]
     # Again: nothing is trained, asked or swept.
     monkeypatch.setattr("interp.unlearning.training.TrainableModel", None)
-    monkeypatch.setattr("interp.launch.measure", None)
-    monkeypatch.setattr("experiments.lingtea.run.score_memorization", None)
+    monkeypatch.setattr("interp.launch.worker.measure", None)
+    monkeypatch.setattr("experiments.lingtea.run.measure_memorization", None)
     capsys.readouterr()
     script("tiny", out=tmp_path)
     assert {p.name: p.read_bytes() for p in (tmp_path / "tables").iterdir()} == tables

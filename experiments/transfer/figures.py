@@ -20,7 +20,7 @@ from experiments.transfer.tables import (
     select_reductions,
 )
 from interp import figures
-from interp.figures import COLOURS, check_table, escape, label_language, lay_out
+from interp.figures import COLOURS, check_table, escape, label_language, lay_out, place_legend_below
 from interp.report import Table
 
 TITLES: Mapping[str, tuple[str, str]] = {
@@ -38,8 +38,6 @@ _SYMBOLS = ("circle-open", "circle", "diamond")
 _COLOURS = (COLOURS[5], COLOURS[0], COLOURS[1])
 
 _WIDTH = 205
-
-_LEGEND = 30
 
 # How far apart the dots of a language stand, in rows.
 _SPREAD = 0.24
@@ -140,14 +138,7 @@ def plot_rates(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         gridcolor="#f0f0f0",
         zeroline=False,
     )
-    layout: Any = figure.layout
-    legend = {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0.005}
-    figure.update_layout(
-        legend=legend | {"yanchor": "bottom"},
-        height=layout.height + _LEGEND,
-        margin_b=layout.margin.b + _LEGEND,
-    )
-    return figure
+    return place_legend_below(figure)
 
 
 def _name_model(model: str) -> str:

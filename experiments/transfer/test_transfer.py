@@ -385,7 +385,7 @@ def test_the_whole_experiment_goes_on_where_it_was_killed(
         f"{name}.csv"
         for name in ("rates", "reductions", "predictors", "measures", "krs", "answers")
     }
-    monkeypatch.setattr("interp.launch.measure", None)
+    monkeypatch.setattr("interp.launch.worker.measure", None)
     monkeypatch.setattr(
         "interp.behaviour.answers.generate_continuations", lambda *_, **__: iter(())
     )

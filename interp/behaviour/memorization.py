@@ -109,7 +109,7 @@ def estimate_memorization(
         by,
         {
             "memorization_accuracy": _estimate_accuracy,
-            "perplexity": _estimate_perplexity,
+            "perplexity": estimate_perplexity,
             "extraction_strength": lambda group: estimate_mean(
                 group["extraction_strength"].tolist()
             ),
@@ -144,8 +144,14 @@ def _estimate_accuracy(group: pd.DataFrame) -> Estimate:
     return bootstrap(len(group), lambda items: float(right[items].sum() / tokens[items].sum()))
 
 
-def _estimate_perplexity(group: pd.DataFrame) -> Estimate:
-    nll, tokens = group["nll"].to_numpy(), group["num_tokens"].to_numpy()
+def estimate_perplexity(group: pd.DataFrame, column: str = "nll") -> Estimate:
+    """Estimate exp of the mean negative log-likelihood of a token, of all texts together.
+
+    Args:
+        group: a row per text, with `num_tokens`.
+        column: sums over a text's tokens, in nats.
+    """
+    nll, tokens = group[column].to_numpy(), group["num_tokens"].to_numpy()
     if failed := int(np.isnan(nll).sum()):
         return make_undefined(f"the log-likelihood of {failed} of {len(group)} texts is no number")
 

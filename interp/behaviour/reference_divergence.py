@@ -12,6 +12,7 @@ ranking candidates cannot: a model that still ranks the right answer first and w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,13 @@ import torch
 from tqdm.auto import tqdm
 
 from interp.behaviour.evaluated_model import EvaluatedModel
+from interp.behaviour.memorization import estimate_perplexity
 from interp.behaviour.registry import check_languages, metric
 from interp.data.samples import Sample, sample_texts
 from interp.models.integrity import check_readout, check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
-from interp.statistics import Estimate, bootstrap, estimate_groups
+from interp.statistics import Estimate, bootstrap, estimate_groups, make_undefined
 from interp.unlearning.examples import Tokens, make_batch
 from interp.unlearning.label_logprobs import compute_label_kl, compute_label_logprobs
 
@@ -115,29 +117,22 @@ def estimate_divergence(
         `vanilla_perplexity`.
     """
 
-    def average(column: str, *, exponential: bool):
-        def estimate(rows: pd.DataFrame) -> Estimate:
-            values, tokens = rows[column].to_numpy(float), rows["num_tokens"].to_numpy(float)
-
-            def statistic(items: np.ndarray) -> float:
-                mean = values[items].sum() / tokens[items].sum()
-                # Of a model that is past all help, exp overflows to infinity.
-                with np.errstate(over="ignore"):
-                    return float(np.exp(mean) if exponential else mean)
-
-            return bootstrap(len(rows), statistic)
-
-        return estimate
-
     return estimate_groups(
         table,
         by,
         {
-            "reference_kl": average("kl", exponential=False),
-            "reference_perplexity": average("nll", exponential=True),
-            "vanilla_perplexity": average("nll_vanilla", exponential=True),
+            "reference_kl": _estimate_kl,
+            "reference_perplexity": estimate_perplexity,
+            "vanilla_perplexity": partial(estimate_perplexity, column="nll_vanilla"),
         },
     )
+
+
+def _estimate_kl(rows: pd.DataFrame) -> Estimate:
+    kl, tokens = rows["kl"].to_numpy(), rows["num_tokens"].to_numpy()
+    if failed := int(np.isnan(kl).sum()):
+        return make_undefined(f"the divergence on {failed} of {len(rows)} texts is no number")
+    return bootstrap(len(rows), lambda items: float(kl[items].sum() / tokens[items].sum()))
 
 
 @metric("reference_kl", needs=("vanilla",), check=check_languages)

@@ -13,7 +13,6 @@ batches do not matter. Samples are kept under the model's hash in the user's cac
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from interp.data.answer_cache import make_key
 from interp.data.counterfactuals import hash_text
 from interp.data.facts import select_facts
 from interp.data.templates import fill, read_templates
-from interp.files import write_atomically
+from interp.files import compute_digest, write_atomically
 from interp.models.generation import compute_text_hash, generate_continuations
 from interp.models.gguf import get_cache_directory
 from interp.models.language_model import LanguageModel
@@ -172,7 +171,7 @@ def _read(file: Path) -> list[Sample] | None:
     """Read samples that were kept; None where there are none, or the file is damaged."""
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
-        if held["digest"] != _digest(held["samples"]):
+        if held["digest"] != compute_digest(held["samples"]):
             return None
         return [
             Sample(
@@ -188,15 +187,11 @@ def _read(file: Path) -> list[Sample] | None:
 
 
 def _write(file: Path, samples: Sequence[Sample]) -> None:
-    rows = json.loads(json.dumps([asdict(sample) for sample in samples]))
-    text = json.dumps({"digest": _digest(rows), "samples": rows}, ensure_ascii=False)
+    rows = [asdict(sample) for sample in samples]
+    text = json.dumps({"digest": compute_digest(rows), "samples": rows}, ensure_ascii=False)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda scratch: scratch.write_text(text, encoding="utf-8"))
     except OSError:
         # A cache that cannot be written costs time, not the result.
         return
-
-
-def _digest(rows: object) -> str:
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode("ascii")).hexdigest()

@@ -18,6 +18,7 @@ from interp.figures.layout import fit_legend_height as fit_legend_height
 from interp.figures.layout import format_accuracy_hover as format_accuracy_hover
 from interp.figures.layout import label_language as label_language
 from interp.figures.layout import lay_out as lay_out
+from interp.figures.layout import place_legend_below as place_legend_below
 from interp.figures.probing import plot_accuracy as plot_accuracy
 from interp.figures.recovery import plot_heatmap as plot_heatmap
 from interp.figures.recovery import plot_lines as plot_lines

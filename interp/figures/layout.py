@@ -169,6 +169,17 @@ def lay_out(
     return figure, places
 
 
+def place_legend_below(figure: go.Figure, height: int = _LEGEND_LINE) -> go.Figure:
+    """Place the legend in a line of its own below the axes, and make room for it."""
+    layout: Any = figure.layout
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0.005}
+    return figure.update_layout(
+        legend=legend | {"yanchor": "bottom"},
+        height=layout.height + height,
+        margin_b=layout.margin.b + height,
+    )
+
+
 def wrap_title(title: str, pixels: int) -> str:
     """Wrap an axis' title, a plain text, in lines that are no longer than the axis."""
     return "<br>".join(map(escape, textwrap.wrap(title, max(12, pixels // 8))))
