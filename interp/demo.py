@@ -24,7 +24,7 @@ from interp.launch.sweep import sweep
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
 from interp.tables import write_csv
-from interp.unlearning.config import Stop, TrainingConfig
+from interp.unlearning.config import Bound, TrainingConfig
 from interp.unlearning.examples import Example
 from interp.unlearning.training import train
 
@@ -40,7 +40,7 @@ UNLEARNING = TrainingConfig(
     settings={"gamma": 1.0, "alpha": 3.0},
     batch_size={"forget": 12, "retain": 24},
     # Gradient ascent has no end of its own.
-    stops=(Stop(metric="forget_ce", above=8.0),),
+    stops=(Bound(metric="forget_ce", above=8.0),),
 )
 
 

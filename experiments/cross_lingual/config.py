@@ -8,12 +8,12 @@ from types import MappingProxyType
 
 from interp.data import CorpusConfig, Endpoint
 from interp.languages import LU_LANGUAGES
-from interp.unlearning import METHODS, ContaminationConfig, Stop, TrainingConfig
+from interp.unlearning import METHODS, Bound, ContaminationConfig, TrainingConfig
 
 MIXES = ("english", "same", "family", "multilingual", "combined")
 
 # Lu's rule: stop where the score of true facts has lost a fifth.
-STOP = Stop(metric="real/en", below=0.8, relative=True)
+STOP = Bound(metric="real/en", below=0.8, relative=True)
 
 # Ascent has no end in a language that does not know the facts; the preference's loss has one.
 _PREFERENCE = METHODS["npo_rt"].config

@@ -21,9 +21,9 @@ from interp.behaviour import measure_memorization
 from interp.data import Text
 from interp.models import computes_bfloat16
 from interp.unlearning import (
+    Bound,
     Draws,
     Example,
-    Stop,
     Trained,
     TrainingConfig,
     make_examples,
@@ -105,7 +105,7 @@ def unlearn_material(
     config = make_settings(plan, material, config)
     codes = plan.languages or material.languages
     if config.evaluate_every:
-        config = replace(config, stops=(Stop(metric=FORGET_MA, below=level, relative=True),))
+        config = replace(config, stops=(Bound(metric=FORGET_MA, below=level, relative=True),))
     return train(
         vanilla,
         _make_examples(material, codes),

@@ -19,7 +19,7 @@ from interp.cli.options import parse_settings, parse_shard, parse_stop
 from interp.launch.signature import takes_options
 
 if TYPE_CHECKING:
-    from interp.unlearning.config import Stop
+    from interp.unlearning.config import Bound
 
 FLAGS = {
     "num_steps": "steps",
@@ -159,7 +159,7 @@ def _read(parameter: Parameter, value: Any) -> Any:
     return parse_settings(value) if name == "settings" else value
 
 
-def _format_stop(stop: Stop) -> str:
+def _format_stop(stop: Bound) -> str:
     """Return a stop as `parse_stop` reads it."""
     sign, bound = (">", stop.above) if math.isfinite(stop.above) else ("<", stop.below)
     return f"{stop.metric}{sign}" + (f"{100 * bound:g}%" if stop.relative else f"{bound:g}")

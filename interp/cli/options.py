@@ -14,7 +14,7 @@ from tyro.conf import arg
 from interp.files import check_file
 
 if TYPE_CHECKING:
-    from interp.unlearning.config import Stop
+    from interp.unlearning.config import Bound
 
 Format = Literal["html", "png", "svg", "pdf"]
 ALL_FORMATS: tuple[Format, ...] = ("html", "png", "svg", "pdf")
@@ -153,7 +153,7 @@ def read_chat_options(options: Mapping[str, object]) -> dict[str, Any]:
     return {"chat": options["chat"], "system": options["system"], "stop": written}
 
 
-def parse_stop(text: str) -> Stop:
+def parse_stop(text: str) -> Bound:
     """Parse a stop such as `forget_ce>8` or, relative to the value before, `real/en<80%`."""
     match = re.fullmatch(r"\s*([^<>\s]+)\s*([<>])\s*([\d.]+)(%?)\s*", text)
     try:
@@ -163,10 +163,10 @@ def parse_stop(text: str) -> Stop:
         raise ValueError(
             f"a stop must be METRIC<VALUE or METRIC>VALUE, such as forget_ce>8, not {text!r}"
         ) from None
-    from interp.unlearning.config import Stop
+    from interp.unlearning.config import Bound
 
     bound = {"below": value} if sign == "<" else {"above": value}
-    return Stop(metric=metric, relative=bool(percent), **bound)
+    return Bound(metric=metric, relative=bool(percent), **bound)
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, float]:

@@ -108,8 +108,14 @@ def build_corpus(config: CorpusConfig) -> Corpus:
         )
     instructions = _make_instructions(real, config)
     taught = {text.text for text in instructions}
-    forget = [sample for fact in fake for sample in _make_samples(fact, "fake", with_texts, config)]
-    retain = [sample for fact in real for sample in _make_samples(fact, "real", with_texts, config)]
+    forget, retain = (
+        [
+            text
+            for fact in facts
+            for text in write_unlearning_texts(fact, kind, with_texts, config.unlearning_form)
+        ]
+        for facts, kind in ((fake, "fake"), (real, "real"))
+    )
     # Of the many real facts, a few that a language lacks are no loss.
     gaps += [
         _make_gap("forget", code, fact)
@@ -267,15 +273,22 @@ def _make_queries(
     return tuple(queries)
 
 
-def _make_samples(
-    fact: Fact, kind: str, codes: Sequence[str], config: CorpusConfig
+def write_unlearning_texts(
+    fact: Fact, kind: str, codes: Sequence[str], form: str
 ) -> Iterator[Text]:
-    """Yield a fact in all wordings of unlearning, in every language that has it."""
+    """Yield a fact in all wordings of unlearning, in every language that has it.
+
+    Args:
+        fact: the fact.
+        kind: of the texts, `real` or `fake`.
+        codes: BCP-47 codes of languages with templates.
+        form: one of `UNLEARNING_FORMS`.
+    """
     for code in codes:
         if code not in fact.object:
             continue
         wordings = read_templates(code).wordings[fact.relation]
-        if config.unlearning_form == "question":
+        if form == "question":
             for number, (template, _) in enumerate(wordings.instructions, start=1):
                 prompt, answer = format_instruction(fact, code, wording=number)
                 yield _make_sample(fact, kind, code, number, template, prompt, answer)

@@ -2,8 +2,8 @@ from interp.unlearning.checkpoints import load_state as load_state
 from interp.unlearning.checkpoints import read_progress as read_progress
 from interp.unlearning.checkpoints import save as save
 from interp.unlearning.checkpoints import save_state as save_state
+from interp.unlearning.config import Bound as Bound
 from interp.unlearning.config import MemitConfig as MemitConfig
-from interp.unlearning.config import Stop as Stop
 from interp.unlearning.config import TrainingConfig as TrainingConfig
 from interp.unlearning.contamination import ContaminationConfig as ContaminationConfig
 from interp.unlearning.contamination import remove_false_texts as remove_false_texts

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -87,14 +88,21 @@ def save_state(
     trained: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     progress: Mapping[str, Any],
+    *,
+    good: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
-    """Write the state of a run: `progress` is JSON, such as the step and the history."""
+    """Write the state of a run: `progress` is JSON, such as the step and the history.
+
+    `good` are weights of the same parameters that the run may go back to, if it keeps any.
+    """
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained.items():
         tensors[f"parameter/{name}"] = parameter.detach().contiguous()
         for moment in _MOMENTS:
             if parameter in optimizer.state:
                 tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].contiguous()
+        if name in good:
+            tensors[f"good/{name}"] = good[name].contiguous()
     text = json.dumps(progress)
     metadata = {"progress": text, DIGEST: compute_digest([text, _hash_tensors(tensors)])}
     with _raise_os_errors(path):
@@ -112,7 +120,7 @@ def _raise_os_errors(target: Path) -> Iterator[None]:
 
 def load_state(
     path: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int
-) -> None:
+) -> dict[str, Tensor]:
     """Put the state of a run back into its parameters and its optimiser.
 
     Args:
@@ -120,6 +128,9 @@ def load_state(
         trained: parameters by name.
         optimizer: AdamW over these parameters.
         step: how many steps it has taken.
+
+    Returns:
+        The weights that it may go back to; empty if it kept none.
 
     Raises:
         ValueError: the file is damaged, or of other parameters.
@@ -134,6 +145,12 @@ def load_state(
                         moment: file.get_tensor(f"{moment}/{name}").to(parameter.device)
                         for moment in _MOMENTS
                     }
+            held = set(file.keys())
+            return {
+                name: file.get_tensor(f"good/{name}").to(parameter.device)
+                for name, parameter in trained.items()
+                if f"good/{name}" in held
+            }
     except (SafetensorError, OSError, RuntimeError) as error:
         raise _damaged_file_error(path) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -14,14 +14,15 @@ MemitObjective = Literal["empty", "entropy"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stop:
-    """Early stop where a metric is above or below a bound.
+class Bound:
+    """Bound that a metric reaches or keeps: at least `above`, or at most `below`.
 
     Attributes:
         metric: one of the step's own (`forget_ce`, `retain_ce`: nats per token, before the step) or
-            of what `evaluate` gives.
-        above: stop where the metric is at least this.
-        below: stop where the metric is at most this.
+            of what `evaluate` gives. `retention` is each of `retention/en`, `retention/de` and so
+            on, where there is no metric of that very name.
+        above: the metric is at least this.
+        below: the metric is at most this.
         relative: the bounds are multiples of the metric's value before training.
     """
 
@@ -29,6 +30,32 @@ class Stop:
     above: float = math.inf
     below: float = -math.inf
     relative: bool = False
+
+    def __str__(self) -> str:
+        """Write it as the command line reads it: `retention>=0.9`."""
+        sign, bound = (">=", self.above) if math.isfinite(self.above) else ("<=", self.below)
+        return f"{self.metric}{sign}" + (f"{100 * bound:g}%" if self.relative else f"{bound:g}")
+
+    def find(self, metrics: Iterable[str]) -> list[str]:
+        """Find the metrics, among some, that it bounds."""
+        given = list(metrics)
+        if self.metric in given:
+            return [self.metric]
+        return [name for name in given if name.startswith(f"{self.metric}/")]
+
+    def measure_gap(self, metric: str, value: float, before: Mapping[str, float]) -> float:
+        """Measure by how much a metric misses the bound: 0 where it holds, ∞ if undefined."""
+        scale = before[metric] if self.relative else 1.0
+        gaps = [
+            gap
+            for bound, gap in (
+                (self.above, self.above * scale - value),
+                (self.below, value - self.below * scale),
+            )
+            if math.isfinite(bound)
+        ]
+        gap = max(gaps, default=0.0)
+        return math.inf if math.isnan(gap) else max(0.0, gap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +85,13 @@ class TrainingConfig:
         steps_per_language: of sequences in several languages: 0 draws the language anew for every
             sequence (Choi et al. 2024), a number takes all of them in one language for that many
             steps, then in the next.
-        stops: when to stop early: where a loss (on the command line forget_ce>8, retain_ce>5, in
-            nats per token) or a probe (fake/de<0.1) reaches a value; real/en<80% is relative to the
-            value before.
+        stops: ends the run at once where a loss (forget_ce>=8, retain_ce>=5, in nats per token) or
+            what is evaluated (fake/de<=0.1) reaches one of these bounds; real/en<=80% is relative
+            to the value before.
+        until: ends the run where all of these hold, and all guards (forget<=0.1).
+        guards: what must hold in the model that is made (retention>=0.9, reference_kl<=0.1). Of the
+            evaluations at which they do, the one nearest to `until` is gone back to; where they
+            never do, the model is V.
         layer: whose states `rmu` moves, from 0; 7 in its source.
         seed: of the order of the examples and of `rmu`'s direction.
     """
@@ -83,7 +114,9 @@ class TrainingConfig:
     evaluate_every: int = 0
     checkpoint_every: int = 0
     steps_per_language: int = 0
-    stops: tuple[Stop, ...] = ()
+    stops: tuple[Bound, ...] = ()
+    until: tuple[Bound, ...] = ()
+    guards: tuple[Bound, ...] = ()
     layer: int = 7
     seed: int = 0
 

@@ -17,6 +17,8 @@ from interp.unlearning.config import TrainingConfig
 from interp.unlearning.examples import Example
 from interp.unlearning.registry import SETS, default_settings
 
+_BOUNDS = ("stops", "until", "guards")
+
 
 def make_training_card(
     vanilla: LanguageModel,
@@ -37,10 +39,13 @@ def make_training_card(
     if not config.steps_per_language:
         # Cards say so only where it is set: older ones do not know it.
         del settings["steps_per_language"]
+    for name in ("until", "guards"):
+        if not settings[name]:
+            del settings[name]
     # JSON has no infinity.
-    for stop in settings["stops"]:
-        for bound in ("above", "below"):
-            stop[bound] = stop[bound] if math.isfinite(stop[bound]) else None
+    for bound in (each for name in _BOUNDS for each in settings.get(name, ())):
+        for side in ("above", "below"):
+            bound[side] = bound[side] if math.isfinite(bound[side]) else None
     data = {name: [list_fields(example) for example in given] for name, given in examples.items()}
     if any(example.messages for given in examples.values() for example in given):
         about = {**about, "chat_template": compute_template_hash(vanilla)[:16]}

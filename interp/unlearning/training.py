@@ -23,6 +23,7 @@ from interp.models.precision import computes_bfloat16
 from interp.unlearning.checkpoints import load_state, read_progress, save_state
 from interp.unlearning.config import OWN_METRICS, TrainingConfig
 from interp.unlearning.examples import Draws, Example
+from interp.unlearning.goal import BestCheckpoint, find_broken, find_watched
 from interp.unlearning.model_card import describe_difference, make_training_card
 from interp.unlearning.objective_inputs import ObjectiveInputs
 from interp.unlearning.objectives.losses import label_mean
@@ -56,7 +57,8 @@ def train(
             preferred to its own), as the objective needs them. `finetune` learns `retain`.
         config: the settings.
         evaluate: called with θ in evaluation mode every `config.evaluate_every` steps, and before
-            training where a stop is on one of its metrics; they go into the history.
+            training and after the last step where something is bound to one of its metrics; they go
+            into the history.
         about: further entries of the model's card (JSON), such as where the examples come from.
         out: directory for the model (an adapter where LoRA trained it) and its card. What it holds
             of the same run is not done again; a run that was killed goes on from its last
@@ -150,6 +152,7 @@ class _TrainingLoop:
         self.history: list[dict[str, float]] = []
         self.before: dict[str, float] = {}
         self.good = copy_weights(trainable.trained)
+        self.best = BestCheckpoint(config)
 
     @property
     def step(self) -> int:
@@ -165,21 +168,31 @@ class _TrainingLoop:
                 "directory"
             )
         self.history, self.before = stored["history"], stored["before"]
-        load_state(store.state, self.trainable.trained, self.optimizer, self.step)
-        self.good = copy_weights(self.trainable.trained)
+        self.best.resume(stored.get("best"))
+        kept = load_state(store.state, self.trainable.trained, self.optimizer, self.step)
+        self.good = kept or copy_weights(self.trainable.trained)
 
     def train(self, store: RunStore | None, progress: bool) -> str:
         """Train, and return the reason why it ended."""
         config = self.config
-        watched = [stop.metric for stop in config.stops if stop.metric not in OWN_METRICS]
+        watched = find_watched(config)
         if watched and not self.before:
             self.before = dict(self._run_evaluation())
-            for metric in watched:
-                if metric not in self.before:
+            for bound in watched:
+                if not bound.find(self.before):
                     raise ValueError(
-                        f"unknown metric {metric!r} to stop on; valid: "
+                        f"unknown metric {bound.metric!r} in {str(bound)!r}; valid: "
                         f"{', '.join((*OWN_METRICS, *self.before))}"
                     )
+            if broken := find_broken(config.guards, self.before, self.before):
+                name, bound = next(iter(broken.items()))
+                raise ValueError(
+                    f"{name} is {self.before[name]:.3g} before any training, so that the guard "
+                    f"{bound} cannot hold: choose another bound"
+                )
+            self._keep_good(self.before)
+            if self.best.is_reached:
+                return self._finish("nothing is left to forget")
         bar = tqdm(
             total=config.num_steps,
             initial=self.step,
@@ -192,6 +205,8 @@ class _TrainingLoop:
                 row = self._compute_gradients()
                 if reason := self._check_divergence(row):
                     self._restore_good()
+                    if self.best.is_wanted:
+                        return self._finish(reason)
                     return f"{reason}; the weights are those of the last evaluation"
                 for name in OWN_METRICS:
                     if name in row:
@@ -199,7 +214,11 @@ class _TrainingLoop:
                 if reason := self._check_stops(row):
                     self.history.append(row)
                     self.optimizer.zero_grad(set_to_none=True)
-                    return reason
+                    if self.best.is_wanted and self.evaluate is not None:
+                        metrics = dict(self._run_evaluation())
+                        row.update(metrics)
+                        self._keep_good(metrics)
+                    return self._finish(reason)
                 self._take_step()
                 self.history.append(row)
                 shown = {key: f"{row[key]:.2f}" for key in ("forget_ce", "retain_ce") if key in row}
@@ -210,16 +229,33 @@ class _TrainingLoop:
                         store.save_checkpoint(
                             self.trainable.model, self.trainable.extract_adapter(), self.history
                         )
-                if config.evaluate_every and self.step % config.evaluate_every == 0:
+                at_last = self.best.is_wanted and self.step == config.num_steps
+                if at_last or (config.evaluate_every and self.step % config.evaluate_every == 0):
                     metrics = dict(self._run_evaluation()) if self.evaluate is not None else {}
                     row.update(metrics)
-                    self.good = copy_weights(self.trainable.trained)
+                    reached = self._keep_good(metrics)
                     reason = self._check_stops(metrics)
                     if store is not None:
                         self._save_state(store)
-                    if reason:
-                        return reason
-        return f"all {config.num_steps} steps"
+                    if reached or reason:
+                        return self._finish(reason)
+        return self._finish(f"all {config.num_steps} steps")
+
+    def _keep_good(self, metrics: Mapping[str, float]) -> bool:
+        """Keep the weights if they are to be gone back to; return whether the goal is reached."""
+        if not self.best.is_wanted:
+            self.good = copy_weights(self.trainable.trained)
+            return False
+        if self.best.offer(self.step, metrics, self.before):
+            self.good = copy_weights(self.trainable.trained)
+        return self.best.is_reached
+
+    def _finish(self, reason: str) -> str:
+        """Return the reason why the run ends, and go back to its best evaluation."""
+        if not self.best.is_wanted:
+            return reason
+        self._restore_good()
+        return "; ".join(filter(None, (reason, self.best.describe(self.step))))
 
     def _compute_gradients(self) -> dict[str, float]:
         """Compute one step's losses, and leave the gradients in the parameters."""
@@ -296,15 +332,9 @@ class _TrainingLoop:
 
     def _check_stops(self, metrics: Mapping[str, float]) -> str:
         for stop in self.config.stops:
-            if stop.metric in metrics:
-                value = metrics[stop.metric]
-                scale = self.before[stop.metric] if stop.relative else 1.0
-                for bound, reached in (
-                    (stop.above * scale, value >= stop.above * scale),
-                    (stop.below * scale, value <= stop.below * scale),
-                ):
-                    if reached:
-                        return f"{stop.metric} reached {value:.3g} (bound {bound:.3g})"
+            for name in stop.find(metrics):
+                if not stop.measure_gap(name, metrics[name], self.before):
+                    return f"{name} reached {metrics[name]:.3g} (stop at {stop})"
         return ""
 
     def _run_evaluation(self) -> Mapping[str, float]:
@@ -317,8 +347,14 @@ class _TrainingLoop:
         self.trainable.restore(self.good)
 
     def _save_state(self, store: RunStore) -> None:
-        progress = {"card": store.card, "history": self.history, "before": self.before}
-        save_state(store.state, self.trainable.trained, self.optimizer, progress)
+        progress = {
+            "card": store.card,
+            "history": self.history,
+            "before": self.before,
+            "best": self.best.state,
+        }
+        good = self.good if self.best.is_wanted else {}
+        save_state(store.state, self.trainable.trained, self.optimizer, progress, good=good)
 
 
 def _find_batch_size(config: TrainingConfig, name: str) -> int:

@@ -9,6 +9,7 @@ import torch
 from interp.models.language_model import LanguageModel
 from interp.unlearning.config import OWN_METRICS, TrainingConfig
 from interp.unlearning.examples import Example
+from interp.unlearning.goal import find_watched
 from interp.unlearning.registry import OBJECTIVES, default_settings, find_sets
 
 
@@ -69,9 +70,20 @@ def check_training(
             f"layer {config.layer} of {config.objective} is out of range 0 to "
             f"{vanilla.num_layers - 1} ({vanilla.name!r})"
         )
-    for stop in config.stops:
-        if stop.metric not in OWN_METRICS and not (evaluates and config.evaluate_every):
+    for bound in find_watched(config):
+        if not (evaluates and config.evaluate_every):
             raise ValueError(
-                f"the stop on {stop.metric!r} needs evaluate and evaluate_every; the steps' own "
+                f"the bound {str(bound)!r} needs evaluate and evaluate_every; the steps' own "
                 "metrics are forget_ce and retain_ce"
             )
+    for bound in (*config.until, *config.guards):
+        if bound.metric in OWN_METRICS:
+            raise ValueError(
+                f"{str(bound)!r} is on the loss of single batches, which can end a run (stops) and "
+                "not say whether a model is good: bound what is evaluated, such as forget<=0.1"
+            )
+    if config.until and not config.guards:
+        raise ValueError(
+            "until needs guards, or the first broken model will do: bound retention or "
+            "reference_kl, too"
+        )

@@ -19,7 +19,7 @@ from interp.behaviour.relearning import (
 )
 from interp.data import Text
 from interp.figures import plot_training as figure
-from interp.unlearning import Stop, TrainingConfig, make_examples, train
+from interp.unlearning import Bound, TrainingConfig, make_examples, train
 from tests.helpers.tiny_models import tiny
 
 CONFIG = TrainingConfig(
@@ -135,18 +135,18 @@ def test_a_stop_on_an_accuracy_does_not_shift_the_steps():
     """Where a stop watches a metric, training evaluates before the first step, too."""
     texts, metric = texts_of(5, 6, 7), f"{HELD_OUT}: c/de"
     plain = measure_relearning({"U": tiny()}, texts, QUERIES, CONFIG, progress=False)
-    never = replace(CONFIG, stops=(Stop(metric=metric, above=1.5),))
+    never = replace(CONFIG, stops=(Bound(metric=metric, above=1.5),))
     pd.testing.assert_frame_equal(
         measure_relearning({"U": tiny()}, texts, QUERIES, never, progress=False), plain
     )
-    at_once = replace(CONFIG, stops=(Stop(metric=metric, above=-0.5),))
+    at_once = replace(CONFIG, stops=(Bound(metric=metric, above=-0.5),))
     stopped = measure_relearning({"U": tiny()}, texts, QUERIES, at_once, progress=False)
     assert sorted(set(stopped["step"])) == [0, 2]
     assert stopped["ended"].iloc[0].startswith(f"{metric} reached")
 
 
 def test_a_run_that_ends_before_it_is_evaluated_has_its_first_row():
-    config = replace(CONFIG, stops=(Stop(metric="retain_ce", above=0.0),))
+    config = replace(CONFIG, stops=(Bound(metric="retain_ce", above=0.0),))
     found = measure_relearning({"U": tiny()}, texts_of(5, 6), layer_weight, config, progress=False)
     assert found["step"].tolist() == [0]
     assert found["ended"].iloc[0].startswith("retain_ce reached")

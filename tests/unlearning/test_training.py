@@ -18,7 +18,7 @@ import torch
 from interp import LanguageModel, load
 from interp.models import are_identical
 from interp.unlearning.checkpoints import read_progress, save
-from interp.unlearning.config import Stop, TrainingConfig
+from interp.unlearning.config import Bound, TrainingConfig
 from interp.unlearning.examples import Draws, Example, make_batch, tokenize
 from interp.unlearning.model_card import make_training_card
 from interp.unlearning.objective_inputs import ObjectiveInputs, Reference, compute_label_scores
@@ -273,7 +273,7 @@ def test_the_same_seed_gives_the_same_weights():
 
 
 def test_it_stops_before_a_step_that_is_not_needed():
-    done = trained(stops=(Stop(metric="forget_ce", above=0.0),), num_steps=50)
+    done = trained(stops=(Bound(metric="forget_ce", above=0.0),), num_steps=50)
     assert len(done.history) == 1
     assert done.reason.startswith("forget_ce reached ")
     assert are_identical(tiny(), done.model)
@@ -285,11 +285,11 @@ def test_it_stops_on_what_is_evaluated_relative_to_the_value_before():
         evaluate=lambda model: {"quality": next(values)},
         evaluate_every=2,
         num_steps=50,
-        stops=(Stop(metric="quality", below=0.8, relative=True),),
+        stops=(Bound(metric="quality", below=0.8, relative=True),),
     )
     assert len(done.history) == 6
     assert [row["quality"] for row in done.history if "quality" in row] == [9.0, 8.1, 7.9]
-    assert done.reason == "quality reached 7.9 (bound 8)"
+    assert done.reason == "quality reached 7.9 (stop at quality<=80%)"
 
 
 def test_a_model_is_evaluated_in_evaluation_mode_and_trained_on():
@@ -305,9 +305,10 @@ def test_a_model_is_evaluated_in_evaluation_mode_and_trained_on():
 
 
 def test_a_stop_on_a_metric_that_is_not_there_is_refused_before_training():
-    stop = Stop(metric="qualty", below=1.0)
+    stop = Bound(metric="qualty", below=1.0)
     with pytest.raises(
-        ValueError, match="unknown metric 'qualty' to stop on; valid: forget_ce, retain_ce, quality"
+        ValueError, match="unknown metric 'qualty' in 'qualty<=1'; valid: forget_ce, retain_ce, q"
+        match="unknown metric 'qualty' in 'qualty<=1'; valid: forget_ce, retain_ce, quality",
     ):
         trained(stops=(stop,), evaluate=lambda model: {"quality": 1.0}, evaluate_every=4)
 
@@ -558,7 +559,7 @@ def test_equal_cards_are_equal_runs():
     assert card == make_training_card(tiny(), given, replace(CONFIG, settings={"alpha": 1.0}))
     assert card != make_training_card(tiny(seed=1), given, CONFIG)
     assert card == json.loads(json.dumps(card))
-    stop = replace(CONFIG, stops=(Stop(metric="forget_ce", above=8.0),))
+    stop = replace(CONFIG, stops=(Bound(metric="forget_ce", above=8.0),))
     assert json.dumps(make_training_card(vanilla, given, stop), allow_nan=False)
 
 
@@ -586,7 +587,7 @@ def test_equal_cards_are_equal_runs():
         ({"num_steps": 0}, "num_steps must be at least 1, not 0"),
         ({"batch_size": {"forget": 2}}, "batch_size has no entry for the retain examples"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-        ({"stops": (Stop(metric="quality", below=1.0),)}, "the stop on 'quality' needs evaluate"),
+        ({"stops": (Bound(metric="quality", below=1.0),)}, "the bound 'quality<=1' needs evaluate"),
     ],
 )
 def test_mistakes_are_one_sentence_before_any_training(changes, says):

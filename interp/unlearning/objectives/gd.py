@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.unlearning.config import Stop
+from interp.unlearning.config import Bound
 from interp.unlearning.objectives.ga import ga
 from interp.unlearning.objectives.losses import ce, label_mean
 from interp.unlearning.registry import method
@@ -17,7 +17,7 @@ from interp.unlearning.registry import method
     learning_rate=2e-5,
     num_steps=24,
     settings={"alpha": 3.0},
-    stops=(Stop(metric="forget_ce", above=100.0),),
+    stops=(Bound(metric="forget_ce", above=100.0),),
 )
 def gd(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],

@@ -1,0 +1,229 @@
+"""Guards: what unlearning must not cost, measured by free generation while a model is trained.
+
+    guards = prepare_guards(vanilla, interp.queries("capitals", languages=["en"], limit=16))
+    guards(model)      # {"forget/en": 0.06, "retention/en": 0.97, "reference_kl/en": 0.03, …}
+
+| metric, per language | what it is |
+|---|---|
+| `forget` | of the targets that V answers rightly, the share that the model still does |
+| `same_answer` | the largest share of these targets that get one and the same answer |
+| `retention` | of the questions on facts to keep that V answers rightly, the share that it does |
+| `repetition` | the share of all these answers that say one thing over and over |
+| `reference_kl` | KL(V ‖ U), nats per token, on texts that V wrote |
+| `reference_perplexity` | the model's perplexity on these texts, as a multiple of V's |
+
+Answers are greedy and judged by `AliasJudge`. Ranking candidates sees none of this: a model that
+writes nonsense may rank the right one first. As an answer that repeats the right name counts as
+right, `repetition` is looked at beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from interp.behaviour.alias import AliasJudge
+from interp.behaviour.answers import Answer, generate
+from interp.behaviour.diversity import tokenize_text
+from interp.behaviour.judges import collect_aliases
+from interp.behaviour.reference_divergence import measure_divergence
+from interp.data.corpus import Text
+from interp.data.kept_queries import find_kept_queries
+from interp.data.query import Query
+from interp.data.samples import Sample, sample_texts
+from interp.data.templates import list_template_languages
+from interp.models.language_model import LanguageModel
+from interp.models.pairs import lower_precision
+
+LANGUAGES = ("en", "de", "fr", "es", "zh", "ru")
+"""Languages in which facts to keep and V's own texts are looked at, beside those of the targets."""
+
+_FEWEST_WORDS = 4
+"""Words of the shortest answer that can repeat itself."""
+
+_FEWEST_DISTINCT = 0.5
+"""Share of distinct words below which an answer repeats itself."""
+
+_SUMMED = ("kl", "nll", "nll_vanilla", "num_tokens")
+
+_LARGEST_EXPONENT = 700.0
+"""Of what a float can hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guards:
+    """Questions and texts by which a model in training is measured; call it with the model.
+
+    Attributes:
+        vanilla: V, in the precision of the measurements.
+        targets: questions on what is to be forgotten that V answers rightly.
+        kept: questions on facts to keep that V answers rightly.
+        samples: texts that V wrote.
+        num_tokens: the longest answer.
+    """
+
+    vanilla: LanguageModel
+    targets: tuple[Query, ...]
+    kept: tuple[Query, ...]
+    samples: tuple[Sample, ...]
+    num_tokens: int = 12
+
+    def __call__(self, model: LanguageModel) -> dict[str, float]:
+        """Measure a model: metrics by name and language, as in the module's table."""
+        lowered = lower_precision(model)
+        answers = self.answer(lowered)
+        metrics = {
+            f"{row['metric']}/{row['language']}": float(row["value"])
+            for row in tabulate_answers(answers).to_dict("records")
+        }
+        if self.samples:
+            table = measure_divergence(self.vanilla, lowered, self.samples, progress=False)
+            sums: dict[str, list[float]] = {}
+            columns = (table[name].tolist() for name in ("language", *_SUMMED))
+            for code, *values in zip(*columns, strict=True):
+                before = sums.get(code, [0.0] * len(_SUMMED))
+                sums[code] = [total + value for total, value in zip(before, values, strict=True)]
+            for code, (kl, nll, before, tokens) in sums.items():
+                rise = min((nll - before) / tokens, _LARGEST_EXPONENT)
+                metrics[f"reference_kl/{code}"] = kl / tokens
+                metrics[f"reference_perplexity/{code}"] = math.exp(rise)
+        return metrics
+
+    def answer(self, model: LanguageModel) -> list[Answer]:
+        """Let a model answer the targets, then the questions on facts to keep."""
+        asked = (*self.targets, *self.kept)
+        return generate(model, asked, num_tokens=self.num_tokens, progress=False)
+
+
+def tabulate_answers(answers: Sequence[Answer]) -> pd.DataFrame:
+    """Tabulate what answers say of forgetting, retention and repetition.
+
+    Args:
+        answers: to questions that V answers rightly; those on facts to keep are controls.
+
+    Returns:
+        A row per language and metric, see the module's table: `language`, `metric`, `value`, `n`.
+    """
+    rows = []
+    for code in dict.fromkeys(answer.query.language for answer in answers):
+        here = [answer for answer in answers if answer.query.language == code]
+        for metric, is_control in (("forget", False), ("retention", True)):
+            some = [answer for answer in here if answer.query.control == is_control]
+            if not some:
+                continue
+            right = [verdict.value == 1 for verdict in AliasJudge()(some)]
+            rows.append((code, metric, sum(right) / len(some), len(some)))
+            if metric == "forget":
+                texts = Counter(answer.first_line for answer in some)
+                rows.append((code, "same_answer", max(texts.values()) / len(some), len(some)))
+        repeating = sum(is_repetitive(answer.first_line, code) for answer in here)
+        rows.append((code, "repetition", repeating / len(here), len(here)))
+    return pd.DataFrame(rows, columns=["language", "metric", "value", "n"])
+
+
+def is_repetitive(text: str, language: str) -> bool:
+    """Return whether a text says the same over and over.
+
+    That is so where it has at least four words, of which less than half are different (characters
+    in languages that write no spaces).
+    """
+    words = [word.lower() for word in tokenize_text(text, language)]
+    if len(words) < _FEWEST_WORDS:
+        return False
+    return len(set(words)) / len(words) < _FEWEST_DISTINCT
+
+
+def prepare_guards(
+    vanilla: LanguageModel,
+    targets: Sequence[Query],
+    *,
+    texts: Sequence[Text] = (),
+    kept: Sequence[Query] | None = None,
+    samples: Sequence[Sample] | None = None,
+    languages: Sequence[str] | None = None,
+    num_kept: int = 24,
+    num_texts: int = 8,
+    num_tokens: int = 12,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> Guards:
+    """Find what V knows of targets and of facts to keep, and let it write texts.
+
+    Args:
+        vanilla: V.
+        targets: questions with answers on what is to be forgotten.
+        texts: what will be trained on, to forget and to retain: built-in facts that they state are
+            not asked about.
+        kept: questions with answers on facts to keep; built-in facts of all relations if None.
+        samples: texts to compare the next-token distributions on; V's own if None.
+        languages: BCP-47 codes of the facts to keep and of V's own texts; `LANGUAGES` and those of
+            the targets if None. A language without built-in facts is left out.
+        num_kept: at most this many known facts per language. A language in which V knows fewer
+            than half of that, of the best-known facts, is not guarded by facts.
+        num_texts: V's own texts per language.
+        num_tokens: the longest answer.
+        cache: a file that keeps V's answers.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: a question without an answer.
+    """
+    if languages is None:
+        languages = [*LANGUAGES, *(query.language for query in targets)]
+    there = list_template_languages()
+    languages = [code for code in dict.fromkeys(languages) if code in there]
+    lowered = lower_precision(vanilla)
+
+    def keep_known(queries: Sequence[Query]) -> list[Query]:
+        answers = generate(lowered, queries, num_tokens=num_tokens, cache=cache, progress=False)
+        verdicts = AliasJudge()(answers)
+        return [
+            query for query, verdict in zip(queries, verdicts, strict=True) if verdict.value == 1
+        ]
+
+    known_targets = keep_known(collect_aliases([replace(q, control=False) for q in targets]))
+    if kept is None:
+        like = targets[0] if targets else None
+        candidates = find_kept_queries(texts, languages, like=like, asked=targets)
+    else:
+        candidates: dict[str, list[Query]] = {}
+        for query in kept:
+            candidates.setdefault(query.language, []).append(replace(query, control=True))
+    known: list[Query] = []
+    bar = tqdm(
+        total=len(candidates), desc="facts to keep", unit="language", disable=not progress, delay=2
+    )
+    with bar:
+        for queries in candidates.values():
+            known += _find_known(queries, keep_known, num_kept)
+            bar.update()
+    if samples is None:
+        samples = sample_texts(
+            vanilla, languages, num_texts=num_texts, num_tokens=32, progress=progress
+        )
+    return Guards(
+        vanilla=lowered,
+        targets=tuple(known_targets),
+        kept=tuple(known),
+        samples=tuple(samples),
+        num_tokens=num_tokens,
+    )
+
+
+def _find_known(
+    queries: Sequence[Query], keep_known: Callable[[Sequence[Query]], list[Query]], wanted: int
+) -> list[Query]:
+    """Find the first questions that V answers rightly, not asking many more than are needed."""
+    known: list[Query] = []
+    for start in range(0, len(queries), 2 * wanted):
+        known += keep_known(queries[start : start + 2 * wanted])
+        # The best-known facts come first: where few of them are known, so are few others.
+        if len(known) >= wanted or (start and len(known) < wanted // 4):
+            break
+    return known[:wanted] if len(known) >= wanted // 2 else []

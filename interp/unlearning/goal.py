@@ -1,0 +1,109 @@
+"""Goal of a run: forget until the bounds are reached, while the guards hold.
+
+A run does not end where a guard breaks: with a retain term a model often mends what the first
+steps broke. It goes on, and in the end back to the best evaluation that it had: one at which all
+guards held, nearest to what was to be reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from interp.unlearning.config import OWN_METRICS, Bound, TrainingConfig
+
+
+def find_watched(config: TrainingConfig) -> list[Bound]:
+    """Find the bounds that need evaluations."""
+    bounds = (*config.stops, *config.until, *config.guards)
+    return [bound for bound in bounds if bound.metric not in OWN_METRICS]
+
+
+def find_broken(
+    bounds: Sequence[Bound], metrics: Mapping[str, float], before: Mapping[str, float]
+) -> dict[str, Bound]:
+    """Find the metrics that miss a bound, and which one."""
+    return {
+        name: bound
+        for bound in bounds
+        for name in bound.find(metrics)
+        if bound.measure_gap(name, metrics[name], before)
+    }
+
+
+def measure_distance(
+    bounds: Sequence[Bound], metrics: Mapping[str, float], before: Mapping[str, float]
+) -> float:
+    """Sum up by how much metrics miss their bounds; 0 where all hold."""
+    return math.fsum(
+        bound.measure_gap(name, metrics[name], before)
+        for bound in bounds
+        for name in bound.find(metrics)
+    )
+
+
+class BestCheckpoint:
+    """Best evaluation of a run so far.
+
+    Attributes:
+        is_wanted: whether the run has guards, so that it goes back to its best evaluation.
+    """
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self._until, self._guards = config.until, config.guards
+        self.is_wanted = bool(config.guards)
+        self._step = 0
+        self._distance = math.inf
+        self._broken = ""
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether at the best evaluation nothing of the goal is missing."""
+        return bool(self._until) and self._distance == 0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a run that was killed needs to go on, as JSON."""
+        return {
+            "step": self._step,
+            "distance": self._distance if math.isfinite(self._distance) else None,
+            "broken": self._broken,
+        }
+
+    def resume(self, state: Mapping[str, Any] | None) -> None:
+        """Take up a `state`."""
+        if state is not None:
+            self._step = state["step"]
+            self._distance = math.inf if state["distance"] is None else state["distance"]
+            self._broken = state["broken"]
+
+    def offer(self, step: int, metrics: Mapping[str, float], before: Mapping[str, float]) -> bool:
+        """Take an evaluation into account; return whether it is the best so far.
+
+        Of two that are equally near to the goal the earlier is better, which has changed less;
+        without `until` the later, which was trained for longer.
+        """
+        if not self.is_wanted:
+            return False
+        if broken := find_broken(self._guards, metrics, before):
+            # Which guard the run meets first, after its best evaluation so far.
+            name, bound = next(iter(broken.items()))
+            self._broken = (
+                self._broken or f"at step {step} {name} was {metrics[name]:.3g} (guard {bound})"
+            )
+            return False
+        distance = measure_distance(self._until, metrics, before)
+        better = distance < self._distance if self._until else True
+        if better:
+            self._step, self._distance, self._broken = step, distance, ""
+        return better
+
+    def describe(self, step: int) -> str:
+        """Say which step's weights the run ends with, and why."""
+        if self.is_reached:
+            return f"the goal is reached at step {self._step}"
+        if self._step == step:
+            return f"all guards hold at the last step, {step}"
+        why = self._broken or "later ones are no nearer to the goal"
+        return f"back to step {self._step} of {step}, the best at which all guards held: {why}"
