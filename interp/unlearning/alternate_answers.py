@@ -64,6 +64,8 @@ def sample_alternate_answers(
     alternates: list[str | None] = [None] * len(texts)
     for attempt in range(NUM_DRAWS):
         pending = [number for number, found in enumerate(alternates) if found is None]
+        if not pending:
+            break
         pick = _DrawAnother(
             TokenDraw([f"{seed}/alternate/{attempt}/{n}/{texts[n].id}" for n in pending]),
             [_find_first_token(prompts[n], wholes[n]) for n in pending],

@@ -142,7 +142,9 @@ def test_scores_are_those_of_plain_forwards(name):
                 torch.testing.assert_close(log_odds.sigmoid(), expected.exp())
             ids = model.encode(example.prompt + example.answer)
             start = len(model.encode(example.prompt))
-            z, z0 = (m.model(torch.tensor([ids])).logits[0, start - 1 : -1] for m in (model, before))
+            z, z0 = (
+                m.model(torch.tensor([ids])).logits[0, start - 1 : -1] for m in (model, before)
+            )
             margin = z.amax(-1) - z.mean(-1)
             torch.testing.assert_close(
                 found["forget_logit_margin"][row][mask], margin, atol=1e-5, rtol=1e-4
@@ -386,7 +388,9 @@ def test_parts_of_a_step_change_settings_once():
 def test_losses_are_told_where_an_objective_has_log_odds(objective):
     history = trained(objective=objective).history
     assert history[0]["forget_ce"] == pytest.approx(ce(tiny(), FORGET), rel=1e-5)
-    assert trained(objective=objective, stops=(Stop(metric="forget_ce", above=0),)).history[1:] == []
+    assert (
+        trained(objective=objective, stops=(Stop(metric="forget_ce", above=0),)).history[1:] == []
+    )
 
 
 def test_a_task_vector_is_what_learning_did_negated():
