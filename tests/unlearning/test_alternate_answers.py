@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from interp.data import Message, Text
-from interp.models.chat import encode_chat
-from interp.models.generation import Ends
+from interp.models import Ends, encode_chat
 from interp.unlearning import (
     Trained,
     TrainingConfig,
