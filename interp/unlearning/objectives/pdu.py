@@ -48,7 +48,7 @@ def pdu(
     dual_step_size: float = 5.0,  # noqa: ARG001 of the update alone
     dual_warmup: float = 0.0,  # noqa: ARG001
 ) -> Float[Tensor, ""]:
-    """Compute E[(1/|y|)·Σ (max z − mean z)²](F) + λ·[CE(R) − ε] (Entesari et al. 2025).
+    """Compute E_F[(1/|y|)·Σ (max z − mean z)²] + λ·[CE(R) − ε] (Entesari et al. 2025).
 
     The Lagrangian of "flatten the logits on F, such that CE(R) ≤ ε". λ is `multiplier`, and
     `update_multiplier` raises it after every step at which R's loss is too high, by the batch that

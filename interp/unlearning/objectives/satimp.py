@@ -21,7 +21,7 @@ def satimp(
     gamma: float = 0.1,
     alpha: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Compute γ·E[p^β₁ (1 − p)^β₂ log p](F) + α·CE(R), the weight a constant (Yang et al. 2025).
+    """Compute γ·E_F[p^β₁ (1 − p)^β₂ log p] + α·CE(R), the weight a constant (Yang et al. 2025).
 
     The mean runs over tokens. p^β₁ is the saturation, small where a token is forgotten;
     (1 − p)^β₂ the importance, small where any model would say it. `wga` is β₂ = 0. The settings

@@ -20,7 +20,7 @@ def wga(
     gamma: float = 1.0,
     alpha: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Compute γ·E[p^β log p](F) + α·CE(R), the weight p^β a constant (Wang et al. 2025).
+    """Compute γ·E_F[p^β log p] + α·CE(R), the weight p^β a constant (Wang et al. 2025).
 
     The mean runs over tokens. The weight takes back the 1/p in the gradient of log p, which makes
     gradient ascent run away; β = 0 is `gd`. The paper's objective and its code have the first term
