@@ -166,7 +166,7 @@ def unlearn(
     config: TrainingConfig | MemitConfig | None = None,
     *,
     method: str = "gd",
-    preferred: str = "refusal",
+    preferred: str | None = None,
     probes: Sequence[Query] = (),
     about: Mapping[str, object] = MappingProxyType({}),
     out: str | os.PathLike[str] | None = None,
@@ -180,7 +180,8 @@ def unlearn(
         retain: what to retain, for methods that do.
         config: settings, which name the method; the method's defaults if None.
         method: a name out of `interp.unlearning.methods.METHODS`.
-        preferred: `refusal`, `counterfactual` or `other`: which answers `dpo` and `idk` prefer.
+        preferred: `refusal`, `counterfactual`, `other` or `alternate`: which answers `dpo`, `idk`
+            and `altpo` prefer; `refusal`, for `altpo` `alternate`, if None.
         probes: questions with answers that are ranked before, on the way and after.
         about: further entries of the model's card.
         out: directory for the model; its folder `report` gets the tables. What it holds of the

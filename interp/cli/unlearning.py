@@ -130,7 +130,7 @@ def unlearn(
     retain: Annotated[str | None, arg(metavar="FILE|NAME")] = None,
     limit: int | None = None,
     probes: Annotated[str | None, arg(metavar="FILE|NAME")] = None,
-    preferred: str = "refusal",
+    preferred: str | None = None,
     **options: Any,
 ) -> None:
     """Make a model forget, and see in which languages it did.
@@ -141,8 +141,9 @@ def unlearn(
 
     Args:
         vanilla: the model that knows: a directory, a .gguf file, a Hub id or gemma-3-270m.
-        method: ga, gd, gd_kl, dpo, npo, npo_kl, npo_rt, simnpo, idk, rmu, lingtea, lingtea_fixed,
-            lingtea_code, task_vector, memit_empty or memit_entropy.
+        method: ga, gd, gd_kl, wga, satimp, ceu, dpo, altpo, npo, npo_kl, npo_rt, simnpo, idk,
+            undial, pdu, rmu, lingtea, lingtea_fixed, lingtea_code, task_vector, memit_empty or
+            memit_entropy.
         languages: languages to forget in: a mix (english, same, family, multilingual, combined), or
             BCP-47 codes.
         forget: what to forget instead: a .jsonl file of texts (prompt, answer, language), a
@@ -150,7 +151,8 @@ def unlearn(
         retain: what to retain beside that, of the same kinds.
         limit: at most this many texts of --forget per language; all by default.
         probes: questions with answers to rank before and after; by default those of the corpus.
-        preferred: what dpo and idk make a model say instead: refusal, counterfactual or other.
+        preferred: what dpo, idk and altpo make a model say instead: refusal, counterfactual, other
+            or alternate (what it would say itself); by default refusal, for altpo alternate.
     """
     import interp
     from interp.data.corpus import MIXES

@@ -26,6 +26,7 @@ from interp.data.templates import list_template_languages
 from interp.models.generation import Ends, compute_text_hash, generate_continuations
 from interp.models.gguf import get_cache_directory
 from interp.models.language_model import LanguageModel
+from interp.models.pairs import lower_precision
 
 LANGUAGES = ("en", "de", "fr", "es", "zh", "ru", "ja", "it", "pt", "ar", "hi", "nl")
 
@@ -56,7 +57,7 @@ def make_retain_texts(
         languages: BCP-47 codes; those without templates are left out.
         num_facts: texts on facts per language, in all relations and forms.
         num_samples: V's own texts per language.
-        num_tokens: of V's answers, at most.
+        num_tokens: of V's answers, at most; they are made in bfloat16 where that is faster.
         seed: of the choice.
         folder: where V's answers and texts are kept; the user's cache if None.
         progress: show progress bars on standard error.
@@ -117,6 +118,8 @@ def _answer(
     """Let a model complete the prompts, up to a line break; prompts with no answer are left out."""
     stored = AnswerCache(cache)
     about = {"model": model.content_hash(), "text": compute_text_hash(model)}
+    model = lower_precision(model)
+    about["precision"] = str(model.dtype)
     keys = [
         make_key(kind="retain", prompt=text.prompt, num_tokens=num_tokens, **about)
         for text in texts

@@ -116,7 +116,7 @@ def sample_texts(
                 encoded,
                 num_tokens=num_tokens,
                 batch_size=batch_size,
-                pick=_Draw(seed, code),
+                pick=TokenDraw([f"{seed}/samples/{code}/{n}" for n in range(num_texts)]),
             ):
                 written[number] = token_ids
                 bar.update()
@@ -136,11 +136,15 @@ def sample_texts(
     return samples
 
 
-class _Draw:
-    """Draw of the next token, at temperature 1."""
+class TokenDraw:
+    """Draw of the next token, at temperature 1.
 
-    def __init__(self, seed: int, language: str) -> None:
-        self._purpose = f"{seed}/samples/{language}"
+    Args:
+        purposes: of each prompt, what tells its draws from others.
+    """
+
+    def __init__(self, purposes: Sequence[str]) -> None:
+        self._purposes = purposes
 
     def __call__(
         self, logits: Float[Tensor, "row vocab"], numbers: Sequence[int], step: int
@@ -148,7 +152,7 @@ class _Draw:
         """Draw a token per row: of p, the largest p/q with q from an exponential distribution."""
         drawn = []
         for row, number in zip(logits.float().cpu(), numbers, strict=True):
-            digest = hash_text(f"{self._purpose}/{number}/{step}")
+            digest = hash_text(f"{self._purposes[number]}/{step}")
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             noise = torch.empty_like(row).exponential_(generator=generator)
             drawn.append((row - noise.log()).argmax())

@@ -5,12 +5,17 @@ With a vocabulary of 262,144 the unembedding is most of a training step. Its wei
 the loss and its gradient in h:
 
     log p(y)             gradient  W_y − Σᵥ pᵥ Wᵥ
+    log p(y)/(1 − p(y))  gradient  W_y − Σᵥ qᵥ Wᵥ,  q the distribution of the other tokens
     KL(p₀ ‖ p)           gradient  Σᵥ (pᵥ − p₀ᵥ) Wᵥ
+    maxᵥ zᵥ − meanᵥ zᵥ   gradient  W_max − meanᵥ Wᵥ
 
-Both are made in the forward pass, block by block of the vocabulary, so that logits never leave the
+All are made in the forward pass, block by block of the vocabulary, so that logits never leave the
 processor's cache: sums over the vocabulary are kept relative to the largest logit so far. Where
 logits are capped, or the unembedding is trained, autograd does the same, recomputing chunks of
 labels.
+
+The log-odds leave the label out of the sums. Made of log p, they and 1 − p would be noise where
+the model is sure: in bfloat16 from p = 0.99 on, in float32 from 1 − 1e-6.
 """
 
 from __future__ import annotations
@@ -51,11 +56,30 @@ def compute_label_logprobs(
     return _apply_in_chunks(_compute_logprobs_by_autograd, anatomy, states, targets)
 
 
+def compute_label_log_odds(
+    anatomy: Anatomy, states: Float[Tensor, "label d"], targets: Int[Tensor, " label"]
+) -> Float[Tensor, " label"]:
+    """Compute the log-odds log p/(1 − p), in nats, of each label's token.
+
+    They are exact also where p rounds to 1. log p is −softplus(−odds), log(1 − p) −softplus(odds).
+
+    Args:
+        anatomy: of the model.
+        states: what the unembedding reads where each label is predicted.
+        targets: token ids.
+    """
+    if _has_closed_form_gradient(anatomy):
+        return _compute_logprobs(anatomy.unembed, states, targets, against_others=True)
+    return _apply_in_chunks(_compute_log_odds_by_autograd, anatomy, states, targets)
+
+
 def compute_label_kl(
     anatomy: Anatomy,
     states: Float[Tensor, "label d"],
     reference: Anatomy,
     reference_states: Float[Tensor, "label d"],
+    *,
+    without: Int[Tensor, " label"] | None = None,
 ) -> Float[Tensor, " label"]:
     """Compute KL(θ₀ ‖ θ) of the next-token distributions, in nats, at each label.
 
@@ -64,18 +88,39 @@ def compute_label_kl(
         states: what θ's unembedding reads.
         reference: the anatomy of θ₀.
         reference_states: what θ₀'s unembedding reads at the same places.
+        without: token ids, one a label, that are left out: the distributions are those of the next
+            token given that it is another one.
     """
     reference_states = reference_states.detach()
     if _has_closed_form_gradient(anatomy) and _is_affine(reference):
-        return _compute_kl(anatomy.unembed, states, reference.unembed, reference_states)
+        return _compute_kl(anatomy.unembed, states, reference.unembed, reference_states, without)
 
-    def kl_of(anatomy: Anatomy, states: Tensor, reference_states: Tensor) -> Tensor:
+    def kl_of(
+        anatomy: Anatomy, states: Tensor, others: Tensor, left_out: Tensor | None = None
+    ) -> Tensor:
         with torch.no_grad():
-            before = reference.logits(reference_states).float().log_softmax(-1)
-        after = anatomy.logits(states).float().log_softmax(-1)
+            before = _leave_out(reference.logits(others).float(), left_out).log_softmax(-1)
+        after = _leave_out(anatomy.logits(states).float(), left_out).log_softmax(-1)
         return (before.exp() * (before - after)).sum(-1)
 
-    return _apply_in_chunks(kl_of, anatomy, states, reference_states)
+    given = (reference_states,) if without is None else (reference_states, without)
+    return _apply_in_chunks(kl_of, anatomy, states, *given)
+
+
+def compute_logit_margin(
+    anatomy: Anatomy, states: Float[Tensor, "label d"]
+) -> Float[Tensor, " label"]:
+    """Compute by how much the largest logit exceeds the mean logit at each label.
+
+    It is 0 where the next-token distribution is uniform, and there alone.
+
+    Args:
+        anatomy: of the model.
+        states: what the unembedding reads where each label is predicted.
+    """
+    if _has_closed_form_gradient(anatomy):
+        return _compute_margin(anatomy.unembed, states)
+    return _apply_in_chunks(_compute_margin_by_autograd, anatomy, states)
 
 
 def _has_closed_form_gradient(anatomy: Anatomy) -> bool:
@@ -93,10 +138,36 @@ def _compute_logprobs_by_autograd(anatomy: Anatomy, states: Tensor, targets: Ten
     return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
 
-def _apply_in_chunks(function: Any, anatomy: Anatomy, states: Tensor, others: Tensor) -> Tensor:
+def _compute_log_odds_by_autograd(anatomy: Anatomy, states: Tensor, targets: Tensor) -> Tensor:
+    logits = anatomy.logits(states).float()
+    others = _leave_out(logits, targets).logsumexp(-1)
+    return logits.gather(-1, targets[:, None])[:, 0] - others
+
+
+def _compute_margin_by_autograd(anatomy: Anatomy, states: Tensor) -> Tensor:
+    logits = anatomy.logits(states).float()
+    return logits.amax(-1) - logits.mean(-1)
+
+
+def _apply_in_chunks(function: Any, anatomy: Anatomy, states: Tensor, *others: Tensor) -> Tensor:
     size = _chunk_size(anatomy.unembed.weight)
-    pairs = zip(states.split(size), others.split(size), strict=True)
-    return torch.cat([checkpoint(function, anatomy, *pair, use_reentrant=False) for pair in pairs])
+    rows = zip(*(given.split(size) for given in (states, *others)), strict=True)
+    return torch.cat([checkpoint(function, anatomy, *row, use_reentrant=False) for row in rows])
+
+
+_NEVER = -1e30
+"""Logit of what is left out: a probability of 0, and finite, so that differences are."""
+
+
+def _leave_out(logits: Tensor, targets: Tensor | None = None, start: int = 0) -> Tensor:
+    """Return a block of logits, of tokens from `start` on, in which targets have probability 0."""
+    if targets is None:
+        return logits
+    places = targets - start
+    columns = places.clamp(0, logits.shape[-1] - 1)[:, None]
+    inside = (places[:, None] == columns).expand_as(columns)
+    values = logits.gather(-1, columns).masked_fill(inside, _NEVER)
+    return logits.scatter(-1, columns, values)
 
 
 def _chunk_size(weight: Tensor) -> int:
@@ -166,15 +237,19 @@ def _needs_gradient(states: Tensor) -> bool:
     return torch.is_grad_enabled() and states.requires_grad
 
 
-def _compute_logprobs(unembed: nn.Linear, states: Tensor, targets: Tensor) -> Tensor:
-    """Compute log p(y)."""
+def _compute_logprobs(
+    unembed: nn.Linear, states: Tensor, targets: Tensor, *, against_others: bool = False
+) -> Tensor:
+    """Compute log p(y), or log p(y)/(1 − p(y)): the sum over all tokens is one over the others."""
     with_gradients = _needs_gradient(states)
     parts, slopes = [], []
     with torch.no_grad():
         for rows, labels in zip(states.split(ROWS), targets.split(ROWS), strict=True):
             sums, mean = _OnlineSoftmax(rows), rows.new_zeros(rows.shape, dtype=torch.float32)
-            for weight, bias in _split_unembedding(unembed):
+            for number, (weight, bias) in enumerate(_split_unembedding(unembed)):
                 logits = _compute_logits(rows, weight, bias)
+                if against_others:
+                    logits = _leave_out(logits, labels, number * BLOCK)
                 factor = sums.scale(logits)
                 weights = sums.add(logits)
                 if with_gradients:
@@ -190,21 +265,30 @@ def _compute_logprobs(unembed: nn.Linear, states: Tensor, targets: Tensor) -> Te
     return _WithGradients.apply(states, values, torch.cat(slopes)) if with_gradients else values
 
 
-def _compute_kl(unembed: nn.Linear, states: Tensor, reference: nn.Linear, others: Tensor) -> Tensor:
+def _compute_kl(
+    unembed: nn.Linear,
+    states: Tensor,
+    reference: nn.Linear,
+    others: Tensor,
+    without: Tensor | None,
+) -> Tensor:
     """Compute KL(p₀ ‖ p)."""
     with_gradients = _needs_gradient(states)
     parts, slopes = [], []
     with torch.no_grad():
-        for rows, before_rows in zip(states.split(ROWS), others.split(ROWS), strict=True):
+        for first in range(0, len(states), ROWS):
+            chosen = slice(first, first + ROWS)
+            rows, before_rows = states[chosen], others[chosen]
+            left_out = None if without is None else without[chosen]
             after_sums, before_sums = _OnlineSoftmax(rows), _OnlineSoftmax(before_rows)
             zeros = rows.new_zeros(rows.shape, dtype=torch.float32)
             after_mean, before_mean, gap = zeros, zeros, zeros[:, 0]
-            for block, before_block in zip(
-                _split_unembedding(unembed), _split_unembedding(reference), strict=True
+            for number, (block, before_block) in enumerate(
+                zip(_split_unembedding(unembed), _split_unembedding(reference), strict=True)
             ):
                 after, before = (
-                    _compute_logits(rows, *block),
-                    _compute_logits(before_rows, *before_block),
+                    _leave_out(_compute_logits(given, *part), left_out, number * BLOCK)
+                    for given, part in ((rows, block), (before_rows, before_block))
                 )
                 differences = before - after
                 after_factor, before_factor = after_sums.scale(after), before_sums.scale(before)
@@ -226,6 +310,29 @@ def _compute_kl(unembed: nn.Linear, states: Tensor, reference: nn.Linear, others
                 )
         values = torch.cat(parts)
     return _WithGradients.apply(states, values, torch.cat(slopes)) if with_gradients else values
+
+
+def _compute_margin(unembed: nn.Linear, states: Tensor) -> Tensor:
+    """Compute maxᵥ zᵥ − meanᵥ zᵥ."""
+    with_gradients = _needs_gradient(states)
+    whole = _cast_for_autocast(unembed.weight)
+    parts, slopes = [], []
+    with torch.no_grad():
+        blocks = _split_unembedding(unembed)
+        mean = torch.stack([weight.float().sum(0) for weight, _ in blocks]).sum(0) / len(whole)
+        for rows in states.split(ROWS):
+            tops = [_compute_logits(rows, *block).max(-1) for block in blocks]
+            values = torch.stack([top.values for top in tops])
+            places = torch.stack([top.indices + n * BLOCK for n, top in enumerate(tops)])
+            largest = places.gather(0, values.argmax(0)[None])[0]
+            slope = whole[largest].float() - mean
+            value = (rows.float() * slope).sum(-1)
+            if unembed.bias is not None:
+                value = value + unembed.bias[largest] - unembed.bias.mean()
+            parts.append(value)
+            slopes.append(slope)
+        margins = torch.cat(parts)
+    return _WithGradients.apply(states, margins, torch.cat(slopes)) if with_gradients else margins
 
 
 class _WithGradients(torch.autograd.Function):

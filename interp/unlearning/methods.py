@@ -51,7 +51,7 @@ def unlearn(
     retain: Sequence[Text],
     config: TrainingConfig | MemitConfig,
     *,
-    preferred: str = "refusal",
+    preferred: str | None = None,
     evaluate: Evaluate | None = None,
     about: Mapping[str, object] = MappingProxyType({}),
     out: str | Path | None = None,
@@ -66,7 +66,7 @@ def unlearn(
         retain: what to retain, for methods that do; MEMIT retains the built-in facts.
         config: the settings, which name the method.
         preferred: which answers are preferred where a method needs some; see
-            `interp.unlearning.choose_preferred_answers`.
+            `interp.unlearning.choose_preferred_answers`. The method's own if None.
         evaluate: see `train`; MEMIT is a single step.
         about: further entries of the model's card.
         out: directory for the model; see `train`.
@@ -85,7 +85,11 @@ def unlearn(
         "retain": make_examples(retain, parallel=parallel),
     }
     if config.objective in OBJECTIVES and "preferred" in find_sets(config.objective):
-        chosen = choose_preferred_answers(forget, preferred, retain=retain, seed=config.seed)
+        usual = METHODS[config.objective].preferred if config.objective in METHODS else "refusal"
+        kind = preferred or usual
+        chosen = choose_preferred_answers(
+            forget, kind, retain=retain, seed=config.seed, model=vanilla
+        )
         sets["preferred"] = make_examples(chosen)
     return train(vanilla, sets, config, evaluate=evaluate, about=about, out=out, progress=progress)
 

@@ -7,15 +7,22 @@ once and kept: the states that its unembedding reads at the labels, d_model numb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from interp.models.language_model import LanguageModel
 from interp.unlearning.examples import Example, Tokens, TrainingBatch, make_batch, tokenize
-from interp.unlearning.label_logprobs import compute_label_kl, compute_label_logprobs
+from interp.unlearning.label_logprobs import (
+    compute_label_kl,
+    compute_label_log_odds,
+    compute_label_logprobs,
+    compute_logit_margin,
+)
 
 
 class Reference:
@@ -104,7 +111,7 @@ class ObjectiveInputs:
         return {need: tensors[need] for need in needs}
 
     def _compute_set(self, rows: list[Tokens], wanted: set[str]) -> dict[str, Tensor]:
-        anatomy, batch = self.model.anatomy, make_batch(rows, self.model.device)
+        batch = make_batch(rows, self.model.device)
         tensors = {"mask": batch.mask}
         if "positions" in wanted:
             # What stands before every text says nothing of it, and is an attention sink, hundreds
@@ -117,25 +124,31 @@ class ObjectiveInputs:
         if "reference_states" in wanted:
             assert self.layer is not None
             tensors["reference_states"] = self.reference.residual(batch, self.layer)
-        states = None
-        if wanted & {"logprobs", "kl"}:
-            states = _read_label_states(self.model, batch)
-        if states is not None and "logprobs" in wanted:
-            tensors["logprobs"] = batch.table(
-                compute_label_logprobs(anatomy, states, batch.targets)
-            )
-        if wanted & {"reference_logprobs", "kl"}:
-            before = self.reference.label_states(rows)
-            there = self.reference.model.anatomy
-            if "reference_logprobs" in wanted:
-                with torch.no_grad():
-                    values = compute_label_logprobs(there, before, batch.targets)
-                tensors["reference_logprobs"] = batch.table(values)
-            if states is not None and "kl" in wanted:
-                tensors["kl"] = batch.table(compute_label_kl(anatomy, states, there, before))
+        tensors |= self._compute_at_labels(rows, batch, wanted)
         if wanted & {"own_kl", "repeat_logprobs"}:
             tensors |= self._compute_at_own_positions(batch)
         return tensors
+
+    def _compute_at_labels(
+        self, rows: list[Tokens], batch: TrainingBatch, wanted: set[str]
+    ) -> dict[str, Tensor]:
+        """Compute what is asked of the next-token distributions where labels are predicted."""
+        anatomy, there = self.model.anatomy, self.reference.model.anatomy
+        targets = batch.targets
+        states = cache(lambda: _read_label_states(self.model, batch))
+        before = cache(lambda: self.reference.label_states(rows))
+        compute: dict[str, Callable[[], Tensor]] = {
+            "logprobs": lambda: compute_label_logprobs(anatomy, states(), targets),
+            "log_odds": lambda: compute_label_log_odds(anatomy, states(), targets),
+            "logit_margin": lambda: compute_logit_margin(anatomy, states()),
+            "reference_logprobs": lambda: compute_label_logprobs(there, before(), targets),
+            "reference_log_odds": lambda: compute_label_log_odds(there, before(), targets),
+            "kl": lambda: compute_label_kl(anatomy, states(), there, before()),
+            "others_kl": lambda: compute_label_kl(
+                anatomy, states(), there, before(), without=targets
+            ),
+        }
+        return {name: batch.table(compute[name]()) for name in compute if name in wanted}
 
     def _compute_at_own_positions(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Compare θ₀ and θ where the label tokens stand, not where they are predicted (LingTea)."""
@@ -148,6 +161,13 @@ class ObjectiveInputs:
             "own_kl": batch.table(compute_label_kl(anatomy, states, there, before)),
             "repeat_logprobs": batch.table(repeat),
         }
+
+
+def find_logprobs(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """Return θ's log-probabilities of a set's labels, where its tensors have them in some form."""
+    if f"{name}_log_odds" in tensors:
+        return logsigmoid(tensors[f"{name}_log_odds"])
+    return tensors.get(f"{name}_logprobs")
 
 
 def compute_label_scores(model: LanguageModel, rows: Sequence[Tokens]) -> Tensor:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from interp.unlearning.config import MemitConfig, TrainingConfig
+
+Update = Callable[..., Mapping[str, float]]
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -25,6 +27,10 @@ SETS = ("forget", "retain", "preferred")
 TENSORS: dict[str, str] = {
     "forget_logprobs": "θ's log-probabilities of F's label tokens [sequence label]",
     "forget_reference_logprobs": "θ₀'s log-probabilities of F's label tokens",
+    "forget_log_odds": "θ's log-odds log p/(1 − p) of F's label tokens, exact where p rounds to 1",
+    "forget_reference_log_odds": "θ₀'s log-odds of F's label tokens",
+    "forget_others_kl": "KL(θ₀ ‖ θ) of what else than F's label tokens could come in their places",
+    "forget_logit_margin": "θ's largest minus its mean logit, where F's label tokens are predicted",
     "forget_mask": "True on F's label tokens, False on padding",
     "preferred_logprobs": "θ's log-probabilities of the answers preferred for F's questions",
     "preferred_reference_logprobs": "θ₀'s log-probabilities of the preferred answers",
@@ -54,17 +60,29 @@ class Objective:
         needs: names out of `TENSORS`, the function's arguments.
         settings: its other arguments, as the sources set them.
         negated: α, where the model that is made is θ₀ − α·(θ − θ₀).
+        update: gives the settings that are others in the next step, such as a multiplier; its
+            arguments are some of the function's.
     """
 
     function: Callable[..., object]
     needs: tuple[str, ...]
     settings: Mapping[str, float] = field(default_factory=dict)
     negated: float | None = None
+    update: Update | None = None
 
     @property
     def sets(self) -> tuple[str, ...]:
         """Sets of examples that it needs."""
         return tuple(name for name in SETS if any(need.startswith(name) for need in self.needs))
+
+    def compute_changes(
+        self, tensors: Mapping[str, object], settings: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Compute the settings that are others in the next step, after one with these tensors."""
+        if self.update is None:
+            return {}
+        given = {**tensors, **settings}
+        return {**self.update(**{name: given[name] for name in _list_arguments(self.update)})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +93,13 @@ class Method:
         config: its settings.
         form: how the texts of built-in facts are worded for it: `statement`, or `question` where
             another answer is preferred.
+        preferred: which answers are preferred where it needs some, one of
+            `interp.unlearning.KINDS`.
     """
 
     config: TrainingConfig | MemitConfig
     form: str = "statement"
+    preferred: str = "refusal"
 
 
 OBJECTIVES: dict[str, tuple[Objective, ...]] = {}
@@ -89,7 +110,11 @@ METHODS: dict[str, Method] = {}
 
 
 def objective(
-    name: str, *, after: Sequence[Callable[..., object]] = (), negated: float | None = None
+    name: str,
+    *,
+    after: Sequence[Callable[..., object]] = (),
+    negated: float | None = None,
+    update: Update | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as an objective: `TrainingConfig(objective=name)`.
 
@@ -100,16 +125,27 @@ def objective(
         name: of the objective.
         after: objectives that are minimised before this one, in turn, each for an epoch of its set.
         negated: α, where the model that is made is θ₀ − α·(θ − θ₀).
+        update: called after every step with those of the function's arguments that it names; it
+            returns the settings that are others in the next step.
 
     Raises:
         ValueError: the name is one of the library's, or an argument without a default is not in
-            `TENSORS`.
+            `TENSORS`; or `update` has an argument that the function has not.
     """
 
     def register(function: Function) -> Function:
         _check_name(name, function)
-        parts = (*after, function)
-        OBJECTIVES[name] = tuple(_read_signature(name, part, negated) for part in parts)
+        main = _read_signature(name, function, negated)
+        if update is not None:
+            for argument in _list_arguments(update):
+                if argument not in (*main.needs, *main.settings):
+                    raise ValueError(
+                        f"the update of {name} needs {argument!r}; valid: what {name} itself needs"
+                    )
+        OBJECTIVES[name] = (
+            *(_read_signature(name, part, negated) for part in after),
+            replace(main, update=update),
+        )
         return function
 
     return register
@@ -121,8 +157,10 @@ def method(
     learning_rate: float = 1e-5,
     num_steps: int = 20,
     form: str | None = None,
+    preferred: str = "refusal",
     after: Sequence[Callable[..., object]] = (),
     negated: float | None = None,
+    update: Update | None = None,
     **changes: Any,
 ) -> Callable[[Function], Function]:
     """Register the decorated objective as an unlearning method with its default settings.
@@ -133,8 +171,10 @@ def method(
         num_steps: steps at most.
         form: how built-in facts are worded for it, see `Method`; by default `question` if it needs
             preferred answers.
+        preferred: which answers are preferred where it needs some, see `Method`.
         after: see `objective`.
         negated: see `objective`.
+        update: see `objective`.
         changes: further fields of `TrainingConfig`.
 
     Raises:
@@ -142,7 +182,7 @@ def method(
     """
 
     def register(function: Function) -> Function:
-        objective(name, after=after, negated=negated)(function)
+        objective(name, after=after, negated=negated, update=update)(function)
         config = TrainingConfig(
             objective=name,
             learning_rate=learning_rate,
@@ -153,7 +193,7 @@ def method(
             **changes,
         )
         usual = "question" if "preferred" in find_sets(name) else "statement"
-        METHODS[name] = Method(config=config, form=form or usual)
+        METHODS[name] = Method(config=config, form=form or usual, preferred=preferred)
         return function
 
     return register
@@ -171,6 +211,10 @@ def _check_name(name: str, function: Callable[..., object]) -> None:
         and getattr(function, "__module__", "") not in owners
     ):
         raise ValueError(f"{name!r} is an objective of the library: choose another name")
+
+
+def _list_arguments(function: Callable[..., object]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 def _read_signature(name: str, function: Callable[..., object], negated: float | None) -> Objective:

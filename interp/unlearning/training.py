@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +26,7 @@ from interp.unlearning.config import OWN_METRICS, TrainingConfig
 from interp.unlearning.examples import Draws, Example
 from interp.unlearning.goal import BestCheckpoint, find_broken, find_watched
 from interp.unlearning.model_card import describe_difference, make_training_card
-from interp.unlearning.objective_inputs import ObjectiveInputs
+from interp.unlearning.objective_inputs import ObjectiveInputs, find_logprobs
 from interp.unlearning.objectives.losses import label_mean
 from interp.unlearning.objectives.rmu import draw_rmu_direction
 from interp.unlearning.registry import OBJECTIVES, Objective, default_settings, find_sets
@@ -171,6 +172,8 @@ class _TrainingLoop:
         self.best.resume(stored.get("best"))
         kept = load_state(store.state, self.trainable.trained, self.optimizer, self.step)
         self.good = kept or copy_weights(self.trainable.trained)
+        # States of earlier versions do not have them.
+        self.settings |= stored.get("settings", {})
 
     def train(self, store: RunStore | None, progress: bool) -> str:
         """Train, and return the reason why it ended."""
@@ -270,6 +273,7 @@ class _TrainingLoop:
         if "preferred" in objective.sets and "forget" in whole:
             whole["preferred"] = whole["forget"]
         sums: dict[str, float] = {}
+        changes: list[dict[str, float]] = []
         for part in range(config.accumulation):
             drawn = {name: numbers[part :: config.accumulation] for name, numbers in whole.items()}
             lower = config.autocast and computes_bfloat16(device)
@@ -277,17 +281,19 @@ class _TrainingLoop:
                 tensors = self.inputs.compute(objective.needs, drawn)
             loss: Any = objective.function(**tensors, **self.settings)
             (loss / config.accumulation).backward()
+            changes.append(objective.compute_changes(tensors, self.settings))
             values = {"loss": loss.item()}
             for name in ("forget", "retain"):
-                if f"{name}_logprobs" in tensors:
-                    mean = label_mean(tensors[f"{name}_logprobs"], tensors[f"{name}_mask"])
-                    values[f"{name}_ce"] = -mean.item()
+                if (logprobs := find_logprobs(tensors, name)) is not None:
+                    values[f"{name}_ce"] = -label_mean(logprobs, tensors[f"{name}_mask"]).item()
             for key, value in values.items():
                 sums[key] = sums.get(key, 0.0) + value / config.accumulation
         norm = torch.nn.utils.clip_grad_norm_(
             list(self.trainable.trained.values()), config.max_grad_norm
         )
-        return {"step": float(self.step), **sums, "grad_norm": norm.item()}
+        changed = {name: fmean(each[name] for each in changes) for name in changes[0]}
+        self.settings |= changed
+        return {"step": float(self.step), **sums, "grad_norm": norm.item(), **changed}
 
     def _choose_objective(self) -> tuple[Objective, int]:
         """Return the objective of the next step, and which step of that objective it is."""
@@ -352,6 +358,7 @@ class _TrainingLoop:
             "history": self.history,
             "before": self.before,
             "best": self.best.state,
+            "settings": self.settings,
         }
         good = self.good if self.best.is_wanted else {}
         save_state(store.state, self.trainable.trained, self.optimizer, progress, good=good)

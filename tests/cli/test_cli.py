@@ -366,7 +366,7 @@ def test_texts_of_ones_own(at_home, disk, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"method": "gdd"}, "unknown method 'gdd'; valid: dpo, ga, gd"),
+        ({"method": "gdd"}, "unknown method 'gdd'; valid: dpo, altpo, ceu, ga, gd"),
         ({"languages": "polyglot"}, "'polyglot'"),
         ({"languages": "kab"}, "no texts in kab"),
         ({"languages": ["en", "combined"]}, "'combined'"),

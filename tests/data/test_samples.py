@@ -10,7 +10,7 @@ import torch
 from interp import LanguageModel
 from interp.data import sample_texts
 from interp.data import samples as module
-from interp.data.samples import _Draw
+from interp.data.samples import TokenDraw
 from tests.helpers.tiny_models import tiny
 
 
@@ -22,7 +22,7 @@ def write(model, folder, **options):
 def test_tokens_are_drawn_with_their_probabilities():
     """Of 4,000 draws, shares are within three standard errors."""
     shares = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
-    draw = _Draw(0, "en")
+    draw = TokenDraw([f"0/samples/en/{n}" for n in range(4000)])
     drawn = torch.cat([draw(shares.log()[None], [number], 0) for number in range(4000)])
     found = torch.bincount(drawn, minlength=5) / 4000
     assert found[4] == 0

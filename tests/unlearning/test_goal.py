@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from interp.models.pairs import copy_model
 from interp.unlearning.config import Bound, TrainingConfig
 from interp.unlearning.examples import Example
 from interp.unlearning.goal import BestCheckpoint, find_broken, measure_distance
@@ -38,7 +37,7 @@ def run(rows, *, config=CONFIG, out=None, kill_at=None):
     def evaluate(model):
         if len(seen) == kill_at:
             raise KeyboardInterrupt
-        seen.append(dict(copy_model(model.model).named_parameters()))
+        seen.append({n: p.detach().clone() for n, p in model.model.named_parameters()})
         forget, retention = next(at)
         return {"forget/en": forget, "retention/en": 1.0, "retention/de": retention}
 

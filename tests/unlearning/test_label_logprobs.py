@@ -6,7 +6,12 @@ import pytest
 import torch
 
 import interp.unlearning.label_logprobs as readout
-from interp.unlearning.label_logprobs import compute_label_kl, compute_label_logprobs
+from interp.unlearning.label_logprobs import (
+    compute_label_kl,
+    compute_label_log_odds,
+    compute_label_logprobs,
+    compute_logit_margin,
+)
 from tests.helpers.tiny_models import ARCHITECTURES, tiny
 
 
@@ -61,6 +66,69 @@ def test_divergence_and_its_gradient(name, chunks):
     compute_label_kl(model.anatomy, states, reference.anatomy, before).sum().backward()
     assert before.grad is None
     assert states.grad is not None
+
+
+def without_targets(logits):
+    return logits.scatter(-1, TARGETS[:, None], -torch.inf)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_log_odds_and_their_gradient(name, chunks):
+    model = tiny(name)
+    states = states_of(model)
+    found = compute_label_log_odds(model.anatomy, states, TARGETS)
+    p = model.anatomy.logits(states).softmax(-1)[range(7), TARGETS]
+    plain = p.log() - (1 - p).log()
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        gradient(found, states), gradient(plain, states), atol=2e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_log_odds_of_what_the_model_is_sure_of(lower):
+    """p rounds to 1 in float32, and log p to 0 or above it; log p/(1 − p) is right all the same."""
+    torch.manual_seed(0)
+    model = tiny()
+    weight = model.anatomy.unembed.weight
+    states = (60 * weight[TARGETS] / weight[TARGETS].norm(dim=-1, keepdim=True) ** 2).detach()
+    states.requires_grad_()
+    logits = states.double() @ weight.double().T
+    plain = logits[range(7), TARGETS] - without_targets(logits).logsumexp(-1)
+    assert (plain > 17).all()
+    with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+        found = compute_label_log_odds(model.anatomy, states, TARGETS)
+    close = {"atol": 0.1, "rtol": 2e-2} if lower else {"atol": 1e-4, "rtol": 1e-5}
+    torch.testing.assert_close(found, plain.float(), **close)
+    torch.testing.assert_close(gradient(found, states), gradient(plain, states), **close)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "phi"])
+def test_divergence_of_the_other_tokens_and_its_gradient(name, chunks):
+    model, reference = tiny(name), tiny(name, seed=1)
+    states, before = states_of(model), states_of(reference, seed=3)
+    found = compute_label_kl(model.anatomy, states, reference.anatomy, before, without=TARGETS)
+    p = without_targets(model.anatomy.logits(states)).log_softmax(-1)
+    q = without_targets(reference.anatomy.logits(before)).log_softmax(-1)
+    terms = q.exp() * (q - p)
+    plain = terms.scatter(-1, TARGETS[:, None], 0.0).sum(-1)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    (expected,) = torch.autograd.grad((plain * WEIGHTS).sum(), states)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(gradient(found, states), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi"])
+def test_the_logit_margin_and_its_gradient(name, chunks):
+    model = tiny(name)
+    states = states_of(model)
+    found = compute_logit_margin(model.anatomy, states)
+    logits = model.anatomy.logits(states)
+    plain = logits.amax(-1) - logits.mean(-1)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        gradient(found, states), gradient(plain, states), atol=2e-5, rtol=1e-4
+    )
 
 
 def test_the_divergence_from_itself_is_zero():

@@ -1,6 +1,6 @@
 """Objectives against arithmetic on paper, and what must hold of every one of them.
 
-Probabilities are powers of two, so that a loss is a number of ln 2.
+Those that weigh or change single tokens' distributions are in `test_token_objectives`.
 """
 
 import copy
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from interp.unlearning.objectives.altpo import altpo
 from interp.unlearning.objectives.dpo import dpo
 from interp.unlearning.objectives.ga import ga
 from interp.unlearning.objectives.gd import gd, gd_kl
@@ -29,6 +30,20 @@ from interp.unlearning.objectives.simnpo import simnpo
 from interp.unlearning.objectives.task_vector import negate_task_vector
 from interp.unlearning.registry import OBJECTIVES as REGISTERED
 from interp.unlearning.registry import TENSORS
+from tests.helpers.label_tables import (
+    FORGET,
+    FORGET_MASK,
+    FORGET_REFERENCE,
+    LN2,
+    PAD,
+    PREFERRED,
+    PREFERRED_MASK,
+    PREFERRED_REFERENCE,
+    RETAIN,
+    RETAIN_KL,
+    RETAIN_MASK,
+    logs,
+)
 
 OBJECTIVES = {
     name if len(parts) == 1 else f"{name}_{part.sets[0]}": part
@@ -36,28 +51,6 @@ OBJECTIVES = {
     for part in parts
 }
 """Objectives by name; of those in turn each by itself, named by its set."""
-
-LN2 = math.log(2)
-PAD = math.nan  # Whatever stands under the padding must not matter.
-
-
-def logs(*rows):
-    """Log-probabilities of probabilities."""
-    return torch.tensor(rows, dtype=torch.float64).log()
-
-
-# −log p is 1 and 3 in the first sequence, 4 in the second, in units of ln 2.
-FORGET = logs([1 / 2, 1 / 8], [1 / 16, PAD])
-FORGET_MASK = torch.tensor([[True, True], [True, False]])
-# Under θ₀: 1 and 2, and 2.
-FORGET_REFERENCE = logs([1 / 2, 1 / 4], [1 / 4, PAD])
-# 1 in the first sequence, 2 and 1 in the second; under θ₀ 2, and 2 and 2.
-PREFERRED = logs([1 / 2, PAD], [1 / 4, 1 / 2])
-PREFERRED_REFERENCE = logs([1 / 4, PAD], [1 / 4, 1 / 4])
-# 2 in the first sequence, 1 and 1 in the second.
-RETAIN = logs([1 / 4, PAD], [1 / 2, 1 / 2])
-RETAIN_MASK = PREFERRED_MASK = torch.tensor([[True, False], [True, True]])
-RETAIN_KL = torch.tensor([[0.3, PAD], [0.6, 0.9]], dtype=torch.float64)
 
 
 def test_ce_is_the_mean_over_tokens_and_nll_the_sum_over_a_sequence():
@@ -198,6 +191,18 @@ def test_simnpo():
     value = simnpo(FORGET, FORGET_MASK, **retain).item()
     expected = (math.log(1 + 2**-9) + math.log(1 + 2**-18)) / 4.5
     assert value == pytest.approx(expected + 4 / 3 * LN2)
+
+
+def test_altpo():
+    preferred = {
+        "preferred_logprobs": PREFERRED,
+        "preferred_reference_logprobs": PREFERRED_REFERENCE,
+        "preferred_mask": PREFERRED_MASK,
+    }
+    retain = {"retain_logprobs": RETAIN, "retain_mask": RETAIN_MASK}
+    # dpo with β = 1, as above, and 0.5 · 4/3.
+    value = altpo(FORGET, FORGET_MASK, **NPO, **preferred, **retain, beta=1, alpha=0.5)
+    assert value.item() == pytest.approx(math.log(1.25 * 1.125) + 2 / 3 * LN2)
 
 
 def test_idk():
@@ -366,18 +371,20 @@ def inputs(name, *, padding=0.0, extra=0):
 
 
 LOSSES = sorted(OBJECTIVES)
-FROZEN = ("_reference_logprobs", "_reference_states", "_repeat_logprobs", "direction")
+WEIGHTED = ("satimp", "wga")
+"""Their weights are functions of θ that no gradient is taken of."""
+FROZEN = ("_reference_logprobs", "_reference_log_odds", "_reference_states", "_repeat_logprobs")
 
 
 def trained(tensors):
     return [
         name
         for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not name.endswith(FROZEN)
+        if tensor.is_floating_point() and not name.endswith((*FROZEN, "direction"))
     ]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in WEIGHTED])
 def test_every_loss_has_the_numerical_gradient(name):
     tensors = inputs(name)
     names = trained(tensors)
@@ -434,7 +441,7 @@ def test_nothing_to_learn_from_is_an_error(name):
                 OBJECTIVES[name].function(**tensors | {need: torch.zeros_like(mask)})
 
 
-@pytest.mark.parametrize("name", ["npo", "npo_kl", "npo_rt", "simnpo", "dpo"])
+@pytest.mark.parametrize("name", ["npo", "npo_kl", "npo_rt", "simnpo", "dpo", "altpo", "pdu"])
 def test_a_sequence_without_labels_is_an_error_in_a_mean_over_sequences(name):
     tensors = inputs(name)
     tensors["forget_mask"][1] = False
@@ -485,7 +492,7 @@ def test_references_are_needed_where_the_formula_has_them():
         if any("reference" in need or "kl" in need for need in entry.needs)
     }
     assert with_reference == {
-        *("dpo", "gd_kl", "lingtea", "lingtea_fixed", "lingtea_code_retain"),
-        *("npo", "npo_kl", "npo_rt", "rmu"),
+        *("altpo", "dpo", "gd_kl", "lingtea", "lingtea_fixed", "lingtea_code_retain"),
+        *("npo", "npo_kl", "npo_rt", "pdu", "rmu", "undial"),
     }
     assert OBJECTIVES["lingtea_code_forget"].function is ga

@@ -64,7 +64,7 @@ def test_it_has_defaults_like_any_method(own):
     config = find_method("scaled").config
     assert (config.objective, config.num_steps, config.learning_rate) == ("scaled", 20, 1e-5)
     assert "scaled" not in LIBRARY
-    with pytest.raises(ValueError, match=r"unknown method 'scale'; valid: dpo, ga, .*, scaled$"):
+    with pytest.raises(ValueError, match=r"unknown method 'scale'; valid: dpo, altpo, .*, scaled$"):
         find_method("scale")
     with pytest.raises(ValueError, match="unknown method 'finetune'"):
         find_method("finetune")
@@ -82,6 +82,26 @@ def test_a_name_of_ones_own_can_be_registered_again(own):
     method("scaled")(again)
     assert OBJECTIVES["scaled"][0].function is again
     assert default_settings("scaled") == {"weight": 3.0}
+
+
+def test_settings_may_change_from_step_to_step(own):
+    def halve(weight):
+        return {"weight": weight / 2}
+
+    method("scaled", update=halve, settings={"weight": 8.0})(scaled)
+    config = TrainingConfig(objective="scaled", settings={"weight": 8.0}, num_steps=3, batch_size=1)
+    history = unlearn(tiny(), [text("w7")], [], config, progress=False).history
+    # What a row tells is what the next step has.
+    assert [row["weight"] for row in history] == [4, 2, 1]
+    assert history[0]["loss"] == pytest.approx(8 * history[0]["forget_ce"])
+    assert history[2]["loss"] == pytest.approx(2 * history[2]["forget_ce"])
+    with pytest.raises(ValueError, match="the update of scaled needs 'beta'; valid: what scaled"):
+        method("scaled", update=lambda beta: {"weight": beta})(scaled)
+
+
+def test_a_method_has_preferred_answers_of_its_own():
+    assert find_method("altpo").preferred == "alternate"
+    assert {find_method(name).preferred for name in LIBRARY if name != "altpo"} == {"refusal"}
 
 
 def test_mistakes_are_named(own):

@@ -128,7 +128,8 @@ def test_scores_are_those_of_plain_forwards(name):
     model, before = tiny(name, seed=1), tiny(name)
     inputs = ObjectiveInputs(model, Reference(before), SETS, layer=2)
     needs = ["forget_logprobs", "forget_mask", "forget_reference_logprobs", "retain_kl",
-             "retain_states", "retain_reference_states", "retain_positions"]  # fmt: skip
+             "retain_states", "retain_reference_states", "retain_positions", "forget_log_odds",
+             "forget_reference_log_odds", "forget_others_kl", "forget_logit_margin"]  # fmt: skip
     for _ in range(2):
         # The second time, what θ₀ says is remembered.
         found = inputs.compute(needs, {"forget": [1, 0], "retain": [0, 1]})
@@ -137,6 +138,22 @@ def test_scores_are_those_of_plain_forwards(name):
                 expected = compute_label_scores(m, [tokenize(m, example)])
                 mask = found["forget_mask"][row]
                 torch.testing.assert_close(found[scored][row][mask], expected)
+                log_odds = found[scored.replace("logprobs", "log_odds")][row][mask]
+                torch.testing.assert_close(log_odds.sigmoid(), expected.exp())
+            ids = model.encode(example.prompt + example.answer)
+            start = len(model.encode(example.prompt))
+            z, z0 = (
+                m.model(torch.tensor([ids])).logits[0, start - 1 : -1] for m in (model, before)
+            )
+            margin = z.amax(-1) - z.mean(-1)
+            torch.testing.assert_close(
+                found["forget_logit_margin"][row][mask], margin, atol=1e-5, rtol=1e-4
+            )
+            for place, token in enumerate(ids[start:]):
+                others = [n for n in range(z.shape[-1]) if n != token]
+                q, p = (logits[place, others].log_softmax(-1) for logits in (z0, z))
+                kl = found["forget_others_kl"][row, place]
+                torch.testing.assert_close(kl, (q.exp() * (q - p)).sum(), atol=1e-5, rtol=1e-4)
         assert -found["forget_logprobs"].sum().item() / 3 == pytest.approx(
             ce(model, FORGET), abs=1e-5
         )
@@ -307,7 +324,6 @@ def test_a_model_is_evaluated_in_evaluation_mode_and_trained_on():
 def test_a_stop_on_a_metric_that_is_not_there_is_refused_before_training():
     stop = Bound(metric="qualty", below=1.0)
     with pytest.raises(
-        ValueError, match="unknown metric 'qualty' in 'qualty<=1'; valid: forget_ce, retain_ce, q"
         match="unknown metric 'qualty' in 'qualty<=1'; valid: forget_ce, retain_ce, quality",
     ):
         trained(stops=(stop,), evaluate=lambda model: {"quality": 1.0}, evaluate_every=4)
@@ -337,6 +353,44 @@ def test_after_divergence_the_weights_are_those_of_the_last_evaluation():
     assert "worse than guessing" in done.reason
     assert len(kept) >= 2
     assert all(torch.equal(p, kept[-1][n]) for n, p in done.model.model.named_parameters())
+
+
+def test_the_multiplier_of_pdu_rises_by_what_the_retain_loss_exceeds_its_bound():
+    settings = {"tolerance": -0.5, "multiplier": 10.0, "dual_step_size": 2.0, "dual_warmup": 2.0}
+    history = trained(objective="pdu", settings=settings, num_steps=5).history
+    assert [row["dual_warmup"] for row in history] == [1, 0, 0, 0, 0]
+    assert [row["multiplier"] for row in history[:2]] == [10, 10]
+    # Every step has all of R: the bound is half of the loss before.
+    bound, multiplier = history[0]["retain_ce"] / 2, 10.0
+    for row in history[2:]:
+        multiplier += 2 * (row["retain_ce"] - bound)
+        assert row["multiplier"] == pytest.approx(multiplier, rel=1e-5)
+    # Each row's loss is of the multiplier before: what is left of it are the squared margins.
+    given = {"retain": RETAIN, "forget": FORGET}
+    inputs = ObjectiveInputs(tiny(), Reference(tiny()), given)
+    found = inputs.compute(["forget_logit_margin", "forget_mask"], {"forget": [0, 1]})
+    one, two = (row[mask] for row, mask in zip(*found.values(), strict=True))
+    flat = (one.square().mean() + two.square().mean()).item() / 2
+    assert history[0]["loss"] == pytest.approx(flat + 10 * bound, rel=1e-5)
+
+
+def test_parts_of_a_step_change_settings_once():
+    sets = {"forget": SAME_LENGTH[:4], "retain": SAME_LENGTH[4:]}
+    settings = {"tolerance": -0.5, "dual_warmup": 3.0}
+    given = {"objective": "pdu", "settings": settings, "sets": sets, "batch_size": 4}
+    plain, thrifty = (trained(**given, accumulation=n).history for n in (1, 4))
+    assert [row["dual_warmup"] for row in thrifty] == [2, 1, 0, 0, 0, 0, 0, 0]
+    for one, other in zip(plain, thrifty, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["ceu", "undial"])
+def test_losses_are_told_where_an_objective_has_log_odds(objective):
+    history = trained(objective=objective).history
+    assert history[0]["forget_ce"] == pytest.approx(ce(tiny(), FORGET), rel=1e-5)
+    assert (
+        trained(objective=objective, stops=(Bound(metric="forget_ce", above=0),)).history[1:] == []
+    )
 
 
 def test_a_task_vector_is_what_learning_did_negated():
@@ -437,6 +491,7 @@ class Killed(BaseException):
         {"parameters": "lora", "lora_rank": 2, "objective": "npo_kl"},
         {"objective": "task_vector"},
         {"objective": "lingtea_code"},
+        {"objective": "pdu", "settings": {"tolerance": -0.5, "dual_warmup": 1}, "batch_size": 1},
     ],
 )
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, changes):
@@ -573,7 +628,7 @@ def test_equal_cards_are_equal_runs():
         ({"sets": {"forget": FORGET}}, "gd needs retain examples"),
         ({"objective": "dpo", "sets": {"forget": FORGET}}, "dpo needs preferred examples"),
         ({"sets": {**SETS, "preferred": PREFERRED[:1]}, "objective": "dpo"}, "1 preferred answers"),
-        ({"objective": "forget"}, "unknown objective 'forget'; valid: dpo, finetune, ga, gd"),
+        ({"objective": "forget"}, "unknown objective 'forget'; valid: dpo, altpo, ceu, finetune"),
         (
             {"objective": "lingtea_code", "settings": {"alpha": 2.0}},
             "no setting 'alpha'; valid: none",

@@ -45,6 +45,16 @@ def label_sums(
     return torch.where(mask, values, 0).sum(-1)
 
 
+def label_probabilities(
+    logprobs: Float[Tensor, "sequence label"], mask: Bool[Tensor, "sequence label"]
+) -> Float[Tensor, "sequence label"]:
+    """Return the label tokens' probabilities as constants, 1 under the padding.
+
+    At most 1: in bfloat16 a token that is all but sure has a log-probability above 0.
+    """
+    return logprobs.detach().masked_fill(~mask, 0.0).clamp(max=0.0).exp()
+
+
 def ce(
     logprobs: Float[Tensor, "sequence label"], mask: Bool[Tensor, "sequence label"]
 ) -> Float[Tensor, ""]:
