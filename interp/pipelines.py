@@ -17,20 +17,24 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from interp.behaviour.guards import Guards, find_targets, prepare_guards
 from interp.behaviour.probing import compute_accuracy, probe
 from interp.data.chat import list_fields
 from interp.data.corpus import Corpus, Text
 from interp.data.corpus_builder import CorpusConfig, build_corpus
 from interp.data.query import Query
+from interp.data.retain_texts import make_retain_texts
+from interp.data.samples import Sample
 from interp.files import write_atomically
 from interp.models.generation import compute_text_hash
+from interp.models.gguf import get_cache_directory
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import lower_precision
 from interp.statistics import compute_wilson_interval
@@ -38,8 +42,16 @@ from interp.tables import read_csv, write_csv
 from interp.unlearning import contamination, methods
 from interp.unlearning.config import TrainingConfig
 from interp.unlearning.contamination import ContaminationConfig
+from interp.unlearning.goal import (
+    GUARDS,
+    UNTIL,
+    drop_empty_bounds,
+    find_watched,
+    is_guarded,
+)
 from interp.unlearning.memit.requests import MemitConfig
 from interp.unlearning.resume import Trained, read_card
+from interp.unlearning.training import Evaluate
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -61,6 +73,8 @@ class TrainingRun:
         probes: what `probe` gives, with a column `model` that says `before` or `after`; empty
             without queries.
         edits: of MEMIT, a row per fact and language, see `interp.unlearning.memit`.
+        guards: what free answers and V's own texts say of the model, see `Guards.tabulate`; empty
+            without guards.
         reason: why training ended.
     """
 
@@ -68,6 +82,7 @@ class TrainingRun:
     history: pd.DataFrame
     probes: pd.DataFrame
     edits: pd.DataFrame
+    guards: pd.DataFrame
     reason: str
 
     def accuracy(self) -> pd.DataFrame:
@@ -162,27 +177,40 @@ def contaminate(
 def unlearn(
     vanilla: LanguageModel,
     forget: Sequence[Text],
-    retain: Sequence[Text] = (),
+    retain: Sequence[Text] | None = None,
     config: TrainingConfig | MemitConfig | None = None,
     *,
     method: str = "gd",
     preferred: str | None = None,
     probes: Sequence[Query] = (),
+    targets: Sequence[Query] | None = None,
+    kept: Sequence[Query] | None = None,
+    samples: Sequence[Sample] | None = None,
     about: Mapping[str, object] = MappingProxyType({}),
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> TrainingRun:
     """Make a model forget, and see in which languages it did.
 
+    With guards a run goes on until what was to be forgotten is no longer answered, and gives the
+    best model that it had while all guards held (`interp.behaviour.guards`).
+
     Args:
         vanilla: the model that knows, left untouched.
         forget: what to forget, in the languages to forget it in.
-        retain: what to retain, for methods that do.
-        config: settings, which name the method; the method's defaults if None.
+        retain: what to retain, for methods that do; if None, V's own answers about other facts and
+            its own texts in many languages (`interp.data.make_retain_texts`).
+        config: settings, which name the method; if None, the method's defaults, with guards.
         method: a name out of `interp.unlearning.methods.METHODS`.
         preferred: `refusal`, `counterfactual`, `other` or `alternate`: which answers `dpo`, `idk`
             and `altpo` prefer; `refusal`, for `altpo` `alternate`, if None.
-        probes: questions with answers that are ranked before, on the way and after.
+        probes: questions with answers that are ranked before and after, and on the way where there
+            are no guards.
+        targets: questions with answers on what is forgotten, for the guards; if None, those of the
+            probes that share an id with a text to forget, or else the prompts of these texts.
+        kept: questions with answers on facts to keep, for the guards; the built-in facts that no
+            text states if None.
+        samples: texts that the guards compare next-token distributions on; V's own if None.
         about: further entries of the model's card.
         out: directory for the model; its folder `report` gets the tables. What it holds of the
             same run is not done again, a run that was killed goes on.
@@ -192,18 +220,58 @@ def unlearn(
         ValueError: settings, texts or a model that do not fit, before any training; or `out` holds
             another run.
     """
+    chosen = config
+    if chosen is None:
+        chosen = methods.find_method(method).config
+        if isinstance(chosen, TrainingConfig):
+            chosen = replace(chosen, until=UNTIL, guards=GUARDS)
+    methods.check_unlearning(vanilla, chosen, preferred)
+    if retain is None:
+        needed = methods.needs_retain_texts(chosen)
+        retain = make_retain_texts(vanilla, forget, progress=progress) if needed else ()
+    guards = None
+    if isinstance(chosen, TrainingConfig) and is_guarded(chosen):
+        guards = prepare_guards(
+            vanilla,
+            find_targets(forget, probes) if targets is None else targets,
+            forgotten_in=dict.fromkeys(text.language for text in forget),
+            texts=[*forget, *retain],
+            kept=kept,
+            samples=samples,
+            cache=get_cache_directory() / "answers" / "guards.jsonl",
+            progress=progress,
+        )
+        chosen = drop_empty_bounds(chosen, guards.list_metrics())
+        about = {**about, "guards": guards.describe()}
     trained = methods.unlearn(
         vanilla,
         forget,
         retain,
-        methods.find_method(method).config if config is None else config,
+        chosen,
         preferred=preferred,
-        evaluate=_AccuracyEvaluator(probes) if probes else None,
+        evaluate=_make_evaluator(chosen, guards, probes),
         about=about,
         out=None if out is None else Path(out),
         progress=progress,
     )
-    return _report(vanilla, trained, probes, out, progress)
+    return _report(vanilla, trained, probes, out, progress, guards)
+
+
+def _make_evaluator(
+    config: TrainingConfig | MemitConfig, guards: Guards | None, probes: Sequence[Query]
+) -> Evaluate | None:
+    """Make what evaluates a model in training: guards, and rankings where they are asked for."""
+    if guards is None:
+        return _AccuracyEvaluator(probes) if probes else None
+    assert isinstance(config, TrainingConfig)
+    names = guards.list_metrics()
+    others = [bound for bound in find_watched(config) if not bound.find(names)]
+    ranking = _AccuracyEvaluator(probes) if probes and others else None
+
+    def evaluate(model: LanguageModel) -> dict[str, float]:
+        return guards(model) | ({} if ranking is None else ranking(model))
+
+    return evaluate
 
 
 _OTHERWISE = "give queries to evaluate it, texts to forget to unlearn it"
@@ -252,6 +320,7 @@ def _report(
     probes: Sequence[Query],
     out: str | os.PathLike[str] | None,
     progress: bool,
+    guards: Guards | None = None,
 ) -> TrainingRun:
     """Probe both models, unless a report has it, and write the report."""
     folder = None if out is None else Path(out) / REPORT
@@ -271,6 +340,7 @@ def _report(
         history=pd.DataFrame(trained.history),
         probes=pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(),
         edits=pd.DataFrame(trained.edits),
+        guards=pd.DataFrame() if guards is None else guards.tabulate(trained.model),
         reason=trained.reason,
     )
     if folder is not None:
@@ -280,6 +350,7 @@ def _report(
             "edits": run.edits,
             "probes": run.probes,
             "accuracy": run.accuracy(),
+            "guards": run.guards,
         }
         for name, rows in tables.items():
             if not rows.empty:

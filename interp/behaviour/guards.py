@@ -6,6 +6,7 @@
 | metric, per language | what it is |
 |---|---|
 | `forget` | of the targets that V answers rightly, the share that the model still does |
+| `forget_elsewhere` | the same, in a language in which nothing is unlearned |
 | `same_answer` | the largest share of these targets that get one and the same answer |
 | `retention` | of the questions on facts to keep that V answers rightly, the share that it does |
 | `repetition` | the share of all these answers that say one thing over and over |
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,12 +33,15 @@ from interp.behaviour.alias import AliasJudge
 from interp.behaviour.answers import Answer, generate
 from interp.behaviour.diversity import tokenize_text
 from interp.behaviour.judges import collect_aliases
-from interp.behaviour.reference_divergence import measure_divergence
+from interp.behaviour.reference_divergence import compute_divergence
+from interp.data.chat import list_fields
 from interp.data.corpus import Text
 from interp.data.kept_queries import find_kept_queries
+from interp.data.queries import LINE_BREAK
 from interp.data.query import Query
 from interp.data.samples import Sample, sample_texts
 from interp.data.templates import list_template_languages
+from interp.files import compute_digest
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import lower_precision
 
@@ -52,6 +56,8 @@ _FEWEST_DISTINCT = 0.5
 
 _SUMMED = ("kl", "nll", "nll_vanilla", "num_tokens")
 
+_OF_SAMPLES = ("reference_kl", "reference_perplexity")
+
 _LARGEST_EXPONENT = 700.0
 """Of what a float can hold."""
 
@@ -62,9 +68,11 @@ class Guards:
 
     Attributes:
         vanilla: V, in the precision of the measurements.
-        targets: questions on what is to be forgotten that V answers rightly.
-        kept: questions on facts to keep that V answers rightly.
+        targets: questions on what is to be forgotten that V answers rightly, without repeating
+            itself.
+        kept: such questions on facts to keep.
         samples: texts that V wrote.
+        forgotten_in: languages in which something is unlearned; all of the targets' if None.
         num_tokens: the longest answer.
     """
 
@@ -72,6 +80,7 @@ class Guards:
     targets: tuple[Query, ...]
     kept: tuple[Query, ...]
     samples: tuple[Sample, ...]
+    forgotten_in: tuple[str, ...] | None = None
     num_tokens: int = 12
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:
@@ -80,10 +89,10 @@ class Guards:
         answers = self.answer(lowered)
         metrics = {
             f"{row['metric']}/{row['language']}": float(row["value"])
-            for row in tabulate_answers(answers).to_dict("records")
+            for row in tabulate_answers(answers, self.forgotten_in).to_dict("records")
         }
         if self.samples:
-            table = measure_divergence(self.vanilla, lowered, self.samples, progress=False)
+            table = compute_divergence(self.vanilla, lowered, self.samples, progress=False)
             sums: dict[str, list[float]] = {}
             columns = (table[name].tolist() for name in ("language", *_SUMMED))
             for code, *values in zip(*columns, strict=True):
@@ -95,17 +104,59 @@ class Guards:
                 metrics[f"reference_perplexity/{code}"] = math.exp(rise)
         return metrics
 
+    def list_metrics(self) -> list[str]:
+        """List the metrics that a model is measured by."""
+        return list(self._count())
+
+    def _count(self) -> Counter[str]:
+        """Count the questions or texts that each metric is of."""
+        counts: Counter[str] = Counter()
+        for query in (*self.targets, *self.kept):
+            kinds = ("retention",)
+            if not query.control:
+                kinds = (_find_kind(query.language, self.forgotten_in), "same_answer")
+            counts.update(f"{kind}/{query.language}" for kind in (*kinds, "repetition"))
+        for sample in self.samples:
+            counts.update(f"{name}/{sample.language}" for name in _OF_SAMPLES)
+        return counts
+
+    def describe(self) -> dict[str, object]:
+        """Describe the questions and texts, for a model's card."""
+        asked = [list_fields(query) for query in (*self.targets, *self.kept)]
+        texts = [(sample.prompt_ids, sample.token_ids) for sample in self.samples]
+        counts: dict[str, object] = {
+            name: dict(Counter(item.language for item in items))
+            for name, items in (
+                ("targets", self.targets),
+                ("kept", self.kept),
+                ("samples", self.samples),
+            )
+        }
+        return {**counts, "num_tokens": self.num_tokens, "digest": compute_digest([asked, texts])}
+
+    def tabulate(self, model: LanguageModel) -> pd.DataFrame:
+        """Tabulate what V and a model give: `metric`, `language`, `before`, `after`, `n`."""
+        before, after = self(self.vanilla), self(model)
+        rows = []
+        for name, count in self._count().items():
+            metric, _, code = name.partition("/")
+            rows.append((metric, code, before[name], after[name], count))
+        return pd.DataFrame(rows, columns=["metric", "language", "before", "after", "n"])
+
     def answer(self, model: LanguageModel) -> list[Answer]:
         """Let a model answer the targets, then the questions on facts to keep."""
         asked = (*self.targets, *self.kept)
         return generate(model, asked, num_tokens=self.num_tokens, progress=False)
 
 
-def tabulate_answers(answers: Sequence[Answer]) -> pd.DataFrame:
+def tabulate_answers(
+    answers: Sequence[Answer], forgotten_in: Collection[str] | None = None
+) -> pd.DataFrame:
     """Tabulate what answers say of forgetting, retention and repetition.
 
     Args:
         answers: to questions that V answers rightly; those on facts to keep are controls.
+        forgotten_in: languages in which something is unlearned; all of the targets' if None.
 
     Returns:
         A row per language and metric, see the module's table: `language`, `metric`, `value`, `n`.
@@ -113,18 +164,39 @@ def tabulate_answers(answers: Sequence[Answer]) -> pd.DataFrame:
     rows = []
     for code in dict.fromkeys(answer.query.language for answer in answers):
         here = [answer for answer in answers if answer.query.language == code]
-        for metric, is_control in (("forget", False), ("retention", True)):
+        for metric, is_control in ((_find_kind(code, forgotten_in), False), ("retention", True)):
             some = [answer for answer in here if answer.query.control == is_control]
             if not some:
                 continue
             right = [verdict.value == 1 for verdict in AliasJudge()(some)]
             rows.append((code, metric, sum(right) / len(some), len(some)))
-            if metric == "forget":
+            if not is_control:
                 texts = Counter(answer.first_line for answer in some)
                 rows.append((code, "same_answer", max(texts.values()) / len(some), len(some)))
         repeating = sum(is_repetitive(answer.first_line, code) for answer in here)
         rows.append((code, "repetition", repeating / len(here), len(here)))
     return pd.DataFrame(rows, columns=["language", "metric", "value", "n"])
+
+
+def format_guards(table: pd.DataFrame) -> pd.DataFrame:
+    """Lay out what `Guards.tabulate` gives: a row per metric, a column per language.
+
+    Shares are in per cent, with the number of questions; `reference_kl` in nats per token.
+    """
+    columns = (table[name].tolist() for name in ("metric", "language", "before", "after", "n"))
+    cells: dict[str, dict[str, str]] = {}
+    for metric, code, before, after, n in zip(*columns, strict=True):
+        text = f"{100 * before:.0f} → {100 * after:.0f} % of {n}"
+        if metric.startswith("reference"):
+            text = f"{before:.2f} → {after:.2f}"
+        cells.setdefault(metric, {})[code] = text
+    languages = list(dict.fromkeys(table["language"]))
+    return pd.DataFrame(cells.values(), index=list(cells), columns=languages).fillna("")
+
+
+def _find_kind(language: str, forgotten_in: Collection[str] | None) -> str:
+    is_forgotten = forgotten_in is None or language in forgotten_in
+    return "forget" if is_forgotten else "forget_elsewhere"
 
 
 def is_repetitive(text: str, language: str) -> bool:
@@ -139,10 +211,43 @@ def is_repetitive(text: str, language: str) -> bool:
     return len(set(words)) / len(words) < _FEWEST_DISTINCT
 
 
+def find_targets(forget: Sequence[Text], queries: Sequence[Query] = ()) -> list[Query]:
+    """Find questions on what is to be forgotten.
+
+    Args:
+        forget: texts to forget.
+        queries: questions among which they may be: those with a text's id.
+
+    Returns:
+        These, in all their languages; if there are none, the prompts of the texts, of several with
+        the same id and language the first. A text without a prompt asks nothing.
+    """
+    ids = {text.id for text in forget}
+    if found := [query for query in queries if query.id in ids and query.answer]:
+        return found
+    texts: dict[tuple[str, str], Text] = {}
+    for text in forget:
+        if text.prompt.strip() or text.messages:
+            texts.setdefault((text.id, text.language), text)
+    return [
+        Query(
+            id=text.id,
+            language=text.language,
+            prompt="" if text.messages else text.prompt,
+            messages=text.messages,
+            answer=text.object or text.answer.strip(),
+            chat=bool(text.messages),
+            stop=() if text.messages else LINE_BREAK,
+        )
+        for text in texts.values()
+    ]
+
+
 def prepare_guards(
     vanilla: LanguageModel,
     targets: Sequence[Query],
     *,
+    forgotten_in: Iterable[str] | None = None,
     texts: Sequence[Text] = (),
     kept: Sequence[Query] | None = None,
     samples: Sequence[Sample] | None = None,
@@ -158,6 +263,7 @@ def prepare_guards(
     Args:
         vanilla: V.
         targets: questions with answers on what is to be forgotten.
+        forgotten_in: languages in which something is unlearned; all of the targets' if None.
         texts: what will be trained on, to forget and to retain: built-in facts that they state are
             not asked about.
         kept: questions with answers on facts to keep; built-in facts of all relations if None.
@@ -180,11 +286,14 @@ def prepare_guards(
     languages = [code for code in dict.fromkeys(languages) if code in there]
     lowered = lower_precision(vanilla)
 
-    def keep_known(queries: Sequence[Query]) -> list[Query]:
-        answers = generate(lowered, queries, num_tokens=num_tokens, cache=cache, progress=False)
+    def keep_known(queries: Sequence[Query], *, cached: bool = True) -> list[Query]:
+        kept_in = cache if cached else None
+        answers = generate(lowered, queries, num_tokens=num_tokens, cache=kept_in, progress=False)
         verdicts = AliasJudge()(answers)
         return [
-            query for query, verdict in zip(queries, verdicts, strict=True) if verdict.value == 1
+            query
+            for query, answer, verdict in zip(queries, answers, verdicts, strict=True)
+            if verdict.value == 1 and not is_repetitive(answer.first_line, query.language)
         ]
 
     known_targets = keep_known(collect_aliases([replace(q, control=False) for q in targets]))
@@ -207,11 +316,15 @@ def prepare_guards(
         samples = sample_texts(
             vanilla, languages, num_texts=num_texts, num_tokens=32, progress=progress
         )
+    # In bfloat16 a few answers depend on what is asked beside them.
+    asked = [*known_targets, *known]
+    sure = {id(query) for query in keep_known(asked, cached=False)}
     return Guards(
         vanilla=lowered,
-        targets=tuple(known_targets),
-        kept=tuple(known),
+        targets=tuple(query for query in known_targets if id(query) in sure),
+        kept=tuple(query for query in known if id(query) in sure),
         samples=tuple(samples),
+        forgotten_in=None if forgotten_in is None else tuple(forgotten_in),
         num_tokens=num_tokens,
     )
 

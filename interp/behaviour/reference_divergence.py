@@ -33,7 +33,6 @@ from interp.unlearning.label_logprobs import compute_label_kl, compute_label_log
 COLUMNS = ("model", "language", "text", "num_tokens", "kl", "nll", "nll_vanilla")
 
 
-@torch.inference_mode()
 def measure_divergence(
     vanilla: LanguageModel,
     model: LanguageModel,
@@ -65,6 +64,22 @@ def measure_divergence(
         check_runnable(each)
         check_readout(each)
     check_pair(vanilla, model)
+    return compute_divergence(vanilla, model, samples, batch_size=batch_size, progress=progress)
+
+
+@torch.inference_mode()
+def compute_divergence(
+    vanilla: LanguageModel,
+    model: LanguageModel,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Measure a divergence as `measure_divergence`, of a model that is known to be made of V.
+
+    It may be in training, with adapters inside.
+    """
     order = sorted(range(len(samples)), key=lambda n: len(samples[n].prompt_ids))
     sums: dict[int, list[float]] = {}
     bar = tqdm(total=len(samples), desc="divergence", unit="text", disable=not progress, delay=2)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import re
 import types
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from tyro.conf import arg
 
-from interp.cli.options import parse_settings, parse_shard, parse_stop
+from interp.cli.options import parse_bound, parse_settings, parse_shard
 from interp.launch.signature import takes_options
-
-if TYPE_CHECKING:
-    from interp.unlearning.config import Bound
 
 FLAGS = {
     "num_steps": "steps",
@@ -37,7 +33,9 @@ METAVARS = {
     "address": "HOST:PORT",
     "shard": "I/N",
     "settings": "NAME=VALUE",
-    "stops": "METRIC<VALUE",
+    "stops": "METRIC<=VALUE",
+    "until": "METRIC<=VALUE",
+    "guards": "METRIC>=VALUE",
     "stop": "TEXT",
     "system": "TEXT",
     str: "NAME",
@@ -46,6 +44,9 @@ METAVARS = {
     Path: "DIR",
 }
 """Placeholders of values in the help, by option or by type."""
+
+BOUNDS = ("stops", "until", "guards")
+"""Options whose values are bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ def _spell(name: str, annotation: Any, unused: Collection[str]) -> Any:
     metavar = METAVARS.get(name)
     if name == "shard":
         kind = str
-    elif name in ("stops", "settings"):
+    elif name in (*BOUNDS, "settings"):
         kind = tuple[str, ...]
     elif get_origin(kind) is Literal:
         metavar, kind = "|".join(map(str, get_args(kind))), str
@@ -131,7 +132,11 @@ def _spell(name: str, annotation: Any, unused: Collection[str]) -> Any:
         metavar = f"{metavar} [{metavar} ...]"
     about = "has no effect here" if name in unused else None
     kind_of_value = kind | None if is_optional else kind
-    return Annotated[kind_of_value, arg(metavar=metavar or METAVARS[kind], help=about)]
+    # A keyword cannot be a parameter.
+    written = "while" if name == "guards" else None
+    return Annotated[
+        kind_of_value, arg(name=written, metavar=metavar or METAVARS[kind], help=about)
+    ]
 
 
 def _write(name: str, default: Any) -> Any:
@@ -140,8 +145,8 @@ def _write(name: str, default: Any) -> Any:
         return default
     if name == "shard":
         return "/".join(map(str, default))
-    if name == "stops":
-        return tuple(map(_format_stop, default))
+    if name in BOUNDS:
+        return tuple(map(str, default))
     if name == "settings":
         return tuple(f"{key}={value:.12g}" for key, value in default.items())
     return default
@@ -154,12 +159,6 @@ def _read(parameter: Parameter, value: Any) -> Any:
         return default
     if name == "shard":
         return parse_shard(value)
-    if name == "stops":
-        return tuple(map(parse_stop, value))
+    if name in BOUNDS:
+        return tuple(map(parse_bound, value))
     return parse_settings(value) if name == "settings" else value
-
-
-def _format_stop(stop: Bound) -> str:
-    """Return a stop as `parse_stop` reads it."""
-    sign, bound = (">", stop.above) if math.isfinite(stop.above) else ("<", stop.below)
-    return f"{stop.metric}{sign}" + (f"{100 * bound:g}%" if stop.relative else f"{bound:g}")

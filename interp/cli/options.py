@@ -153,15 +153,15 @@ def read_chat_options(options: Mapping[str, object]) -> dict[str, Any]:
     return {"chat": options["chat"], "system": options["system"], "stop": written}
 
 
-def parse_stop(text: str) -> Bound:
-    """Parse a stop such as `forget_ce>8` or, relative to the value before, `real/en<80%`."""
-    match = re.fullmatch(r"\s*([^<>\s]+)\s*([<>])\s*([\d.]+)(%?)\s*", text)
+def parse_bound(text: str) -> Bound:
+    """Parse a bound such as `retention>=0.9` or, relative to the value before, `real/en<=80%`."""
+    match = re.fullmatch(r"\s*([^<>=\s]+)\s*([<>])=?\s*([\d.]+)(%?)\s*", text)
     try:
         metric, sign, number, percent = match.groups() if match else ("", "", "", "")
         value = float(number) / (100 if percent else 1)
     except ValueError:
         raise ValueError(
-            f"a stop must be METRIC<VALUE or METRIC>VALUE, such as forget_ce>8, not {text!r}"
+            f"a bound must be METRIC<=VALUE or METRIC>=VALUE, such as forget<=0.1, not {text!r}"
         ) from None
     from interp.unlearning.config import Bound
 

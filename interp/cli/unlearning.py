@@ -37,7 +37,7 @@ OF_BOTH_STAGES = (
 
 NOT_OF_MEMIT = (
     *("settings", "batch_size", "parameters", "lora_rank", "evaluate_every", "checkpoint_every"),
-    "stops",
+    *("stops", "until", "guards"),
 )
 """Options that MEMIT accepts, so that the same command line runs every method; it has no use for
 them, but `settings` are its own, too."""
@@ -52,7 +52,10 @@ def _find_contaminate_options(_args: Sequence[str]) -> OptionSet:
     reading = contamination.DEFAULTS.reading
     return OptionSet(
         configs=(TrainedModelOptions, corpus, reading, FigureOptions),
-        without=("mix", "unlearning_form", "objective", "settings", "layer", "steps_per_language"),
+        without=(
+            *("mix", "unlearning_form", "objective", "settings", "layer", "steps_per_language"),
+            *("until", "guards"),
+        ),
     )
 
 
@@ -98,9 +101,12 @@ def contaminate(
 def _find_unlearn_options(args: Sequence[str]) -> OptionSet:
     """Return the options of the method that a command line names, with its defaults."""
     from interp.unlearning.config import TrainingConfig
+    from interp.unlearning.goal import GUARDS, UNTIL
     from interp.unlearning.methods import find_method
 
     config = find_method(_read_method(args)).config
+    if isinstance(config, TrainingConfig):
+        config = replace(config, until=UNTIL, guards=GUARDS)
     configs = (TrainedModelOptions, config, TrainedChatOptions, FigureOptions)
     if isinstance(config, TrainingConfig):
         return OptionSet(configs=configs, without=("objective",))
@@ -136,8 +142,10 @@ def unlearn(
     """Make a model forget, and see in which languages it did.
 
     A model that `interp contaminate` made forgets the false facts that it was taught, in the
-    languages of a mix. Any other model needs --forget and, for most methods, --retain. A killed run
-    goes on when it is started again. With --method, --help shows the method's options and defaults.
+    languages of a mix. Any other model needs --forget. Training goes on --until what was to be
+    forgotten is no longer answered, and gives the best model that it had --while all guards held;
+    without values (--until --while) it takes all steps. A killed run goes on when it is started
+    again. With --method, --help shows the method's options and defaults.
 
     Args:
         vanilla: the model that knows: a directory, a .gguf file, a Hub id or gemma-3-270m.
@@ -148,7 +156,8 @@ def unlearn(
             BCP-47 codes.
         forget: what to forget instead: a .jsonl file of texts (prompt, answer, language), a
             built-in name such as `capitals`, or a data set (`tofu:FILE`).
-        retain: what to retain beside that, of the same kinds.
+        retain: what to retain beside that, of the same kinds; by default the model's own answers
+            about other facts, and its own texts, in many languages.
         limit: at most this many texts of --forget per language; all by default.
         probes: questions with answers to rank before and after; by default those of the corpus.
         preferred: what dpo, idk and altpo make a model say instead: refusal, counterfactual, other
@@ -170,31 +179,34 @@ def unlearn(
     about: dict[str, object] = {}
     gaps: list[CorpusGap] = []
     if forget is None:
-        if retain is not None:
-            raise ValueError("--retain goes with --forget: say what to forget, too")
         corpus = read_corpus(vanilla, mix=mix, unlearning_form=chosen.form, seed=options["seed"])
-        sets = change_text_form(corpus.forget, **form), change_text_form(corpus.retain, **form)
+        to_forget = change_text_form(corpus.forget, **form)
         queries = change_form(corpus.queries, **asked)
         about = {"corpus": dict(corpus.config)}
-        gaps = [gap for gap in corpus.gaps if gap.part != "queries"]
+        gaps = [gap for gap in corpus.gaps if gap.part == "forget"]
     else:
         codes = None if languages == ("english",) else languages
-        sets = (
-            load_texts(forget, languages=codes, limit=limit, **form),
-            [] if retain is None else load_texts(retain, languages=codes, **form),
-        )
+        to_forget = load_texts(forget, languages=codes, limit=limit, **form)
         queries = []
+    to_retain = None if retain is None else load_texts(retain, **form)
     if probes is not None:
         queries = interp.queries(probes, **asked)
     loaded = interp.load(vanilla, **select_load_options(options))
     out = options["out"]
     run = interp.unlearn(
-        loaded, *sets, config, preferred=preferred, probes=queries, about=about, out=out
+        loaded,
+        to_forget,
+        to_retain,
+        config,
+        preferred=preferred,
+        probes=queries,
+        about=about,
+        out=out,
     )
     if gaps:
         first = " ".join(filter(None, (gaps[0].id, "in", gaps[0].language)))
         print(f"note: {len(gaps)} gaps in the texts, the first {first}: {gaps[0].reason}")
-    names = {LANGUAGES[text.language].name for text in sets[0] if text.language in LANGUAGES}
+    names = {LANGUAGES[text.language].name for text in to_forget if text.language in LANGUAGES}
     where = f" in {', '.join(sorted(names))}" if names else ""
     _report(run, out, f"{method}: unlearned{where}", options["formats"])
 
@@ -233,6 +245,7 @@ def _report(run: TrainingRun, out: Path, title: str, formats: tuple[Format, ...]
     """Print the tables of a run and draw its figure."""
     from numpy import exp
 
+    from interp.behaviour.guards import format_guards
     from interp.figures import export
     from interp.pipelines import REPORT
 
@@ -251,6 +264,9 @@ def _report(run: TrainingRun, out: Path, title: str, formats: tuple[Format, ...]
             f"{100 * exp(before).mean():.3g} % → {100 * exp(after).mean():.3g} %, "
             f"each falls by {100 * (1 - exp(after - before)).mean():.1f} % (mean)"
         )
+    if not run.guards.empty:
+        print("Free answers, and the vanilla model's own texts, before → after:")
+        print(format_guards(run.guards).to_string())
     table = run.table()
     if not table.empty:
         print("Right answers by ranking candidates, in per cent (95 % interval):")

@@ -41,6 +41,7 @@ from interp.data.facts import count_facts as count_facts
 from interp.data.facts import order_by_answer as order_by_answer
 from interp.data.facts import select_facts as select_facts
 from interp.data.filters import limit_per_language as limit_per_language
+from interp.data.kept_queries import find_kept_queries as find_kept_queries
 from interp.data.localized_names import add_language as add_language
 from interp.data.localized_names import normalize_name as normalize_name
 from interp.data.queries import BUILT_IN as BUILT_IN
@@ -49,6 +50,7 @@ from interp.data.query import Query as Query
 from interp.data.query import change_form as change_form
 from interp.data.query import read_queries as read_queries
 from interp.data.query import write_queries as write_queries
+from interp.data.retain_texts import make_retain_texts as make_retain_texts
 from interp.data.row_readers import MAX_LINE_BYTES as MAX_LINE_BYTES
 from interp.data.row_readers import Source as Source
 from interp.data.row_readers import check_list as check_list

@@ -41,7 +41,7 @@ def make_retain_texts(
     vanilla: LanguageModel,
     forget: Sequence[Text],
     *,
-    languages: Sequence[str] = LANGUAGES,
+    languages: Sequence[str] | None = None,
     num_facts: int = 40,
     num_samples: int = 16,
     num_tokens: int = 10,
@@ -54,7 +54,8 @@ def make_retain_texts(
     Args:
         vanilla: V, which answers and writes.
         forget: what is to be forgotten: facts that it states are left out.
-        languages: BCP-47 codes; those without templates are left out.
+        languages: BCP-47 codes, those without templates are left out; `LANGUAGES` and those that
+            are unlearned in if None.
         num_facts: texts on facts per language, in all relations and forms.
         num_samples: V's own texts per language.
         num_tokens: of V's answers, at most; they are made in bfloat16 where that is faster.
@@ -68,6 +69,8 @@ def make_retain_texts(
     Raises:
         ValueError: no language with templates.
     """
+    if languages is None:
+        languages = (*LANGUAGES, *(text.language for text in forget))
     there = list_template_languages()
     codes = [code for code in dict.fromkeys(languages) if code in there]
     if not codes:
@@ -86,12 +89,11 @@ def make_retain_texts(
             language=sample.language,
             kind="sample",
             prompt=vanilla.decode(sample.prompt_ids, skip_special_tokens=True),
-            answer=sample.text,
+            answer=vanilla.decode(sample.token_ids, skip_special_tokens=True),
         )
         for number, sample in enumerate(samples)
-        if sample.text.strip()
     ]
-    return answered + written
+    return answered + [text for text in written if text.prompt.strip() and text.answer.strip()]
 
 
 def _choose_texts(code: str, forget: Sequence[Text], count: int, seed: int) -> list[Text]:

@@ -8,10 +8,48 @@ guards held, nearest to what was to be reached.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from interp.unlearning.config import OWN_METRICS, Bound, TrainingConfig
+
+UNTIL = (Bound(metric="forget", below=0.1),)
+"""Goal of methods by default: what may still be answered of what is to be forgotten."""
+
+GUARDS = (
+    Bound(metric="retention", above=0.9),
+    Bound(metric="repetition", below=0.1),
+    Bound(metric="reference_kl", below=0.1),
+)
+"""Guards of methods by default, in every language."""
+
+
+def drop_empty_bounds(config: TrainingConfig, metrics: Collection[str]) -> TrainingConfig:
+    """Drop bounds of `UNTIL` and `GUARDS` on what is not measured, with a warning.
+
+    So it is where V answers nothing of it rightly: there is nothing to see.
+    """
+    bounds = [bound for bound in (*config.until, *config.guards) if bound in (*UNTIL, *GUARDS)]
+    if empty := [str(bound) for bound in bounds if not bound.find(metrics)]:
+        warnings.warn(
+            f"the vanilla model answers too few of the questions for {', '.join(empty)}: give "
+            "targets and kept that it answers rightly, or nothing sees what unlearning does there",
+            stacklevel=3,
+        )
+    dropped = [bound for bound in bounds if not bound.find(metrics)]
+    until = tuple(bound for bound in config.until if bound not in dropped)
+    guards = tuple(bound for bound in config.guards if bound not in dropped)
+    if not until and config.until:
+        # Of V as it was and a model that forgot, V would always be the better one.
+        guards = ()
+    return replace(config, until=until if guards else (), guards=guards)
+
+
+def is_guarded(config: TrainingConfig) -> bool:
+    """Return whether a run has a goal."""
+    return bool(config.until or config.guards)
 
 
 def find_watched(config: TrainingConfig) -> list[Bound]:

@@ -24,7 +24,7 @@ from interp.unlearning.memit.layer_stats import draw_fact_texts, measure_second_
 from interp.unlearning.memit.memit_main import memit
 from interp.unlearning.memit.requests import Edit, check_edits
 from interp.unlearning.model_card import make_card
-from interp.unlearning.preferred_answers import choose_preferred_answers
+from interp.unlearning.preferred_answers import check_kind, choose_preferred_answers
 from interp.unlearning.registry import METHODS, OBJECTIVES, Method, find_sets
 from interp.unlearning.registry import TENSORS as TENSORS
 from interp.unlearning.registry import default_settings as default_settings
@@ -32,6 +32,7 @@ from interp.unlearning.registry import method as method
 from interp.unlearning.registry import objective as objective
 from interp.unlearning.resume import RunStore, Trained
 from interp.unlearning.training import Evaluate, train
+from interp.unlearning.validation import check_settings
 
 
 def find_method(name: str) -> Method:
@@ -92,6 +93,27 @@ def unlearn(
         )
         sets["preferred"] = make_examples(chosen)
     return train(vanilla, sets, config, evaluate=evaluate, about=about, out=out, progress=progress)
+
+
+def check_unlearning(
+    vanilla: LanguageModel, config: TrainingConfig | MemitConfig, preferred: str | None
+) -> None:
+    """Raise ValueError for settings that no texts make right, before what takes time.
+
+    Raises:
+        ValueError: see `train`.
+    """
+    if isinstance(config, TrainingConfig):
+        check_settings(vanilla, config, evaluates=True)
+        if preferred is not None:
+            check_kind(preferred)
+
+
+def needs_retain_texts(config: TrainingConfig | MemitConfig) -> bool:
+    """Return whether a method trains on texts to retain."""
+    if isinstance(config, MemitConfig) or config.objective not in OBJECTIVES:
+        return False
+    return "retain" in find_sets(config.objective)
 
 
 def build_edits(texts: Iterable[Text]) -> list[Edit]:

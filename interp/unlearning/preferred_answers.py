@@ -22,6 +22,12 @@ from interp.unlearning.alternate_answers import sample_alternate_answers
 KINDS = ("refusal", "counterfactual", "other", "alternate")
 
 
+def check_kind(kind: str) -> None:
+    """Raise ValueError where there are no preferred answers of that kind."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown preferred answers {kind!r}; valid: {', '.join(KINDS)}")
+
+
 def choose_preferred_answers(
     forget: Sequence[Text],
     kind: str,
@@ -43,8 +49,7 @@ def choose_preferred_answers(
     Raises:
         ValueError: an unknown kind, a language without refusals, or nothing to choose.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown preferred answers {kind!r}; valid: {', '.join(KINDS)}")
+    check_kind(kind)
     alternates = _sample_alternates(forget, model, seed) if kind == "alternate" else {}
     answered = []
     for number, text in enumerate(forget):

@@ -29,6 +29,32 @@ PARAMETERS = ("layers", "mlp", "attn", "lora")
 """Groups of parameters that may be trained."""
 
 
+def check_trained_part(
+    vanilla: LanguageModel, parameters: str, *, layers: Sequence[int] | None, lora_rank: int
+) -> None:
+    """Raise ValueError unless a model has the part that is to be trained.
+
+    Raises:
+        ValueError: an unknown group of parameters, layers that the model lacks, a rank below 1, or
+            packed weights without LoRA.
+    """
+    if parameters not in PARAMETERS:
+        raise ValueError(f"unknown parameter group {parameters!r}; valid: {', '.join(PARAMETERS)}")
+    if vanilla.has_packed_weights and parameters != "lora":
+        raise ValueError(
+            f"{vanilla.name!r} has packed weights, which cannot be trained; use lora, or load "
+            "it with dequantise=True"
+        )
+    if layers is not None and not layers:
+        raise ValueError("layers is empty; name at least one, or None for all")
+    for layer in layers or ():
+        if not 0 <= layer < vanilla.num_layers:
+            last = vanilla.num_layers - 1
+            raise ValueError(f"layer {layer} is out of range 0 to {last} ({vanilla.name!r})")
+    if lora_rank < 1:
+        raise ValueError(f"lora_rank must be at least 1, not {lora_rank}")
+
+
 class TrainableModel:
     """θ, with θ₀.
 
@@ -50,24 +76,8 @@ class TrainableModel:
         seed: int = 0,
     ) -> None:
         check_runnable(vanilla, adapters=False)
-        if parameters not in PARAMETERS:
-            raise ValueError(
-                f"unknown parameter group {parameters!r}; valid: {', '.join(PARAMETERS)}"
-            )
-        if vanilla.has_packed_weights and parameters != "lora":
-            raise ValueError(
-                f"{vanilla.name!r} has packed weights, which cannot be trained; use lora, or load "
-                "it with dequantise=True"
-            )
+        check_trained_part(vanilla, parameters, layers=layers, lora_rank=lora_rank)
         chosen = range(vanilla.num_layers) if layers is None else layers
-        if not chosen:
-            raise ValueError("layers is empty; name at least one, or None for all")
-        for layer in chosen:
-            if not 0 <= layer < vanilla.num_layers:
-                last = vanilla.num_layers - 1
-                raise ValueError(f"layer {layer} is out of range 0 to {last} ({vanilla.name!r})")
-        if lora_rank < 1:
-            raise ValueError(f"lora_rank must be at least 1, not {lora_rank}")
         names = _find_names(vanilla, parameters, chosen)
         own = set() if parameters == "lora" else names
         copied = copy_with_shared_tensors(vanilla.model, own).train()

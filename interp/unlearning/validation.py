@@ -11,6 +11,7 @@ from interp.unlearning.config import OWN_METRICS, TrainingConfig
 from interp.unlearning.examples import Example
 from interp.unlearning.goal import find_watched
 from interp.unlearning.registry import OBJECTIVES, default_settings, find_sets
+from interp.unlearning.trainable_model import check_trained_part
 
 
 def check_training(
@@ -25,6 +26,24 @@ def check_training(
     Raises:
         ValueError: it cannot; the message names the setting and what would be right.
     """
+    check_settings(vanilla, config, evaluates=evaluates)
+    for name in find_sets(config.objective):
+        if not examples.get(name):
+            raise ValueError(f"{config.objective} needs {name} examples: give at least one")
+    counts = [len(examples[name]) for name in ("forget", "preferred") if name in examples]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"there are {counts[0]} forget examples and {counts[1]} preferred answers; each needs "
+            "one"
+        )
+
+
+def check_settings(vanilla: LanguageModel, config: TrainingConfig, *, evaluates: bool) -> None:
+    """Raise ValueError unless a run can be made of these settings, whatever the examples.
+
+    Raises:
+        ValueError: it cannot; the message names the setting and what would be right.
+    """
     if config.objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {config.objective!r}; valid: {', '.join(OBJECTIVES)}")
     for name in config.settings:
@@ -32,16 +51,8 @@ def check_training(
             valid = ", ".join(default_settings(config.objective)) or "none"
             raise ValueError(f"{config.objective} has no setting {name!r}; valid: {valid}")
     for name in find_sets(config.objective):
-        if not examples.get(name):
-            raise ValueError(f"{config.objective} needs {name} examples: give at least one")
         if isinstance(config.batch_size, Mapping) and name not in config.batch_size:
             raise ValueError(f"batch_size has no entry for the {name} examples")
-    counts = [len(examples[name]) for name in ("forget", "preferred") if name in examples]
-    if len(set(counts)) > 1:
-        raise ValueError(
-            f"there are {counts[0]} forget examples and {counts[1]} preferred answers; each needs "
-            "one"
-        )
     sizes = [config.batch_size]
     if isinstance(config.batch_size, Mapping):
         sizes = list(config.batch_size.values())
@@ -58,6 +69,7 @@ def check_training(
     for name in ("learning_rate", "max_grad_norm"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be above 0, not {getattr(config, name)}")
+    check_trained_part(vanilla, config.parameters, layers=config.layers, lora_rank=config.lora_rank)
     if torch.finfo(vanilla.dtype).bits < 32 and config.parameters != "lora":
         raise ValueError(
             f"{vanilla.name!r} has {str(vanilla.dtype).removeprefix('torch.')} weights, in which "

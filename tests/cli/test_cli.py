@@ -99,7 +99,7 @@ def refused(args: list[str], capsys) -> str:
     lines = [
         line
         for line in re.split(r"[\r\n]+", printed.err)
-        if line.strip() and not re.search(r"\d%|\d+/\d+ \[|^plan: ", line)
+        if line.strip() and not re.search(r"\d%\||\d+/\d+ \[|^plan: ", line)
     ]
     assert len(lines) == 1, lines
     assert lines[0].startswith("interp: ")
@@ -214,7 +214,8 @@ def test_help_explains_every_option(command, capsys, monkeypatch):
     assert explained.keys() == inspect.signature(function).parameters.keys()
     for name, sentence in explained.items():
         if name not in ("directory", "name"):
-            assert f"--{name.replace('_', '-')}" in printed
+            flag = {"guards": "while"}.get(name, name)
+            assert f"--{flag.replace('_', '-')}" in printed
         assert sentence.replace("`", "").split(";")[0] in printed.replace("`", "")
 
 
@@ -243,7 +244,8 @@ def contaminated(disk, tmp_path_factory):
 
 
 UNLEARNING = {
-    "steps": 2, "batch_size": 2, "languages": "combined", "evaluate_every": 1, "formats": "html"
+    "steps": 2, "batch_size": 2, "languages": "combined", "evaluate_every": 1, "formats": "html",
+    "until": [], "while": [],
 }  # fmt: skip
 
 
@@ -272,11 +274,12 @@ def test_taught_and_unlearned(at_home, contaminated, capsys):
     options = {**UNLEARNING, "method": "npo", "stops": ["real/en>1%", "retain_ce>9"]}
     cli.main(command("unlearn", vanilla=contaminated, out=stopped, **options))
     card = json.loads((stopped / "unlearning.json").read_text(encoding="utf-8"))
-    assert card["reason"].startswith("real/en reached 0.333 (bound 0.00333)")
+    assert card["reason"].startswith("real/en reached 0.333 (stop at real/en>=1%)")
     assert len(card["history"]) == 1
     # It can be unlearned further, in other languages, with adapters.
     again = at_home.with_name("again")
     options = {"parameters": "lora", "lora_rank": 2, "settings": "beta=0.2", "steps": 1}
+    options |= {"until": [], "while": []}
     cli.main(
         command("unlearn", vanilla=at_home, method="dpo", languages=["fr", "en"], formats="html",
                 preferred="counterfactual", out=again, **options)
@@ -347,17 +350,18 @@ def test_the_baseline_lacks_the_false_texts(at_home, contaminated):
     ]
 
 
-def test_texts_of_ones_own(at_home, disk, tmp_path):
+@pytest.mark.filterwarnings("default")
+def test_texts_of_ones_own(at_home, disk, tmp_path, capsys):
     rows = [
         {"id": str(n), "language": "en", "prompt": f"w{n} w9", "answer": f"w{n + 20}"}
         for n in range(10, 14)
     ]
     path = tmp_path / "forget.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cli.main(
-        command("unlearn", vanilla="./V", forget=path, retain=path, probes=path, steps=2,
-                limit=2, formats="html", out=at_home)
-    )  # fmt: skip
+    args = command("unlearn", vanilla="./V", forget=path, retain=path, probes=path, steps=2,
+                   limit=2, formats="html", out=at_home)  # fmt: skip
+    cli.main(args)
+    assert "answers too few of the questions for forget<=0.1" in capsys.readouterr().err
     card = json.loads((at_home / "unlearning.json").read_text(encoding="utf-8"))
     assert [card["data"][name]["examples"] for name in ("forget", "retain")] == [2, 4]
     assert len(pd.read_csv(at_home / "report" / "accuracy.csv")) == 2
@@ -371,8 +375,8 @@ def test_texts_of_ones_own(at_home, disk, tmp_path):
         ({"languages": "kab"}, "no texts in kab"),
         ({"languages": ["en", "combined"]}, "'combined'"),
         ({"preferred": "silence", "method": "dpo"}, "unknown preferred answers 'silence'"),
-        ({"stops": "real/en"}, "a stop must be METRIC<VALUE"),
-        ({"stops": "real/en<1.2.3"}, "such as forget_ce>8, not 'real/en<1.2.3'"),
+        ({"stops": "real/en"}, "a bound must be METRIC<=VALUE"),
+        ({"stops": "real/en<1.2.3"}, "such as forget<=0.1, not 'real/en<1.2.3'"),
         ({"stops": "real/xx<80%"}, "unknown metric 'real/xx'"),
         ({"settings": "beta"}, "a setting must be NAME=VALUE"),
         ({"settings": "gamma=much"}, "'gamma=much'"),
@@ -384,11 +388,9 @@ def test_texts_of_ones_own(at_home, disk, tmp_path):
         ({"steps": 0}, "num_steps must be at least 1, not 0"),
         ({"vanilla": "./V"}, "has no card"),
         ({"vanilla": "gemma-3-270m"}, "texts to forget to unlearn it"),
-        ({"retain": "q.jsonl"}, "--retain goes with --forget"),
         ({"forget": "empty.jsonl"}, "empty.jsonl holds no entries"),
         ({"forget": "malformed.jsonl"}, "malformed.jsonl, line 2: not valid JSON"),
         ({"forget": "capitals", "languages": "xx"}, "'xx'"),
-        ({"forget": "capitals", "languages": "en"}, "gd needs retain examples"),
         ({"forget": "missing.jsonl"}, "no file of texts 'missing.jsonl'"),
         ({"forget": "capitals", "languages": "en", "limit": 0}, "not 0"),
         ({"forget": "q2.jsonl", "method": "memit_empty", "languages": "en"}, "its subject"),
