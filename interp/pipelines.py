@@ -26,11 +26,11 @@ import pandas as pd
 
 from interp.behaviour.guards import Guards, find_targets, prepare_guards
 from interp.behaviour.probing import compute_accuracy, probe
+from interp.behaviour.retain_texts import make_retain_texts
 from interp.data.chat import list_fields
 from interp.data.corpus import Corpus, Text
 from interp.data.corpus_builder import CorpusConfig, build_corpus
 from interp.data.query import Query
-from interp.data.retain_texts import make_retain_texts
 from interp.data.samples import Sample
 from interp.files import write_atomically
 from interp.models.generation import compute_text_hash
@@ -198,8 +198,8 @@ def unlearn(
     Args:
         vanilla: the model that knows, left untouched.
         forget: what to forget, in the languages to forget it in.
-        retain: what to retain, for methods that do; if None, V's own answers about other facts and
-            its own texts in many languages (`interp.data.make_retain_texts`).
+        retain: what to retain, for methods that do; if None, other facts that V knows and
+            its own texts in many languages (`make_retain_texts`).
         config: settings, which name the method; if None, the method's defaults, with guards.
         method: a name out of `interp.unlearning.methods.METHODS`.
         preferred: `refusal`, `counterfactual`, `other` or `alternate`: which answers `dpo`, `idk`
@@ -226,9 +226,11 @@ def unlearn(
         if isinstance(chosen, TrainingConfig):
             chosen = replace(chosen, until=UNTIL, guards=GUARDS)
     methods.check_unlearning(vanilla, chosen, preferred)
+    cache = get_cache_directory() / "answers" / "known.jsonl"
     if retain is None:
-        needed = methods.needs_retain_texts(chosen)
-        retain = make_retain_texts(vanilla, forget, progress=progress) if needed else ()
+        retain = ()
+        if methods.needs_retain_texts(chosen):
+            retain = make_retain_texts(vanilla, forget, cache=cache, progress=progress)
     guards = None
     if isinstance(chosen, TrainingConfig) and is_guarded(chosen):
         guards = prepare_guards(
@@ -238,7 +240,7 @@ def unlearn(
             texts=[*forget, *retain],
             kept=kept,
             samples=samples,
-            cache=get_cache_directory() / "answers" / "guards.jsonl",
+            cache=cache,
             progress=progress,
         )
         chosen = drop_empty_bounds(chosen, guards.list_metrics())

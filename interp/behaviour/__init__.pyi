@@ -41,6 +41,7 @@ from interp.behaviour.registry import METRIC_COLUMNS as METRIC_COLUMNS
 from interp.behaviour.registry import Metric as Metric
 from interp.behaviour.registry import load_metrics as load_metrics
 from interp.behaviour.registry import metric as metric
+from interp.behaviour.retain_texts import make_retain_texts as make_retain_texts
 from interp.behaviour.rouge import make_rouge_scorer as make_rouge_scorer
 from interp.behaviour.tofu import score_questions as score_questions
 from interp.behaviour.token_scores import score_labels as score_labels

@@ -50,7 +50,6 @@ from interp.data.query import Query as Query
 from interp.data.query import change_form as change_form
 from interp.data.query import read_queries as read_queries
 from interp.data.query import write_queries as write_queries
-from interp.data.retain_texts import make_retain_texts as make_retain_texts
 from interp.data.row_readers import MAX_LINE_BYTES as MAX_LINE_BYTES
 from interp.data.row_readers import Source as Source
 from interp.data.row_readers import check_list as check_list
