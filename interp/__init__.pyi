@@ -19,8 +19,9 @@ from interp.models.conversion import to_nnsight as to_nnsight
 from interp.models.conversion import to_transformer_lens as to_transformer_lens
 from interp.models.language_model import LanguageModel as LanguageModel
 from interp.models.loading import load as load
-from interp.pipelines import contaminate as contaminate
-from interp.pipelines import unlearn as unlearn
+from interp.pipelines.teaching import contaminate as contaminate
+from interp.pipelines.tuning import tune as tune
+from interp.pipelines.unlearning import unlearn as unlearn
 from interp.recovery.activation_cache import ActivationCache as ActivationCache
 from interp.recovery.activation_cache import run_with_cache as run_with_cache
 from interp.recovery.answers import restored_answers as restored_answers

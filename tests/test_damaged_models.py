@@ -12,7 +12,7 @@ import torch
 
 import interp
 from experiments.cross_lingual.agreement import read_labels
-from interp import pipelines
+from interp.pipelines import training_run as pipelines
 from interp.unlearning import load_state, measure_second_moments, read_progress, save_state
 from tests.helpers.damage import damage, refusal
 from tests.helpers.tiny_models import save, tiny, tiny_model

@@ -145,7 +145,7 @@ def test_a_finished_run_is_read_again(taught, tmp_path, monkeypatch):
     names = {path.name for path in (tmp_path / "m" / "report").iterdir()}
     assert names == {"history.csv", "probes.csv", "accuracy.csv", "probes.json"}
     with monkeypatch.context() as patch:
-        patch.setattr("interp.pipelines.probe", None)
+        patch.setattr("interp.pipelines.training_run.probe", None)
         again = run()
     pd.testing.assert_frame_equal(again.accuracy(), first.accuracy())
     assert len(run(QUERIES[:4]).accuracy()) == 2
@@ -164,7 +164,7 @@ def test_what_a_model_was_asked_when_it_was_made_is_not_asked_again(tmp_path, mo
         return probe(model, queries, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("interp.pipelines.probe", counted)
+        patch.setattr("interp.pipelines.training_run.probe", counted)
         again = interp.unlearn(made.model, FAKE, REAL, STEPS, probes=QUERIES, progress=False)
         assert [model.name for model in probed] == [again.model.name]
         interp.unlearn(made.model, FAKE, REAL, STEPS, probes=QUERIES[:4], progress=False)

@@ -24,7 +24,9 @@ from interp.languages import LANGUAGES
 from interp.launch.signature import select_options
 
 if TYPE_CHECKING:
-    from interp.data.corpus import CorpusGap
+    from interp.data.corpus import CorpusGap, Text
+    from interp.data.query import Query
+    from interp.models.language_model import LanguageModel
     from interp.pipelines import TrainingRun
     from interp.unlearning.config import TrainingConfig
     from interp.unlearning.memit.requests import MemitConfig
@@ -101,12 +103,9 @@ def contaminate(
 def _find_unlearn_options(args: Sequence[str]) -> OptionSet:
     """Return the options of the method that a command line names, with its defaults."""
     from interp.unlearning.config import TrainingConfig
-    from interp.unlearning.goal import GUARDS, UNTIL
-    from interp.unlearning.methods import find_method
+    from interp.unlearning.methods import find_config
 
-    config = find_method(_read_method(args)).config
-    if isinstance(config, TrainingConfig):
-        config = replace(config, until=UNTIL, guards=GUARDS)
+    config = find_config(_read_method(args))
     configs = (TrainedModelOptions, config, TrainedChatOptions, FigureOptions)
     if isinstance(config, TrainingConfig):
         return OptionSet(configs=configs, without=("objective",))
@@ -137,6 +136,7 @@ def unlearn(
     limit: int | None = None,
     probes: Annotated[str | None, arg(metavar="FILE|NAME")] = None,
     preferred: str | None = None,
+    tune: int = 0,
     **options: Any,
 ) -> None:
     """Make a model forget, and see in which languages it did.
@@ -160,6 +160,8 @@ def unlearn(
             knows, and its own texts, in many languages.
         limit: at most this many texts of --forget per language; all by default.
         probes: questions with answers to rank before and after; by default those of the corpus.
+        tune: try up to this many settings (learning rate and the method's main one), make the model
+            with the most retained, and draw the curves of all; 0 for none.
         preferred: what dpo, idk and altpo make a model say instead: refusal, counterfactual, other
             or alternate (what it would say itself); by default refusal, for altpo alternate.
     """
@@ -168,11 +170,11 @@ def unlearn(
     from interp.data.query import change_form
     from interp.data.texts import change_text_form, load_texts
     from interp.pipelines import read_corpus
-    from interp.unlearning.methods import find_method
+    from interp.unlearning.methods import find_config, find_method
 
     _check_model_folder(options["out"])
     chosen = find_method(method)
-    config = _configure(chosen.config, options)
+    config = _configure(find_config(method), options)
     mix = languages[0] if len(languages) == 1 and languages[0] in MIXES else languages
     asked = read_chat_options(options)
     form = {name: asked[name] for name in ("chat", "system")}
@@ -193,6 +195,9 @@ def unlearn(
         queries = interp.queries(probes, **asked)
     loaded = interp.load(vanilla, **select_load_options(options))
     out = options["out"]
+    if tune:
+        _tune(loaded, to_forget, to_retain, config, queries, tune, preferred, options)
+        return
     run = interp.unlearn(
         loaded,
         to_forget,
@@ -209,6 +214,45 @@ def unlearn(
     names = {LANGUAGES[text.language].name for text in to_forget if text.language in LANGUAGES}
     where = f" in {', '.join(sorted(names))}" if names else ""
     _report(run, out, f"{method}: unlearned{where}", options["formats"])
+
+
+def _tune(
+    vanilla: LanguageModel,
+    forget: Sequence[Text],
+    retain: Sequence[Text] | None,
+    config: TrainingConfig | MemitConfig,
+    queries: Sequence[Query],
+    num_trials: int,
+    preferred: str | None,
+    options: dict[str, Any],
+) -> None:
+    """Search a method's settings, print the trials, and draw their curves."""
+    import interp
+    from interp.behaviour.guards import find_targets
+    from interp.figures import export
+    from interp.pipelines import REPORT
+    from interp.unlearning.config import TrainingConfig
+
+    if not isinstance(config, TrainingConfig):
+        raise ValueError("--tune is for methods with steps: MEMIT has none")
+    out = options["out"]
+    tuning = interp.tune(
+        vanilla,
+        forget,
+        retain,
+        config,
+        num_trials=num_trials,
+        preferred=preferred,
+        targets=find_targets(forget, queries),
+        out=out,
+    )
+    print("The best step of each trial (shares and nats of the worst language):")
+    print(tuning.table().to_string(index=False))
+    title = f"{config.objective}: forgetting against retention"
+    figure = {out / REPORT / "tuning": tuning.figure(title=title)}
+    _report(tuning.run, out, f"{config.objective}, the best trial", options["formats"])
+    for path in export(figure, formats=options["formats"]):
+        print(path)
 
 
 def _check_model_folder(out: Path) -> None:

@@ -23,3 +23,4 @@ from interp.figures.probing import plot_accuracy as plot_accuracy
 from interp.figures.recovery import plot_heatmap as plot_heatmap
 from interp.figures.recovery import plot_lines as plot_lines
 from interp.figures.training import plot_training as plot_training
+from interp.figures.tuning import plot_tuning as plot_tuning

@@ -9,7 +9,7 @@ with 18.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,6 +20,7 @@ from interp.models.language_model import LanguageModel
 from interp.unlearning import objectives as objectives
 from interp.unlearning.config import MemitConfig, TrainingConfig
 from interp.unlearning.examples import make_examples
+from interp.unlearning.goal import GUARDS, UNTIL
 from interp.unlearning.memit.layer_stats import draw_fact_texts, measure_second_moments
 from interp.unlearning.memit.memit_main import memit
 from interp.unlearning.memit.requests import Edit, check_edits
@@ -44,6 +45,23 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; valid: {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def find_config(name: str) -> TrainingConfig | MemitConfig:
+    """Return a method's own settings, with the default goal and guards where it has steps.
+
+    Raises:
+        ValueError: there is no method of that name.
+    """
+    config = find_method(name).config
+    if isinstance(config, TrainingConfig):
+        return replace(config, until=UNTIL, guards=GUARDS)
+    return config
+
+
+def find_tuned_setting(name: str) -> str | None:
+    """Return the setting of a method that a search changes beside the learning rate, if any."""
+    return METHODS[name].tuned if name in METHODS else None
 
 
 def unlearn(

@@ -95,11 +95,13 @@ class Method:
             another answer is preferred.
         preferred: which answers are preferred where it needs some, one of
             `interp.unlearning.KINDS`.
+        tuned: the setting that a search changes beside the learning rate; None if only that.
     """
 
     config: TrainingConfig | MemitConfig
     form: str = "statement"
     preferred: str = "refusal"
+    tuned: str | None = None
 
 
 OBJECTIVES: dict[str, tuple[Objective, ...]] = {}
@@ -158,6 +160,7 @@ def method(
     num_steps: int = 20,
     form: str | None = None,
     preferred: str = "refusal",
+    tuned: str | None = None,
     after: Sequence[Callable[..., object]] = (),
     negated: float | None = None,
     update: Update | None = None,
@@ -172,6 +175,7 @@ def method(
         form: how built-in facts are worded for it, see `Method`; by default `question` if it needs
             preferred answers.
         preferred: which answers are preferred where it needs some, see `Method`.
+        tuned: the setting that a search changes beside the learning rate, see `Method`.
         after: see `objective`.
         negated: see `objective`.
         update: see `objective`.
@@ -193,7 +197,7 @@ def method(
             **changes,
         )
         usual = "question" if "preferred" in find_sets(name) else "statement"
-        METHODS[name] = Method(config=config, form=form or usual, preferred=preferred)
+        METHODS[name] = Method(config=config, form=form or usual, preferred=preferred, tuned=tuned)
         return function
 
     return register

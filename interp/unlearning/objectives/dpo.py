@@ -9,7 +9,7 @@ from interp.unlearning.objectives.losses import log_ratio, softplus_loss
 from interp.unlearning.registry import method
 
 
-@method("dpo", learning_rate=5e-6, num_steps=20)
+@method("dpo", tuned="beta", learning_rate=5e-6, num_steps=20)
 def dpo(
     forget_logprobs: Float[Tensor, "sequence forget_label"],
     forget_mask: Bool[Tensor, "sequence forget_label"],

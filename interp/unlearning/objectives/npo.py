@@ -9,7 +9,7 @@ from interp.unlearning.objectives.losses import ce, label_mean, log_ratio, softp
 from interp.unlearning.registry import method
 
 
-@method("npo", learning_rate=1e-5, num_steps=9)
+@method("npo", tuned="beta", learning_rate=1e-5, num_steps=9)
 def npo(
     forget_logprobs: Float[Tensor, "sequence label"],
     forget_mask: Bool[Tensor, "sequence label"],
@@ -24,7 +24,7 @@ def npo(
     return softplus_loss(-log_ratio(forget_logprobs, forget_reference_logprobs, forget_mask), beta)
 
 
-@method("npo_kl", learning_rate=5e-6, num_steps=24)
+@method("npo_kl", tuned="beta", learning_rate=5e-6, num_steps=24)
 def npo_kl(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],
     forget_mask: Bool[Tensor, "forget_sequence forget_label"],
@@ -49,7 +49,7 @@ def npo_kl(
     return forget + alpha * label_mean(retain_kl, retain_mask)
 
 
-@method("npo_rt", learning_rate=5e-6, num_steps=30)
+@method("npo_rt", tuned="beta", learning_rate=5e-6, num_steps=30)
 def npo_rt(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],
     forget_mask: Bool[Tensor, "forget_sequence forget_label"],

@@ -31,6 +31,7 @@ def update_multiplier(
 
 @method(
     "pdu",
+    tuned="tolerance",
     learning_rate=2e-5,
     num_steps=24,
     settings={"dual_warmup": 12.0},

@@ -14,6 +14,7 @@ from interp.unlearning.registry import method
 # The states of Gemma-3-270M have a length of about 4,500 there.
 @method(
     "rmu",
+    tuned="c",
     learning_rate=1e-4,
     num_steps=60,
     parameters="mlp",

@@ -14,6 +14,7 @@ from interp.unlearning.registry import method
 
 @method(
     "task_vector",
+    tuned="alpha",
     learning_rate=1e-5,
     num_steps=12,
     form="question",

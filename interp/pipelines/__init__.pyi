@@ -1,0 +1,9 @@
+from interp.pipelines.teaching import contaminate as contaminate
+from interp.pipelines.teaching import read_corpus as read_corpus
+from interp.pipelines.training_run import AFTER as AFTER
+from interp.pipelines.training_run import BEFORE as BEFORE
+from interp.pipelines.training_run import REPORT as REPORT
+from interp.pipelines.training_run import TrainingRun as TrainingRun
+from interp.pipelines.tuning import Tuning as Tuning
+from interp.pipelines.tuning import tune as tune
+from interp.pipelines.unlearning import unlearn as unlearn
