@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from random import Random
@@ -12,7 +13,7 @@ import torch
 
 import interp
 from experiments.cross_lingual.agreement import read_labels
-from interp.pipelines import training_run as pipelines
+from interp.pipelines import list_rows, read_stored_probes
 from interp.unlearning import load_state, measure_second_moments, read_progress, save_state
 from tests.helpers.damage import damage, refusal
 from tests.helpers.tiny_models import save, tiny, tiny_model
@@ -139,17 +140,17 @@ def test_damaged_second_moments(vanilla, tmp_path):
 
 def test_a_damaged_report_of_probes(vanilla, tmp_path):
     queries = interp.queries("capitals", languages=["en"], limit=2)
-    inputs = {"models": {"before": "0a"}, "queries": pipelines._rows(queries)}
+    inputs = {"models": {"before": "0a"}, "queries": list_rows(queries)}
     table = pd.DataFrame({"model": ["before"], "right": [True], "reason": [""]})
     table.to_csv(tmp_path / "probes.csv", index=False)
     for file in (tmp_path / "probes.json", tmp_path / "probes.csv"):
-        digest = pipelines.hashlib.sha256((tmp_path / "probes.csv").read_bytes()).hexdigest()
+        digest = hashlib.sha256((tmp_path / "probes.csv").read_bytes()).hexdigest()
         (tmp_path / "probes.json").write_text(json.dumps(inputs | {"probes": digest}))
         content, rng = file.read_bytes(), Random(file.name)
         for _ in range(COUNT):
             damage(file, rng)
             message, answers = refusal(
-                lambda: pipelines._read_stored_probes(tmp_path, "0a", queries), str(tmp_path)
+                lambda: read_stored_probes(tmp_path, "0a", queries), str(tmp_path)
             )
             assert message or answers.empty or answers.equals(table)
             file.write_bytes(content)

@@ -11,7 +11,7 @@ import interp
 from interp import Query, figures
 from interp.behaviour import generate
 from interp.data import Text
-from interp.pipelines import tuning
+from interp.pipelines import summarise_evaluation
 from interp.unlearning import Bound, Trained, TrainingConfig
 from tests.helpers.tiny_models import question, tiny
 
@@ -61,7 +61,7 @@ def scripted(monkeypatch):
         row = dict.fromkeys(names, 0.0) | {"forget/en": 0.0, "retention/en": 1 - far / 20}
         return Trained(model=tiny(), history=[{"loss": 1.0} | row], reason="")
 
-    monkeypatch.setattr("interp.pipelines.unlearning.UnlearningPlan.run", run)
+    monkeypatch.setattr("interp.pipelines.unlearning.UnlearningSetup.run", run)
     monkeypatch.setattr("interp.pipelines.tuning.write_csv", lambda *_: None)
     monkeypatch.setattr("interp.pipelines.tuning.report", lambda *_: None)
     return tried
@@ -90,7 +90,7 @@ def test_smaller_steps_come_first_where_guards_broke(monkeypatch):
         row = dict.fromkeys(plan.guards.list_metrics(), 0.0) | {"retention/en": 0.1}
         return Trained(model=tiny(), history=[{"loss": 1.0} | row], reason="")
 
-    monkeypatch.setattr("interp.pipelines.unlearning.UnlearningPlan.run", run)
+    monkeypatch.setattr("interp.pipelines.unlearning.UnlearningSetup.run", run)
     monkeypatch.setattr("interp.pipelines.tuning.report", lambda *_: None)
     tune(num_trials=2)
     assert rates[1] == rates[0] / 2
@@ -122,7 +122,7 @@ def test_a_real_search_forgets(tmp_path):
 
 def test_the_worst_language_counts():
     metrics = {"forget/en": 0.0, "forget/de": 0.5, "retention/en": 0.9, "retention/fr": 0.7}
-    row = tuning._summarise(3, metrics, metrics, CONFIG)
+    row = summarise_evaluation(3, metrics, metrics, CONFIG)
     assert (row["step"], row["forget"], row["retention"]) == (3, 0.5, 0.7)
     assert math.isnan(row["reference_kl"])
     assert row["distance"] == pytest.approx(0.4)

@@ -4,6 +4,9 @@ from interp.pipelines.training_run import AFTER as AFTER
 from interp.pipelines.training_run import BEFORE as BEFORE
 from interp.pipelines.training_run import REPORT as REPORT
 from interp.pipelines.training_run import TrainingRun as TrainingRun
+from interp.pipelines.training_run import list_rows as list_rows
+from interp.pipelines.training_run import read_stored_probes as read_stored_probes
 from interp.pipelines.tuning import Tuning as Tuning
+from interp.pipelines.tuning import summarise_evaluation as summarise_evaluation
 from interp.pipelines.tuning import tune as tune
 from interp.pipelines.unlearning import unlearn as unlearn

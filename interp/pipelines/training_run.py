@@ -125,7 +125,7 @@ def report(
     for name, model in ((BEFORE, vanilla), (AFTER, trained.model)) if probes else ():
         text_hash = compute_text_hash(model, chat=any(query.chat for query in probes))
         hashes[name] = f"{model.content_hash()} {text_hash}"
-        stored = [_read_stored_probes(report, hashes[name], probes) for report in reports]
+        stored = [read_stored_probes(report, hashes[name], probes) for report in reports]
         known = next((table for table in stored if not table.empty), None)
         rows = probe(model, probes, progress=progress) if known is None else known
         tables.append(rows.assign(model=name))
@@ -150,7 +150,7 @@ def report(
             if not rows.empty:
                 write_csv(folder / f"{name}.csv", rows)
         probed = folder / "probes.csv"
-        about = {"models": hashes, "queries": _rows(probes)}
+        about = {"models": hashes, "queries": list_rows(probes)}
         if probed.is_file():
             about["probes"] = hashlib.sha256(probed.read_bytes()).hexdigest()
         text = json.dumps(about, ensure_ascii=False)
@@ -160,7 +160,7 @@ def report(
     return run
 
 
-def _read_stored_probes(folder: Path, content_hash: str, queries: Sequence[Query]) -> pd.DataFrame:
+def read_stored_probes(folder: Path, content_hash: str, queries: Sequence[Query]) -> pd.DataFrame:
     """Read the rows that a report has of a model and its queries; empty if it has none."""
     record, table = folder / "probes.json", folder / "probes.csv"
     if not (record.is_file() and table.is_file()):
@@ -168,7 +168,7 @@ def _read_stored_probes(folder: Path, content_hash: str, queries: Sequence[Query
     try:
         report = json.loads(record.read_text(encoding="utf-8"))
         names = [name for name, known in report["models"].items() if known == content_hash]
-        if not names or report["queries"] != _rows(queries):
+        if not names or report["queries"] != list_rows(queries):
             return pd.DataFrame()
         # Earlier reports have no digest of the table.
         if report.get("probes") not in (None, hashlib.sha256(table.read_bytes()).hexdigest()):
@@ -179,7 +179,7 @@ def _read_stored_probes(folder: Path, content_hash: str, queries: Sequence[Query
         raise ValueError(f"the report {folder} is damaged: delete it and run again") from None
 
 
-def _rows(queries: Sequence[Query]) -> list[dict[str, Any]]:
+def list_rows(queries: Sequence[Query]) -> list[dict[str, Any]]:
     """Convert queries to JSON."""
     rows = [list_fields(query) | {"aliases": list(query.aliases)} for query in queries]
     # As JSON has it: without tuples.

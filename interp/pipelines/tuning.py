@@ -28,7 +28,7 @@ from interp.data.samples import Sample
 from interp.files import compute_digest, write_atomically
 from interp.models.language_model import LanguageModel
 from interp.pipelines.training_run import TrainingRun, report
-from interp.pipelines.unlearning import UnlearningPlan, plan_unlearning
+from interp.pipelines.unlearning import UnlearningSetup, set_up_unlearning
 from interp.tables import write_csv
 from interp.unlearning import methods
 from interp.unlearning.config import Bound, TrainingConfig
@@ -119,7 +119,7 @@ def tune(
         raise ValueError(f"{method} has no steps to tune: choose another method")
     if num_trials < 1:
         raise ValueError(f"num_trials must be at least 1, not {num_trials}")
-    plan = plan_unlearning(
+    plan = set_up_unlearning(
         vanilla,
         forget,
         retain,
@@ -174,7 +174,7 @@ class _Search:
     """Search from neighbour to neighbour."""
 
     def __init__(
-        self, plan: UnlearningPlan, start: TrainingConfig, folder: Path | None, progress: bool
+        self, plan: UnlearningSetup, start: TrainingConfig, folder: Path | None, progress: bool
     ) -> None:
         self.plan, self.start, self.folder, self.progress = plan, start, folder, progress
         self.setting = methods.find_tuned_setting(start.objective)
@@ -255,12 +255,12 @@ class _Search:
         assert guards is not None
         before = guards(self.plan.vanilla)
         trained = self.plan.run(config, progress=self.progress)
-        rows = [_summarise(0, before, before, config)]
+        rows = [summarise_evaluation(0, before, before, config)]
         names = guards.list_metrics()
         for step, row in enumerate(trained.history, start=1):
             if all(name in row for name in names):
                 metrics = {name: row[name] for name in names}
-                rows.append(_summarise(step, metrics, before, config))
+                rows.append(summarise_evaluation(step, metrics, before, config))
         held = [row for row in rows if row["hold"]] or rows[:1]
         nearest = min(held, key=lambda row: row["distance"])
         for row in rows:
@@ -268,7 +268,7 @@ class _Search:
         return rows
 
 
-def _summarise(
+def summarise_evaluation(
     step: int, metrics: Mapping[str, float], before: Mapping[str, float], config: TrainingConfig
 ) -> dict[str, Any]:
     """Summarise an evaluation: the worst language of each metric, and the distance to the goal."""

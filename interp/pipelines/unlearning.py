@@ -75,7 +75,7 @@ def unlearn(
         ValueError: settings, texts or a model that do not fit, before any training; or `out` holds
             another run.
     """
-    plan = plan_unlearning(
+    plan = set_up_unlearning(
         vanilla,
         forget,
         retain,
@@ -92,7 +92,7 @@ def unlearn(
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearningPlan:
+class UnlearningSetup:
     """What unlearning is done with, whatever the settings.
 
     Attributes:
@@ -137,7 +137,7 @@ class UnlearningPlan:
         )
 
 
-def plan_unlearning(
+def set_up_unlearning(
     vanilla: LanguageModel,
     forget: Sequence[Text],
     retain: Sequence[Text] | None,
@@ -149,7 +149,7 @@ def plan_unlearning(
     kept: Sequence[Query] | None = None,
     samples: Sequence[Sample] | None = None,
     progress: bool = True,
-) -> UnlearningPlan:
+) -> UnlearningSetup:
     """Check settings, make texts to retain, and prepare the guards; see `unlearn`.
 
     Raises:
@@ -174,7 +174,7 @@ def plan_unlearning(
             progress=progress,
         )
         config = drop_empty_bounds(config, guards.list_metrics())
-    return UnlearningPlan(
+    return UnlearningSetup(
         vanilla=vanilla,
         forget=forget,
         retain=retain,
