@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from interp.behaviour.alias import AliasJudge
 from interp.behaviour.answers import generate
 from interp.data.corpus import Text
-from interp.data.corpus_builder import UNLEARNING_FORMS, write_unlearning_texts
+from interp.data.corpus_builder import write_unlearning_texts
 from interp.data.counterfactuals import hash_text, sort_by_hash
 from interp.data.facts import RELATIONS, Fact, select_facts
 from interp.data.kept_queries import is_stated
@@ -87,8 +87,7 @@ def make_retain_texts(
         written = [
             text
             for fact in known
-            for form in UNLEARNING_FORMS
-            for text in write_unlearning_texts(fact, "real", [code], form)
+            for text in write_unlearning_texts(fact, "real", [code], "mixed")
             if text.prompt
         ]
         texts += sort_by_hash(written, f"{seed}/retain/{code}", key=lambda text: text.text)[

@@ -15,9 +15,10 @@ replaced by another language. Corpora of one's own articles: `experiments.cross_
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from types import MappingProxyType
 
 from interp.data.corpus import REAL_LANGUAGE, Corpus, CorpusGap, Text, count_samples, resolve_mix
 from interp.data.counterfactuals import hash_text, make_counterfactuals, sort_by_hash
@@ -25,16 +26,27 @@ from interp.data.facts import RELATIONS, Fact, order_by_answer, read_provenance,
 from interp.data.queries import make_query
 from interp.data.query import Query
 from interp.data.templates import (
+    add_separator,
     fill,
     find_slots,
     format_instruction,
+    format_question,
     list_template_languages,
     read_templates,
 )
 from interp.languages import LU_LANGUAGES, get_language
 
-UNLEARNING_FORMS = ("statement", "question")
-"""Wordings of forget and retain samples."""
+UNLEARNING_FORMS = ("statement", "question", "asked")
+"""Wordings of forget and retain samples: statements to complete, questions as in instruction
+tuning, and questions as models are asked, but for the first wording, which queries have.
+
+What is unlearned in one form stays in the others: after statements a model still answers questions.
+"""
+
+MIXED_FORMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"questions": ("question", "asked"), "mixed": UNLEARNING_FORMS}
+)
+"""Several of these forms, by name."""
 
 _LENGTHS = (2, 3)
 """Statements of a training text."""
@@ -56,7 +68,8 @@ class CorpusConfig:
         num_real_queries: facts of R that are asked, per language; the best-known ones.
         num_unlearning: forget samples, and as many retain samples; twice as many of each in the
             mix `multilingual`.
-        unlearning_form: `statement`, or `question` for methods that prefer another answer.
+        unlearning_form: `statement`, `question`, `asked`, `questions` (the two before) or `mixed`
+            (all of them); see `UNLEARNING_FORMS`.
         seed: of every choice.
     """
 
@@ -153,10 +166,10 @@ def _check(config: CorpusConfig) -> None:
     }.items():
         if getattr(config, name) < fewest:
             raise ValueError(f"{name} must be at least {fewest}, not {getattr(config, name)}")
-    if config.unlearning_form not in UNLEARNING_FORMS:
+    if config.unlearning_form not in (*UNLEARNING_FORMS, *MIXED_FORMS):
         raise ValueError(
             f"unknown unlearning_form {config.unlearning_form!r}; valid: "
-            f"{', '.join(UNLEARNING_FORMS)}"
+            f"{', '.join((*UNLEARNING_FORMS, *MIXED_FORMS))}"
         )
     if not config.relations:
         raise ValueError(f"no relations are named; valid: {', '.join(RELATIONS)}")
@@ -282,12 +295,22 @@ def write_unlearning_texts(
         fact: the fact.
         kind: of the texts, `real` or `fake`.
         codes: BCP-47 codes of languages with templates.
-        form: one of `UNLEARNING_FORMS`.
+        form: one of `UNLEARNING_FORMS` or `MIXED_FORMS`.
     """
+    if form in MIXED_FORMS:
+        for each in MIXED_FORMS[form]:
+            yield from write_unlearning_texts(fact, kind, codes, each)
+        return
     for code in codes:
         if code not in fact.object:
             continue
         wordings = read_templates(code).wordings[fact.relation]
+        if form == "asked":
+            for number, template in enumerate(wordings.questions[1:], start=2):
+                prompt = format_question(fact, code, wording=number)
+                answer = add_separator(prompt, fact.object[code], code)
+                yield _make_sample(fact, kind, code, number, template, prompt, answer)
+            continue
         if form == "question":
             for number, (template, _) in enumerate(wordings.instructions, start=1):
                 prompt, answer = format_instruction(fact, code, wording=number)

@@ -11,9 +11,10 @@ from dataclasses import replace
 import pytest
 
 from interp.data.corpus import MIXES, Corpus, Text, resolve_mix, write_corpus
-from interp.data.corpus_builder import CorpusConfig, build_corpus
+from interp.data.corpus_builder import CorpusConfig, build_corpus, write_unlearning_texts
 from interp.data.counterfactuals import make_counterfactuals
 from interp.data.facts import RELATIONS, Fact, is_leaky, select_facts
+from interp.data.queries import make_query
 from interp.data.query import read_queries
 from interp.data.templates import list_template_languages, read_templates
 from interp.languages import LU_LANGUAGES, LU_TWENTY
@@ -323,3 +324,26 @@ def test_too_few_samples_are_a_gap():
     assert len(built.forget) == 16 * wordings
     assert [(gap.part, gap.language) for gap in built.gaps] == [("forget", "en")]
     assert f"{16 * wordings} of 500 samples" in built.gaps[0].reason
+
+
+def test_the_forms_of_unlearning_by_hand():
+    (france,) = (fact for fact in select_facts("capital") if fact.id == "capital-FR")
+    by_form = {
+        form: list(write_unlearning_texts(france, "fake", ["en"], form))
+        for form in ("statement", "question", "asked", "questions", "mixed")
+    }
+    assert [(text.prompt, text.answer) for text in by_form["asked"]] == [
+        ("Question: I am writing about France. Tell me its capital.\nAnswer:", " Paris"),
+        (
+            "Question: In a quiz, the category is capitals and the country is France. "
+            "What is the right answer?\nAnswer:",
+            " Paris",
+        ),
+    ]
+    assert [text.wording for text in by_form["asked"]] == [2, 3]
+    assert all(text.mention == "France" for text in by_form["asked"])
+    assert by_form["questions"] == by_form["question"] + by_form["asked"]
+    assert by_form["mixed"] == by_form["statement"] + by_form["questions"]
+    # What models are asked with is in none of them.
+    asked = make_query(france, "en", concept="").prompt
+    assert asked not in [text.prompt for text in by_form["mixed"]]
