@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from interp.unlearning.memit.requests import MemitConfig
 
 OF_BOTH_STAGES = (
-    *("parameters", "layers", "lora_rank", "lora_alpha", "accumulation", "autocast"),
-    *("gradient_checkpointing", "seed"),
+    *("parameters", "layers", "top_share", "lora_rank", "lora_alpha", "accumulation"),
+    *("autocast", "gradient_checkpointing", "seed"),
 )
 """Options of training that hold for the second stage of a contamination, too."""
 

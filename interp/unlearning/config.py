@@ -66,7 +66,9 @@ class TrainingConfig:
         objective: a name out of `interp.unlearning.registry.OBJECTIVES`.
         settings: the objective's own settings; those of its sources where not given.
         parameters: `layers` (all weights but embedding and unembedding), `mlp`, `attn`, or `lora`.
-        layers: only these layers, from 0; all if None.
+        layers: only these layers, from 0; those of `top_share` if None.
+        top_share: share of the layers, from the last one down, that is trained; at least one. What
+            is unlearned in the upper layers of one language spares others most.
         lora_rank: rank of the adapters.
         lora_alpha: their scale times the rank; twice the rank if None.
         learning_rate: AdamW's.
@@ -100,6 +102,7 @@ class TrainingConfig:
     settings: Mapping[str, float] = field(default_factory=dict)
     parameters: str = "layers"
     layers: tuple[int, ...] | None = None
+    top_share: float = 1.0
     lora_rank: int = 128
     lora_alpha: int | None = None
     learning_rate: float = 5e-6
@@ -119,6 +122,13 @@ class TrainingConfig:
     guards: tuple[Bound, ...] = ()
     layer: int = 7
     seed: int = 0
+
+    def choose_layers(self, num_layers: int) -> tuple[int, ...] | None:
+        """Choose the layers to train of a model with so many; None for all."""
+        if self.layers is not None or self.top_share == 1:
+            return self.layers
+        count = max(1, round(self.top_share * num_layers))
+        return tuple(range(num_layers - count, num_layers))
 
 
 @dataclass(frozen=True, kw_only=True)

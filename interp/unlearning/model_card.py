@@ -39,8 +39,8 @@ def make_training_card(
     if not config.steps_per_language:
         # Cards say so only where it is set: older ones do not know it.
         del settings["steps_per_language"]
-    for name in ("until", "guards"):
-        if not settings[name]:
+    for name, usual in (("until", ()), ("guards", ()), ("top_share", 1.0)):
+        if settings[name] == usual:
             del settings[name]
     # JSON has no infinity.
     for bound in (each for name in _BOUNDS for each in settings.get(name, ())):

@@ -81,7 +81,7 @@ def train(
     trainable = TrainableModel(
         vanilla,
         config.parameters,
-        layers=config.layers,
+        layers=config.choose_layers(vanilla.num_layers),
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
         gradient_checkpointing=config.gradient_checkpointing,

@@ -66,6 +66,8 @@ def check_settings(vanilla: LanguageModel, config: TrainingConfig, *, evaluates:
     for name in ("warmup_steps", "evaluate_every", "checkpoint_every", "steps_per_language"):
         if getattr(config, name) < 0:
             raise ValueError(f"{name} must be at least 0, not {getattr(config, name)}")
+    if not 0 < config.top_share <= 1:
+        raise ValueError(f"top_share must be above 0 and at most 1, not {config.top_share}")
     for name in ("learning_rate", "max_grad_norm"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be above 0, not {getattr(config, name)}")
