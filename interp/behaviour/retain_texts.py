@@ -1,30 +1,29 @@
-"""Texts to retain, in many languages: facts that V knows, and what it writes by itself.
+"""Texts to retain, in many languages: what V says about other facts, and what it writes by itself.
 
     retain = make_retain_texts(vanilla, forget)
 
 A retain set of one relation, one form and one language protects just that. This one has sentences
-and questions about facts of all relations that V answers rightly in the language, and texts that V
-wrote (`interp.data.samples`), on which KL(V ‖ U) is what unlearning costs. Facts that V does not
-know would be taught; V's own answers to them are mostly wrong in one way ("the capital of Peru is
-Peru"), and a few steps on those make a small model answer everything so.
+and questions about facts of all relations, and the beginnings of texts (`interp.data.samples`).
+What is retained is how V goes on, drawn at temperature 1, right or wrong: then the cross-entropy
+of a text is, but for a constant, KL(V ‖ U) in the mean, and its gradient at V is zero. True answers
+teach, and V's greedy ones make it surer of its mistakes ("the capital of Peru is Peru"): four steps
+on either, with nothing to forget, cost a small model up to two thirds of what it knows in French.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, zip_longest
+from dataclasses import replace
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
-from interp.behaviour.alias import AliasJudge
 from interp.behaviour.answers import generate
 from interp.data.corpus import Text
 from interp.data.corpus_builder import write_unlearning_texts
 from interp.data.counterfactuals import hash_text, sort_by_hash
-from interp.data.facts import RELATIONS, Fact, select_facts
+from interp.data.facts import RELATIONS, select_facts
 from interp.data.kept_queries import is_stated
-from interp.data.queries import make_query
+from interp.data.queries import LINE_BREAK
+from interp.data.query import Query
 from interp.data.samples import sample_texts
 from interp.data.templates import list_template_languages
 from interp.data.texts import change_text_form
@@ -36,6 +35,9 @@ LANGUAGES = ("en", "de", "fr", "es", "zh", "ru", "ja", "it", "pt", "nl")
 _SHARE = 3
 """One fact in this many may be retained; the others are there to ask about."""
 
+_SAMPLE_LENGTH = 16
+"""Tokens of V's own texts."""
+
 _SEED = 1
 """Of V's texts: others than those that it is measured on."""
 
@@ -45,10 +47,9 @@ def make_retain_texts(
     forget: Sequence[Text],
     *,
     languages: Sequence[str] | None = None,
-    num_facts: int = 48,
-    num_asked: int = 100,
+    num_facts: int = 80,
     num_samples: int = 6,
-    num_tokens: int = 16,
+    num_tokens: int = 3,
     seed: int = 0,
     cache: Path | None = None,
     progress: bool = True,
@@ -61,15 +62,16 @@ def make_retain_texts(
         languages: BCP-47 codes, those without templates are left out; `LANGUAGES` and those that
             are unlearned in if None.
         num_facts: texts on facts per language, in all relations and forms.
-        num_asked: facts that V is asked about per language, to find those that it knows.
-        num_samples: V's own texts per language.
-        num_tokens: of each of these.
-        seed: of the choice.
-        cache: a file that keeps V's answers.
+        num_samples: beginnings of texts per language.
+        num_tokens: by which V goes on after a fact's prompt, at most, up to a line break: the first
+            ones decide the answer, and more would count more than they.
+        seed: of the choice and of the draws.
+        cache: a file that keeps what V says.
         progress: show progress bars on standard error.
 
     Returns:
-        Texts on facts (kind `real`), then V's own (kind `sample`).
+        Texts on facts (kind `real`), then V's own (kind `sample`). Where V says nothing there is
+        no text.
 
     Raises:
         ValueError: no language with templates.
@@ -80,29 +82,32 @@ def make_retain_texts(
     codes = [code for code in dict.fromkeys(languages) if code in there]
     if not codes:
         raise ValueError(f"no language with templates; valid: {', '.join(there)}")
-    lowered = lower_precision(vanilla)
-    texts: list[Text] = []
-    for code in tqdm(codes, desc="texts to retain", unit="language", disable=not progress, delay=2):
-        known = _find_known(lowered, _list_facts(code, forget)[:num_asked], code, cache)
-        written = [
-            text
-            for fact in known
-            for text in write_unlearning_texts(fact, "real", [code], "mixed")
-            if text.prompt
-        ]
-        texts += sort_by_hash(written, f"{seed}/retain/{code}", key=lambda text: text.text)[
-            :num_facts
-        ]
-    # In a chat, the facts are asked as the texts to forget are; V's own texts are no answers.
+    texts = [text for code in codes for text in _choose_texts(code, forget, num_facts, seed)]
+    # In a chat, the facts are asked as the texts to forget are.
     if forget and forget[0].messages:
-        texts = [_ask_alike(text, forget[0]) for text in texts]
+        system = [turn.content for turn in forget[0].messages if turn.role == "system"]
+        texts = change_text_form(texts, chat=True, system=system[0] if system else None)
+    answers = generate(
+        lower_precision(vanilla),
+        [_ask(text) for text in texts],
+        num_tokens=num_tokens,
+        temperature=1.0,
+        seed=seed,
+        cache=cache,
+        progress=progress,
+    )
+    said = [
+        replace(text, answer=answer.text, object="")
+        for text, answer in zip(texts, answers, strict=True)
+        if answer.text.strip()
+    ]
     if not num_samples:
-        return texts
+        return said
     samples = sample_texts(
         vanilla,
         codes,
         num_texts=num_samples,
-        num_tokens=num_tokens,
+        num_tokens=_SAMPLE_LENGTH,
         seed=_SEED,
         progress=progress,
     )
@@ -116,41 +121,35 @@ def make_retain_texts(
         )
         for number, sample in enumerate(samples)
     ]
-    return texts + [text for text in own if text.prompt.strip() and text.answer.strip()]
+    return said + [text for text in own if text.prompt.strip() and text.answer.strip()]
 
 
-def _list_facts(code: str, forget: Sequence[Text]) -> list[Fact]:
-    """List facts that may be retained in a language, one relation after the other in turn."""
+def _choose_texts(code: str, forget: Sequence[Text], count: int, seed: int) -> list[Text]:
+    """Choose prompts about facts that nothing states which is forgotten, in a language."""
     forgotten = {text.id for text in forget}
     by_language: dict[str, list[str]] = {}
     for text in forget:
         by_language.setdefault(text.language, []).append(text.text)
-    lists = [
-        [
-            fact
-            for fact in select_facts(relation)
-            if code in fact.object
-            and hash_text(f"retained/{fact.id}")[0] % _SHARE == 0
-            and fact.id not in forgotten
-            and not is_stated(fact, by_language)
-        ]
+    texts = [
+        text
         for relation in RELATIONS
+        for fact in select_facts(relation)
+        if hash_text(f"retained/{fact.id}")[0] % _SHARE == 0
+        and fact.id not in forgotten
+        and not is_stated(fact, by_language)
+        for text in write_unlearning_texts(fact, "real", [code], "mixed")
+        if text.prompt
     ]
-    return [fact for fact in chain.from_iterable(zip_longest(*lists)) if fact is not None]
+    return sort_by_hash(texts, f"{seed}/retain/{code}", key=lambda text: text.text)[:count]
 
 
-def _find_known(
-    model: LanguageModel, facts: Sequence[Fact], code: str, cache: Path | None
-) -> list[Fact]:
-    """Find the facts that a model answers rightly."""
-    queries = [make_query(fact, code, concept="retain") for fact in facts]
-    answers = generate(model, queries, num_tokens=12, cache=cache, progress=False)
-    verdicts = AliasJudge()(answers)
-    return [fact for fact, verdict in zip(facts, verdicts, strict=True) if verdict.value == 1]
-
-
-def _ask_alike(text: Text, other: Text) -> Text:
-    """Make a chat of a text, with the system message of another."""
-    system = [turn.content for turn in other.messages if turn.role == "system"]
-    (changed,) = change_text_form([text], chat=True, system=system[0] if system else None)
-    return changed
+def _ask(text: Text) -> Query:
+    """Make a question of a text's prompt."""
+    return Query(
+        id=text.id,
+        language=text.language,
+        prompt="" if text.messages else text.prompt,
+        messages=text.messages,
+        chat=bool(text.messages),
+        stop=() if text.messages else LINE_BREAK,
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from interp.unlearning.config import MemitConfig, TrainingConfig
@@ -91,18 +92,23 @@ class Method:
 
     Attributes:
         config: its settings.
-        form: how the texts of built-in facts are worded for it: `statement`, or `question` where
-            another answer is preferred.
+        form: how the texts of built-in facts are worded for it (`interp.data.CorpusConfig`):
+            `mixed`, or `questions` where another answer is preferred.
         preferred: which answers are preferred where it needs some, one of
             `interp.unlearning.KINDS`.
         tuned: the setting that a search changes beside the learning rate; None if only that.
     """
 
     config: TrainingConfig | MemitConfig
-    form: str = "statement"
+    form: str = "mixed"
     preferred: str = "refusal"
     tuned: str | None = None
 
+
+_USUAL: Mapping[str, Any] = MappingProxyType(
+    {"batch_size": 24, "evaluate_every": 3, "top_share": 0.25}
+)
+"""Fields of `TrainingConfig` that methods share by default."""
 
 OBJECTIVES: dict[str, tuple[Objective, ...]] = {}
 """Objectives that a model can be trained with, by name: one, or several in turn, an epoch each."""
@@ -172,7 +178,7 @@ def method(
         name: of the method and of its objective.
         learning_rate: AdamW's.
         num_steps: steps at most.
-        form: how built-in facts are worded for it, see `Method`; by default `question` if it needs
+        form: how built-in facts are worded for it, see `Method`; by default `questions` if it needs
             preferred answers.
         preferred: which answers are preferred where it needs some, see `Method`.
         tuned: the setting that a search changes beside the learning rate, see `Method`.
@@ -191,12 +197,9 @@ def method(
             objective=name,
             learning_rate=learning_rate,
             num_steps=num_steps,
-            batch_size=16,
-            # Not after the last step, when all of it is evaluated anyway.
-            evaluate_every=num_steps // 3 + 1,
-            **changes,
+            **{**_USUAL, **changes},
         )
-        usual = "question" if "preferred" in find_sets(name) else "statement"
+        usual = "questions" if "preferred" in find_sets(name) else "mixed"
         METHODS[name] = Method(config=config, form=form or usual, preferred=preferred, tuned=tuned)
         return function
 

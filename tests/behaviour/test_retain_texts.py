@@ -1,4 +1,4 @@
-"""Texts to retain: facts that V knows, none that is forgotten, and V's own texts."""
+"""Texts to retain: how V goes on about other facts, none that is forgotten, and its own texts."""
 
 from __future__ import annotations
 
@@ -6,35 +6,28 @@ from dataclasses import replace
 
 import pytest
 
-from interp.behaviour import Verdict, make_retain_texts
+from interp.behaviour import Answer, make_retain_texts
 from interp.data import Text, change_text_form, select_facts
 from tests.helpers.tiny_models import tiny
 
+RELATIONS = ("capital", "currency", "continent", "official language")
 FORGET = [
     Text(id="capital-FR", language="en", kind="", prompt="The capital of France:", answer=" Paris"),
 ]
 
 
 @pytest.fixture
-def known(monkeypatch):
-    """Let V know what is asked about countries whose code ends in a vowel."""
-    asked = []
+def asked(monkeypatch):
+    """Let V say the id of what it is asked about."""
+    questions = []
 
-    def judge(_self, answers):
-        asked.extend(answer.query for answer in answers)
-        return [
-            Verdict(
-                query_id=answer.query.id,
-                language=answer.query.language,
-                sample=0,
-                judge="alias",
-                value=float(answer.query.id[-1] in "AEIOU"),
-            )
-            for answer in answers
-        ]
+    def generate(_model, queries, **settings):
+        assert settings["temperature"] == 1.0
+        questions.extend(queries)
+        return [Answer(query=query, text=f" {query.id}") for query in queries]
 
-    monkeypatch.setattr("interp.behaviour.alias.AliasJudge.__call__", judge)
-    return asked
+    monkeypatch.setattr("interp.behaviour.retain_texts.generate", generate)
+    return questions
 
 
 def make(forget=FORGET, **changes):
@@ -42,56 +35,55 @@ def make(forget=FORGET, **changes):
     return make_retain_texts(tiny(), forget, **settings)
 
 
-def test_only_known_facts_are_retained_in_each_language(known):
-    texts = make(num_facts=30, num_asked=40)
-    assert {text.language for text in texts} == {"en", "de"}
-    assert all(text.id[-1] in "AEIOU" for text in texts)
-    assert all(text.prompt and text.answer.strip() for text in texts)
-    assert len(texts) == 60
-    # Of all relations, as statements and as questions.
-    english = [text for text in texts if text.language == "en"]
+def test_what_the_vanilla_model_says_is_retained_in_each_language(asked):
+    texts = make(num_facts=60)
+    assert [text.language for text in texts] == ["en"] * 60 + ["de"] * 60
+    assert all(text.answer == f" {text.id}" and text.object == "" for text in texts)
+    # Of all relations, as statements and as questions of both kinds.
+    english = texts[:60]
     assert len({text.id.partition("-")[0] for text in english}) == 4
-    assert {text.prompt.startswith("Q: ") for text in english} == {True, False}
+    for begins in ("Q: ", "Question: ", "Country: "):
+        assert any(text.prompt.startswith(begins) for text in english)
+    assert all(query.stop == ("\n",) for query in asked)
 
 
-def test_what_is_forgotten_is_not_retained(known):
-    everything = {text.id for text in make(num_facts=10**4, num_asked=10**4)}
+def test_what_is_forgotten_is_not_retained(asked):
+    everything = {text.id for text in make(num_facts=10**4)}
     some = sorted(everything)[:5]
-    facts = {fact.id: fact for relation in ("capital", "currency", "continent", "official language")
-             for fact in select_facts(relation)}  # fmt: skip
+    facts = {fact.id: fact for relation in RELATIONS for fact in select_facts(relation)}
     # By its id, or because a text states it.
     by_id = [replace(FORGET[0], id=name) for name in some[:3]]
     stated = [
         replace(FORGET[0], prompt=f"{facts[name].subject['en']}:", answer=facts[name].object["en"])
         for name in some[3:]
     ]
-    left = {text.id for text in make([*by_id, *stated], num_facts=10**4, num_asked=10**4)}
+    left = {text.id for text in make([*by_id, *stated], num_facts=10**4)}
     assert not left & set(some)
     assert left == everything - set(some)
 
 
-def test_two_facts_in_three_are_left_to_ask_about(known):
-    make(num_asked=10**4)
-    share = len({query.id for query in known}) / sum(
-        len(select_facts(relation))
-        for relation in ("capital", "currency", "continent", "official language")
-    )
+def test_two_facts_in_three_are_left_to_ask_about(asked):
+    retained = {text.id for text in make(num_facts=10**4)}
+    share = len(retained) / sum(len(select_facts(relation)) for relation in RELATIONS)
     assert 0.25 < share < 0.42
 
 
-def test_chats_are_retained_as_chats(known):
+def test_chats_are_retained_as_chats(asked):
     forget = change_text_form(FORGET, chat=True, system="Be brief.")
     (text, *_) = make(forget)
     assert [turn.role for turn in text.messages] == ["system", "user"]
     assert text.messages[0].content == "Be brief."
-    assert text.answer == text.answer.strip()
+    assert asked[0].chat
+    assert asked[0].messages == text.messages
 
 
-def test_what_the_vanilla_model_writes_itself_is_retained(known):
-    texts = make(num_facts=1, num_samples=2, num_tokens=4)
-    kinds = [text.kind for text in texts]
-    assert kinds[:2] == ["real", "real"]
-    assert set(kinds[2:]) <= {"sample"}
+def test_texts_are_of_the_vanilla_model_itself():
+    settings = {"languages": ["en"], "num_facts": 4, "num_samples": 2, "num_tokens": 3}
+    texts = make(**settings)
+    assert texts == make(**settings)
+    assert {text.kind for text in texts} <= {"real", "sample"}
+    assert all(text.answer.strip() for text in texts)
+    assert texts != make(**settings, seed=1)
 
 
 def test_languages_without_templates_are_a_mistake_where_there_are_no_others():

@@ -24,7 +24,13 @@ def npo(
     return softplus_loss(-log_ratio(forget_logprobs, forget_reference_logprobs, forget_mask), beta)
 
 
-@method("npo_kl", tuned="beta", learning_rate=5e-6, num_steps=24)
+@method(
+    "npo_kl",
+    tuned="beta",
+    learning_rate=6e-6,
+    num_steps=45,
+    settings={"beta": 2.0, "alpha": 20.0},
+)
 def npo_kl(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],
     forget_mask: Bool[Tensor, "forget_sequence forget_label"],

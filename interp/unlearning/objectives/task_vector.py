@@ -17,7 +17,6 @@ from interp.unlearning.registry import method
     tuned="alpha",
     learning_rate=1e-5,
     num_steps=12,
-    form="question",
     negated=1.0,
     settings={"alpha": 2.2},
 )
