@@ -29,7 +29,7 @@ def npo(
     tuned="beta",
     learning_rate=6e-6,
     num_steps=45,
-    settings={"beta": 2.0, "alpha": 20.0},
+    settings={"beta": 2.0, "alpha": 10.0},
 )
 def npo_kl(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],
