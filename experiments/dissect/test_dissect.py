@@ -488,10 +488,6 @@ def run(tmp_path_factory, concept_file):
     base = tmp_path_factory.mktemp("dissect")
     patch = pytest.MonkeyPatch()
     patch.setenv("INTERP_CACHE", str(base / "cache"))
-    patch.setattr(
-        "interp.unlearning.methods.draw_fact_texts",
-        lambda model: [" ".join(f"w{(i * k) % 40 + 4}" for k in range(9)) for i in range(60)],
-    )
     training = TrainingConfig(num_steps=3, learning_rate=1e-3, batch_size=2, autocast=False)
     config = Config(
         model=save(tiny(), base / "V"),
@@ -509,6 +505,8 @@ def run(tmp_path_factory, concept_file):
                 layers=(1, 2, 3),
                 regularisation=0.1,
                 num_steps=5,
+                moment_tokens=300,
+                moment_languages=("en",),
             ),
         },
         strengths=(1.0, 2.0),
