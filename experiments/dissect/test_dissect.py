@@ -434,7 +434,8 @@ def test_concepts_of_a_file(concept_file, tmp_path):
 def test_strength_is_what_the_settings_name():
     trained, edited = TrainingConfig(num_steps=5, learning_rate=1e-5), MemitConfig()
     assert scale_settings(trained, 2.0).learning_rate == pytest.approx(2e-5)
-    assert scale_settings(edited, 2.0).regularisation == 7500
+    assert scale_settings(edited, 2.0).strength == 2
+    assert scale_settings(edited, 2.0, edited_by="regularisation").regularisation == 7500
     assert scale_settings(trained, 0.5, trained_by="num_steps").num_steps == 2
     assert scale_settings(trained, 0.01, trained_by="num_steps").num_steps == 1
     assert scale_settings(trained, 1.0, seed=3).seed == 3

@@ -108,7 +108,7 @@ class MemitConfig:
         weight_decay: weight of ‖δ‖² / ‖z₀‖².
         clamp: c in ‖δ‖ ≤ c·‖z₀‖.
         strength: σ in z = z₀ + σ·δ: the optimised δ is multiplied by it. Below 1 less is forgotten;
-            0.1 is a tenth of the way.
+            above 1 it leads past what was optimised, and `entropy` forgets less again.
         regularisation: λ, in tokens. The sources' is for models of 7B with d_mlp = 11008; λ counts
             against kᵀC⁻¹k, which is d_mlp for an average key, so a smaller model wants a smaller λ.
         retain_regularisation: λ_r, in tokens: how much the texts to retain count.
@@ -128,7 +128,7 @@ class MemitConfig:
     clamp: float = 4.0
     strength: float = 1.0
     regularisation: float = 15000.0
-    retain_regularisation: float = 30000.0
+    retain_regularisation: float = 100_000.0
     moment_tokens: int = 100_000
     moment_languages: tuple[str, ...] = MOMENT_LANGUAGES
 
