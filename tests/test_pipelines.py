@@ -107,12 +107,14 @@ def test_taught_and_unlearned(taught):
 @pytest.mark.parametrize("objective", ["empty", "entropy"])
 def test_memit_is_a_method_like_the_others(taught, tmp_path, monkeypatch, objective):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        "interp.unlearning.methods.draw_fact_texts",
-        lambda model: [" ".join(f"w{(i * k) % 40 + 4}" for k in range(9)) for i in range(60)],
-    )
     config = MemitConfig(
-        objective=objective, target=" w3", layers=(1, 2), regularisation=1.0, num_steps=40
+        objective=objective,
+        target=" w3",
+        layers=(1, 2),
+        regularisation=1.0,
+        num_steps=40,
+        moment_tokens=300,
+        moment_languages=("en",),
     )
     run = interp.unlearn(
         taught.model, FAKE[:2], config=config, probes=QUERIES, out=tmp_path / "m", progress=False

@@ -47,7 +47,7 @@ class Config:
         preferred: what `dpo` prefers, see `interp.unlearning.preferred_answers`.
         strengths: multiples of what `trained_by` and `edited_by` name.
         trained_by: `learning_rate` or `num_steps`, of methods that train.
-        edited_by: `clamp`, or `regularisation`, which is divided by the strength.
+        edited_by: a setting of MEMIT; `regularisation` is divided by the strength.
         swept: the strength whose models are swept and whose weights are compared.
         sites: of the sweep; the controls tell what restorations of the same kind bring back.
         window: layers restored together.
@@ -69,7 +69,7 @@ class Config:
     preferred: str = "refusal"
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
     trained_by: str = "learning_rate"
-    edited_by: str = "regularisation"
+    edited_by: str = "strength"
     swept: float = 1.0
     sites: tuple[str, ...] = ("coef", "attn", "coef+attn", "value", "key", "attn_weights")
     window: int = 5
@@ -153,7 +153,7 @@ def scale_settings(
     strength: float,
     *,
     trained_by: str = "learning_rate",
-    edited_by: str = "regularisation",
+    edited_by: str = "strength",
     seed: int = 0,
 ) -> TrainingConfig | MemitConfig:
     """Return a method's settings at a strength.
@@ -162,7 +162,7 @@ def scale_settings(
         settings: those at strength 1.
         strength: what the setting named below is multiplied by.
         trained_by: `learning_rate` or `num_steps`, where the method trains.
-        edited_by: of MEMIT, `clamp`, or `regularisation`, which is divided instead.
+        edited_by: of MEMIT, `strength`, `clamp`, or `regularisation`, which is divided instead.
         seed: of training.
     """
     name = edited_by if isinstance(settings, MemitConfig) else trained_by

@@ -434,7 +434,8 @@ def test_concepts_of_a_file(concept_file, tmp_path):
 def test_strength_is_what_the_settings_name():
     trained, edited = TrainingConfig(num_steps=5, learning_rate=1e-5), MemitConfig()
     assert scale_settings(trained, 2.0).learning_rate == pytest.approx(2e-5)
-    assert scale_settings(edited, 2.0).regularisation == 7500
+    assert scale_settings(edited, 2.0).strength == 2
+    assert scale_settings(edited, 2.0, edited_by="regularisation").regularisation == 7500
     assert scale_settings(trained, 0.5, trained_by="num_steps").num_steps == 2
     assert scale_settings(trained, 0.01, trained_by="num_steps").num_steps == 1
     assert scale_settings(trained, 1.0, seed=3).seed == 3
@@ -488,10 +489,6 @@ def run(tmp_path_factory, concept_file):
     base = tmp_path_factory.mktemp("dissect")
     patch = pytest.MonkeyPatch()
     patch.setenv("INTERP_CACHE", str(base / "cache"))
-    patch.setattr(
-        "interp.unlearning.methods.draw_fact_texts",
-        lambda model: [" ".join(f"w{(i * k) % 40 + 4}" for k in range(9)) for i in range(60)],
-    )
     training = TrainingConfig(num_steps=3, learning_rate=1e-3, batch_size=2, autocast=False)
     config = Config(
         model=save(tiny(), base / "V"),
@@ -509,6 +506,8 @@ def run(tmp_path_factory, concept_file):
                 layers=(1, 2, 3),
                 regularisation=0.1,
                 num_steps=5,
+                moment_tokens=300,
+                moment_languages=("en",),
             ),
         },
         strengths=(1.0, 2.0),

@@ -13,24 +13,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.data.answer_cache import AnswerCache, make_key
 from interp.data.chat import list_chat_fields
-from interp.data.counterfactuals import hash_text
 from interp.data.query import Query
 from interp.data.trajectories import encode_prompt, find_ends
 from interp.models.generation import (
-    Pick,
     compute_text_hash,
     generate_continuations,
     pick_greedy,
 )
 from interp.models.integrity import check_known_by_weights
 from interp.models.language_model import LanguageModel
+from interp.models.sampling import make_sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +117,7 @@ def generate(
     pick = pick_greedy
     if temperature:
         names = [f"{seed}/{samples[number][0].prompt}/{samples[number][1]}" for number in missing]
-        pick = _make_sampler(temperature, top_p, names)
+        pick = make_sampler(names, temperature=temperature, top_p=top_p)
     continuations = generate_continuations(
         model,
         [prompts[number] for number in missing],
@@ -148,30 +144,6 @@ def _describe_form(query: Query) -> dict[str, str]:
     """Return what a query says of how it is asked, beside its prompt."""
     asked = list_chat_fields(query)
     return {"asked": json.dumps(asked, sort_keys=True)} if asked else {}
-
-
-def _make_sampler(temperature: float, top_p: float, names: Sequence[str]) -> Pick:
-    """Return a sampler with a random number of its own for every prompt, sample and place."""
-
-    def pick(logits: Float[Tensor, "row vocab"], numbers: Sequence[int], step: int) -> Tensor:
-        chances = (logits.double() / temperature).softmax(-1)
-        tokens = torch.arange(chances.shape[-1], device=chances.device).expand_as(chances)
-        if top_p < 1:
-            chances, tokens = chances.sort(-1, descending=True)
-        sums = chances.cumsum(-1)
-        if top_p < 1:
-            sums = sums.where(sums - chances < top_p, 0.0)
-        draws = [
-            int.from_bytes(hash_text(f"{names[number]}/{step}")[:7], "big") / 2**56
-            for number in numbers
-        ]
-        wanted = torch.tensor(draws, dtype=sums.dtype, device=sums.device)[:, None]
-        wanted = wanted * sums.amax(-1, keepdim=True)
-        # The first place where the sum exceeds what was drawn.
-        place = (sums <= wanted).long().cumprod(-1).sum(-1, keepdim=True)
-        return tokens.gather(-1, place)[:, 0]
-
-    return pick
 
 
 def _check(num_tokens: int, temperature: float, top_p: float, num_samples: int) -> None:

@@ -60,6 +60,7 @@ from interp.data.row_readers import read_rows as read_rows
 from interp.data.row_readers import require_field as require_field
 from interp.data.samples import Sample as Sample
 from interp.data.samples import sample_texts as sample_texts
+from interp.data.samples import sample_tokens as sample_tokens
 from interp.data.templates import add_separator as add_separator
 from interp.data.templates import fill as fill
 from interp.data.templates import format_instruction as format_instruction

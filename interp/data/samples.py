@@ -2,11 +2,12 @@
 
 A model begins with a sentence in a language (`openings` of its templates) and goes on at
 temperature 1, so that what it writes is what it says by itself: KL(V ‖ U) on V's samples
-(`interp.behaviour.reference_divergence`) needs no data set. The opening is prompt, the tokens that
-were drawn are the sample.
+(`interp.behaviour.reference_divergence`) and MEMIT's second moments (`interp.unlearning.memit`)
+need no data set. The opening is prompt, the tokens that were drawn are the sample.
 
 Every draw depends on the seed, the language, the number of the text and the token's place alone:
-batches do not matter. Samples are kept under the model's hash in the user's cache.
+batches do not matter. The model computes in its own precision: in another, it would write other
+texts. Samples are kept under the model's hash in the user's cache, language by language.
 
     samples = sample_texts(vanilla, ["en", "de"])
 """
@@ -14,29 +15,31 @@ batches do not matter. Samples are kept under the model's hash in the user's cac
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.data.answer_cache import make_key
-from interp.data.counterfactuals import hash_text
 from interp.data.facts import select_facts
 from interp.data.templates import fill, read_templates
 from interp.files import compute_digest, write_atomically
 from interp.models.generation import compute_text_hash, generate_continuations
 from interp.models.gguf import get_cache_directory
 from interp.models.language_model import LanguageModel
+from interp.models.sampling import make_sampler
 
 _ABOUT = "continent"
 """The relation whose facts openings are filled with: it has the most countries."""
 
 _STRIDE = 7
 """From one text's country to the next one's."""
+
+_NUM_OPENINGS = 256
+"""Openings that tell one set of templates from another: every wording and country is in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ def sample_texts(
     *,
     num_texts: int = 16,
     num_tokens: int = 48,
-    batch_size: int = 16,
+    batch_size: int = 64,
     seed: int = 0,
     folder: Path | None = None,
     progress: bool = True,
@@ -73,10 +76,10 @@ def sample_texts(
         model: V.
         languages: BCP-47 codes of languages with templates.
         num_texts: texts per language. One that ends before its first token is left out.
-        num_tokens: the longest text, in tokens.
+        num_tokens: the longest text, in tokens; shorter where the model's context ends.
         batch_size: texts written at once.
         seed: of the draws.
-        folder: where they are kept; `samples` in the user's cache if None.
+        folder: where they are kept, a file per language; `samples` in the user's cache if None.
         progress: show a progress bar on standard error if it takes more than two seconds.
 
     Returns:
@@ -84,82 +87,179 @@ def sample_texts(
 
     Raises:
         ValueError: no language, a language without templates, fewer than one text or token, or a
-            language in which the model ends every text at once.
+            language in which the model ends every text at once or has no room for one.
     """
-    if not languages:
-        raise ValueError("no languages to write in: give at least one")
-    for name, number in (("num_texts", num_texts), ("num_tokens", num_tokens)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}")
-    prompts = {code: _make_openings(code, num_texts) for code in dict.fromkeys(languages)}
-    key = make_key(
-        kind="samples",
-        model=model.content_hash(),
-        text=compute_text_hash(model),
-        prompts=json.dumps(prompts),
-        num_tokens=num_tokens,
-        seed=seed,
+    codes = _check(languages, num_texts=num_texts, num_tokens=num_tokens)
+    writer = _Writer(model, num_tokens, batch_size, seed, folder)
+
+    def write(code: str, bar: tqdm) -> list[Sample]:
+        return writer.write(code, range(num_texts), bar)
+
+    return writer.collect(
+        codes, write, amount=f"{num_texts} texts", share=num_texts * num_tokens, progress=progress
     )
-    kept = (get_cache_directory() / "samples" if folder is None else folder) / f"{key}.json"
-    if (stored := _read(kept)) is not None:
-        return stored
-    samples = []
-    bar = tqdm(
-        total=num_texts * len(prompts), desc="samples", unit="text", disable=not progress, delay=2
-    )
-    with bar:
-        for code, openings in prompts.items():
-            encoded = [model.encode(opening) for opening in openings]
-            written: dict[int, tuple[int, ...]] = {}
-            for number, token_ids in generate_continuations(
-                model,
-                encoded,
-                num_tokens=num_tokens,
-                batch_size=batch_size,
-                pick=TokenDraw([f"{seed}/samples/{code}/{n}" for n in range(num_texts)]),
-            ):
-                written[number] = token_ids
-                bar.update()
-            some = [number for number in sorted(written) if written[number]]
-            if not some:
-                raise ValueError(f"{model.name!r} ends every text in {code!r} before it begins")
-            samples += [
-                Sample(
-                    language=code,
-                    prompt_ids=encoded[number],
-                    token_ids=written[number],
-                    text=model.decode(written[number]),
-                )
-                for number in some
-            ]
-    _write(kept, samples)
-    return samples
 
 
-class TokenDraw:
-    """Draw of the next token, at temperature 1.
+def sample_tokens(
+    model: LanguageModel,
+    languages: Sequence[str],
+    *,
+    num_tokens: int,
+    text_length: int = 128,
+    batch_size: int = 96,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> list[Sample]:
+    """Let a model write texts until they have so many tokens, equally many in each language.
+
+    Their first tokens are those of `sample_texts`. A run that was killed goes on with the language
+    that it was at. One core writes 100,000 tokens of Gemma-3-270M in a quarter of an hour.
 
     Args:
-        purposes: of each prompt, what tells its draws from others.
+        model: V.
+        languages: BCP-47 codes of languages with templates.
+        num_tokens: drawn tokens in all, at least; less than a text in each language is added.
+        text_length: the longest text, in tokens; shorter where the model's context ends.
+        batch_size: texts written at once.
+        seed: of the draws.
+        folder: where they are kept, a file per language; `samples` in the user's cache if None.
+        progress: show a progress bar on standard error if it takes more than two seconds.
+
+    Returns:
+        Language by language.
+
+    Raises:
+        ValueError: as `sample_texts`.
     """
+    codes = _check(languages, num_tokens=num_tokens, text_length=text_length)
+    writer = _Writer(model, text_length, batch_size, seed, folder)
+    share = -(-num_tokens // len(codes))
 
-    def __init__(self, purposes: Sequence[str]) -> None:
-        self._purposes = purposes
+    def write(code: str, bar: tqdm) -> list[Sample]:
+        samples: list[Sample] = []
+        asked = written = 0
+        while written < share:
+            more = -(-(share - written) // text_length)
+            samples += writer.write(code, range(asked, asked + more), bar)
+            asked += more
+            written = sum(len(sample.token_ids) for sample in samples)
+        return samples
 
-    def __call__(
-        self, logits: Float[Tensor, "row vocab"], numbers: Sequence[int], step: int
-    ) -> Int[Tensor, " row"]:
-        """Draw a token per row: of p, the largest p/q with q from an exponential distribution."""
-        drawn = []
-        for row, number in zip(logits.float().cpu(), numbers, strict=True):
-            digest = hash_text(f"{self._purposes[number]}/{step}")
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            noise = torch.empty_like(row).exponential_(generator=generator)
-            drawn.append((row - noise.log()).argmax())
-        return torch.stack(drawn)
+    return writer.collect(codes, write, amount=f"{share} tokens", share=share, progress=progress)
 
 
-def _make_openings(language: str, count: int) -> list[str]:
+def _check(languages: Sequence[str], **numbers: int) -> list[str]:
+    """Return the languages, each once, if all have templates."""
+    if not languages:
+        raise ValueError("no languages to write in: give at least one")
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
+    for code in languages:
+        read_templates(code)
+    return list(dict.fromkeys(languages))
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Model that writes texts of a length, and the folder that keeps them."""
+
+    model: LanguageModel
+    num_tokens: int
+    batch_size: int
+    seed: int
+    folder: Path | None
+
+    def write(self, language: str, numbers: range, bar: tqdm) -> list[Sample]:
+        """Write the texts of some numbers; those that end at once are left out.
+
+        Raises:
+            ValueError: all of them end at once, or the openings fill the model's context.
+        """
+        encoded = [self.model.encode(opening) for opening in _make_openings(language, numbers)]
+        context = getattr(self.model.text_config, "max_position_embeddings", math.inf)
+        room = context - max(map(len, encoded))
+        if room < 1:
+            raise ValueError(
+                f"the openings in {language!r} fill the context of {self.model.name!r}, "
+                f"{context} tokens"
+            )
+        draw = make_sampler([f"{self.seed}/samples/{language}/{number}" for number in numbers])
+
+        def pick(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+            bar.update(len(rows))
+            return draw(logits, rows, step)
+
+        written = dict(
+            generate_continuations(
+                self.model,
+                encoded,
+                num_tokens=int(min(self.num_tokens, room)),
+                batch_size=self.batch_size,
+                pick=pick,
+            )
+        )
+        samples = [
+            Sample(
+                language=language,
+                prompt_ids=encoded[place],
+                token_ids=written[place],
+                text=self.model.decode(written[place]),
+            )
+            for place in sorted(written)
+            if written[place]
+        ]
+        if not samples:
+            raise ValueError(
+                f"{self.model.name!r} ends every text in {language!r} before it begins"
+            )
+        return samples
+
+    def collect(
+        self,
+        languages: Sequence[str],
+        write: Callable[[str, tqdm], list[Sample]],
+        *,
+        amount: str,
+        share: int,
+        progress: bool,
+    ) -> list[Sample]:
+        """Read what is kept, and write and keep what is not, a share of tokens per language."""
+        files = {code: self._find_file(code, amount) for code in languages}
+        kept = {code: _read(file) for code, file in files.items()}
+        missing = [code for code, samples in kept.items() if samples is None]
+        # The mean rate so far: that of the last moment jumps, as texts end and batches begin.
+        bar = tqdm(
+            total=share * len(missing),
+            desc="samples",
+            unit="token",
+            disable=not progress,
+            delay=2,
+            smoothing=0,
+        )
+        with bar:
+            for code in missing:
+                samples = kept[code] = write(code, bar)
+                _write(files[code], samples)
+        return [sample for samples in kept.values() for sample in samples or ()]
+
+    def _find_file(self, language: str, amount: str) -> Path:
+        key = make_key(
+            kind="samples by inversion",
+            model=self.model.content_hash(),
+            text=compute_text_hash(self.model),
+            openings=json.dumps(_make_openings(language, range(_NUM_OPENINGS))),
+            language=language,
+            amount=amount,
+            num_tokens=self.num_tokens,
+            seed=self.seed,
+        )
+        folder = get_cache_directory() / "samples" if self.folder is None else self.folder
+        return folder / f"{key}.json"
+
+
+def _make_openings(language: str, numbers: range) -> list[str]:
     """Make openings about one country after the other."""
     openings = read_templates(language).openings
     facts = select_facts(_ABOUT, languages=[language])
@@ -167,7 +267,7 @@ def _make_openings(language: str, count: int) -> list[str]:
         fill(
             openings[number % len(openings)], facts[_STRIDE * number % len(facts)], language
         ).rstrip()
-        for number in range(count)
+        for number in numbers
     ]
 
 

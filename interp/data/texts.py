@@ -18,6 +18,7 @@ from typing import Any
 
 from interp.data.chat import Message, check_system, make_messages, make_turns, read_chat_fields
 from interp.data.corpus import Text
+from interp.data.facts import Fact, select_facts
 from interp.data.filters import filter_languages, limit_per_language
 from interp.data.queries import BUILT_IN, READERS, queries
 from interp.data.query import Query
@@ -54,9 +55,24 @@ def load_texts(
     name = str(source)
     if name in BUILT_IN or name.partition(":")[0] in READERS:
         texts = make_texts(queries(source, languages=languages, limit=limit))
+        if name in BUILT_IN:
+            facts = {fact.id: fact for fact in select_facts(BUILT_IN[name])}
+            texts = [_name_subject(text, facts[text.id]) for text in texts]
     else:
         texts = limit_per_language(filter_languages(read_texts(name), languages, name), limit)
     return change_text_form(texts, chat=chat, system=system)
+
+
+def _name_subject(text: Text, fact: Fact) -> Text:
+    """Return the text of a fact with its subject, as it stands in the prompt, and its object."""
+    code = text.language
+    names = [fact.subject[code], *fact.forms.get(code, {}).values()]
+    return replace(
+        text,
+        subject=fact.subject[code],
+        mention=next((name for name in names if text.prompt.count(name) == 1), ""),
+        object=fact.object[code],
+    )
 
 
 def change_text_form(

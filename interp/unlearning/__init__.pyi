@@ -13,6 +13,7 @@ from interp.unlearning.examples import make_batch as make_batch
 from interp.unlearning.examples import make_examples as make_examples
 from interp.unlearning.examples import tokenize as tokenize
 from interp.unlearning.memit.layer_stats import measure_second_moments as measure_second_moments
+from interp.unlearning.memit.memit_main import edit_at_strengths as edit_at_strengths
 from interp.unlearning.methods import METHODS as METHODS
 from interp.unlearning.methods import OBJECTIVES as OBJECTIVES
 from interp.unlearning.methods import TENSORS as TENSORS

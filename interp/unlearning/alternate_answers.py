@@ -20,10 +20,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.data.corpus import Text
-from interp.data.samples import TokenDraw
 from interp.models.chat import encode_chat, find_chat_format
-from interp.models.generation import Ends, generate_continuations
+from interp.models.generation import Ends, Pick, generate_continuations
 from interp.models.language_model import LanguageModel
+from interp.models.sampling import make_sampler
 from interp.unlearning.examples import count_shared_tokens
 
 NUM_DRAWS = 8
@@ -67,7 +67,7 @@ def sample_alternate_answers(
         if not pending:
             break
         pick = _DrawAnother(
-            TokenDraw([f"{seed}/alternate/{attempt}/{n}/{texts[n].id}" for n in pending]),
+            make_sampler([f"{seed}/alternate/{attempt}/{n}/{texts[n].id}" for n in pending]),
             [_find_first_token(prompts[n], wholes[n]) for n in pending],
         )
         for place, token_ids in generate_continuations(
@@ -88,7 +88,7 @@ def sample_alternate_answers(
 class _DrawAnother:
     """Draw of the next token that leaves one out at the beginning."""
 
-    def __init__(self, draw: TokenDraw, left_out: Sequence[int | None]) -> None:
+    def __init__(self, draw: Pick, left_out: Sequence[int | None]) -> None:
         self._draw, self._left_out = draw, left_out
 
     def __call__(

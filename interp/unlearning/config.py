@@ -12,6 +12,9 @@ OWN_METRICS = ("forget_ce", "retain_ce")
 
 MemitObjective = Literal["empty", "entropy"]
 
+MOMENT_LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "ru", "zh", "ja", "ar", "hi", "id")
+"""The languages with over 2 % of the text on the web, and three more scripts or families."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
@@ -133,7 +136,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MemitConfig:
-    """Settings of MEMIT for removal; the defaults are the sources'.
+    """Settings of MEMIT for removal; the defaults are the sources' where these have any.
 
     Attributes:
         layers: the edit layers, from 0, ascending; those of `default_edit_layers` if None.
@@ -147,8 +150,13 @@ class MemitConfig:
         kl_weight: weight of the KL term.
         weight_decay: weight of ‖δ‖² / ‖z₀‖².
         clamp: c in ‖δ‖ ≤ c·‖z₀‖.
+        strength: σ in z = z₀ + σ·δ: the optimised δ is multiplied by it. Below 1 less is forgotten;
+            above 1 it leads past what was optimised, and `entropy` forgets less again.
         regularisation: λ, in tokens. The sources' is for models of 7B with d_mlp = 11008; λ counts
             against kᵀC⁻¹k, which is d_mlp for an average key, so a smaller model wants a smaller λ.
+        retain_regularisation: λ_r, in tokens: how much the texts to retain count.
+        moment_tokens: tokens that V writes itself (`interp.data.samples`), on which C is measured.
+        moment_languages: BCP-47 codes of the languages that it writes in.
     """
 
     layers: tuple[int, ...] | None = None
@@ -161,7 +169,11 @@ class MemitConfig:
     kl_weight: float = 0.0625
     weight_decay: float = 1e-3
     clamp: float = 4.0
+    strength: float = 1.0
     regularisation: float = 15000.0
+    retain_regularisation: float = 100_000.0
+    moment_tokens: int = 100_000
+    moment_languages: tuple[str, ...] = MOMENT_LANGUAGES
 
     def __post_init__(self) -> None:
         if self.objective not in get_args(MemitObjective):
@@ -171,12 +183,15 @@ class MemitConfig:
             chosen = getattr(self, name)
             if chosen is not None and (not chosen or list(chosen) != sorted(set(chosen))):
                 raise ValueError(f"{name} must be ascending, distinct and not empty, not {chosen}")
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, not {self.num_steps}")
-        for name in ("learning_rate", "clamp", "regularisation"):
+        for name in ("num_steps", "moment_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.moment_languages:
+            raise ValueError("moment_languages names no language")
+        for name in ("learning_rate", "clamp", "strength", "regularisation"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
-        for name in ("kl_weight", "weight_decay"):
+        for name in ("kl_weight", "weight_decay", "retain_regularisation"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative: {getattr(self, name)}")
         if self.essence.count("{subject}") != 1:

@@ -12,15 +12,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from jaxtyping import Float
+from torch import Tensor
+
 from interp.data.chat import list_fields
 from interp.data.corpus import Text
+from interp.data.samples import sample_tokens
 from interp.models.gguf import get_cache_directory
 from interp.models.language_model import LanguageModel
 from interp.unlearning import objectives as objectives
 from interp.unlearning.config import MemitConfig, TrainingConfig
-from interp.unlearning.examples import make_examples
+from interp.unlearning.examples import make_examples, tokenize
 from interp.unlearning.goal import GUARDS, UNTIL
-from interp.unlearning.memit.layer_stats import draw_fact_texts, measure_second_moments
+from interp.unlearning.memit.layer_stats import measure_second_moments
 from interp.unlearning.memit.memit_main import memit
 from interp.unlearning.memit.requests import Edit, check_edits
 from interp.unlearning.model_card import make_card
@@ -81,7 +85,7 @@ def unlearn(
         vanilla: V, left untouched.
         forget: what to forget, in the languages to forget it in. MEMIT edits what their prompts
             ask for, by the subject that they mention.
-        retain: what to retain, for methods that do; MEMIT retains the built-in facts.
+        retain: what to retain, for methods that do; MEMIT keeps what its layers compute of it.
         config: the settings, which name the method.
         preferred: which answers are preferred where a method needs some; see
             `interp.unlearning.choose_preferred_answers`. The method's own if None.
@@ -95,7 +99,7 @@ def unlearn(
         ImportError: LoRA without the package `peft`.
     """
     if isinstance(config, MemitConfig):
-        return _unlearn_by_memit(vanilla, forget, config, about, out, progress)
+        return _unlearn_by_memit(vanilla, forget, retain, config, about, out, progress)
     # Of a text in several languages LingTea draws one each time.
     parallel = config.objective.startswith("lingtea")
     sets = {
@@ -127,57 +131,69 @@ def check_unlearning(
 
 
 def needs_retain_texts(config: TrainingConfig | MemitConfig) -> bool:
-    """Return whether a method trains on texts to retain."""
-    if isinstance(config, MemitConfig) or config.objective not in OBJECTIVES:
-        return False
-    return "retain" in find_sets(config.objective)
+    """Return whether a method uses texts to retain."""
+    if isinstance(config, MemitConfig):
+        return config.retain_regularisation > 0
+    return config.objective in OBJECTIVES and "retain" in find_sets(config.objective)
 
 
 def build_edits(texts: Iterable[Text]) -> list[Edit]:
     """Build MEMIT's edits: each fact in each language, with the prompts that mention the subject.
 
+    Where an answer says something before the object ("The capital is called Paris."), the fact is
+    asked for at both places: behind the prompt, and before the object.
+
     Raises:
         ValueError: a fact that no prompt mentions the subject of.
     """
-    prompts: dict[tuple[str, str], list[Text]] = {}
+    groups: dict[tuple[str, str], list[Text]] = {}
     for text in texts:
         if text.messages:
             raise ValueError(
                 f"{text.id} in {text.language!r} is a chat: MEMIT edits what plain prompts ask for"
             )
-        prompts.setdefault((text.id, text.language), []).append(text)
+        groups.setdefault((text.id, text.language), []).append(text)
     edits = []
-    for (name, code), group in prompts.items():
+    for (name, code), group in groups.items():
         usable = [
-            text for text in group if text.mention and text.answer.lstrip().startswith(text.object)
+            text for text in group if text.mention and text.object and text.object in text.answer
         ]
         if not usable:
             raise ValueError(
-                f"{name} in {code!r} has no prompt that mentions its subject and that its answer "
-                "completes: MEMIT needs one (the fields prompt, subject, mention and object)"
+                f"{name} in {code!r} has no prompt that mentions its subject and whose answer "
+                "contains its object: MEMIT needs one (the fields prompt, subject, mention and "
+                "object)"
             )
+        prompts = {
+            prompt: (start := text.prompt.rindex(text.mention), start + len(text.mention))
+            for text in usable
+            for prompt in _split_at_object(text)
+        }
         first = usable[0]
         space = first.answer[: len(first.answer) - len(first.answer.lstrip())]
-        starts = [text.prompt.rindex(text.mention) for text in usable]
         edits.append(
             Edit(
                 id=name,
                 language=code,
                 subject=first.subject,
-                prompts=tuple(text.prompt for text in usable),
-                spans=tuple(
-                    (start, start + len(text.mention))
-                    for start, text in zip(starts, usable, strict=True)
-                ),
+                prompts=tuple(prompts),
+                spans=tuple(prompts.values()),
                 answer=space + first.object,
             )
         )
     return edits
 
 
+def _split_at_object(text: Text) -> list[str]:
+    """Return the prompt, and what is said from there until the object is."""
+    before = text.answer[: text.answer.index(text.object)].rstrip()
+    return [text.prompt, *([text.prompt + before] if before else [])]
+
+
 def _unlearn_by_memit(
     vanilla: LanguageModel,
     forget: Sequence[Text],
+    retain: Sequence[Text],
     config: MemitConfig,
     about: Mapping[str, object],
     out: str | Path | None,
@@ -187,19 +203,17 @@ def _unlearn_by_memit(
     layers, _ = check_edits(vanilla, edits, config)
     store = None
     if out is not None:
-        data = {"forget": [list_fields(text) for text in forget]}
+        data = {
+            "forget": [list_fields(text) for text in forget],
+            "retain": [list_fields(text) for text in retain],
+        }
         method = f"memit_{config.objective}"
         store = RunStore(Path(out), make_card(vanilla, method, asdict(config), data, about))
         if finished := store.load_finished(vanilla):
             return finished
-    moments = measure_second_moments(
-        vanilla,
-        layers,
-        draw_fact_texts(vanilla),
-        cache=get_cache_directory() / "second-moments",
-        progress=progress,
-    )
-    model, table = memit(vanilla, edits, moments, config, progress=progress)
+    moments = measure_own_moments(vanilla, layers, config, progress=progress)
+    retained = measure_retained_moments(vanilla, layers, retain, progress=progress)
+    model, table = memit(vanilla, edits, moments, config, retained=retained, progress=progress)
     means = {str(name): float(v) for name, v in table.mean(numeric_only=True).items()}
     trained = Trained(
         model=model,
@@ -210,3 +224,56 @@ def _unlearn_by_memit(
     if store is not None:
         store.finish(trained)
     return trained
+
+
+def measure_own_moments(
+    vanilla: LanguageModel,
+    layers: Sequence[int],
+    config: MemitConfig,
+    *,
+    progress: bool = True,
+) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    """Measure C on what a model writes by itself; texts and C are kept in the user's cache.
+
+    Args:
+        vanilla: V.
+        layers: from 0.
+        config: says how many tokens, and in which languages.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: see `sample_tokens` and `measure_second_moments`.
+    """
+    samples = sample_tokens(
+        vanilla, config.moment_languages, num_tokens=config.moment_tokens, progress=progress
+    )
+    return measure_second_moments(
+        vanilla,
+        layers,
+        [sample.prompt_ids + sample.token_ids for sample in samples],
+        cache=_find_moment_folder(),
+        progress=progress,
+    )
+
+
+def measure_retained_moments(
+    vanilla: LanguageModel, layers: Sequence[int], retain: Sequence[Text], *, progress: bool = True
+) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    """Measure C_r, on texts to retain; kept in the user's cache, and empty without texts.
+
+    Args:
+        vanilla: V.
+        layers: from 0.
+        retain: the texts.
+        progress: show a progress bar.
+    """
+    if not retain:
+        return {}
+    rows = [tokenize(vanilla, example).ids for example in make_examples(retain)]
+    return measure_second_moments(
+        vanilla, layers, rows, few=True, cache=_find_moment_folder(), progress=progress
+    )
+
+
+def _find_moment_folder() -> Path:
+    return get_cache_directory() / "second-moments"

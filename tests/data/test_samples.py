@@ -5,28 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from interp import LanguageModel
-from interp.data import sample_texts
+from interp.data import sample_texts, sample_tokens
 from interp.data import samples as module
-from interp.data.samples import TokenDraw
-from tests.helpers.tiny_models import tiny
+from tests.helpers.tiny_models import CONTEXT, tiny
 
 
 def write(model, folder, **options):
     settings = {"num_texts": 5, "num_tokens": 4, "progress": False, **options}
     return sample_texts(model, ["en", "de"], folder=folder, **settings)
-
-
-def test_tokens_are_drawn_with_their_probabilities():
-    """Of 4,000 draws, shares are within three standard errors."""
-    shares = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
-    draw = TokenDraw([f"0/samples/en/{n}" for n in range(4000)])
-    drawn = torch.cat([draw(shares.log()[None], [number], 0) for number in range(4000)])
-    found = torch.bincount(drawn, minlength=5) / 4000
-    assert found[4] == 0
-    assert ((found - shares).abs() <= 3 * (shares * (1 - shares) / 4000).sqrt()).all()
 
 
 def test_draws_do_not_depend_on_batches_but_on_the_seed(tmp_path):
@@ -44,19 +32,82 @@ def test_draws_do_not_depend_on_batches_but_on_the_seed(tmp_path):
 def test_what_was_written_is_kept_under_the_models_hash(tmp_path, monkeypatch):
     model = tiny()
     first = write(model, tmp_path)
-    (file,) = tmp_path.iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(module, "generate_continuations", None)
         assert write(model, tmp_path) == first
-    assert write(tiny(seed=1), tmp_path) != first
+        # A file per language.
+        assert sample_texts(model, ["de"], folder=tmp_path, num_texts=5, num_tokens=4) == first[5:]
     assert len(list(tmp_path.iterdir())) == 2
+    assert write(tiny(seed=1), tmp_path) != first
+    assert len(list(tmp_path.iterdir())) == 4
     # What is damaged is written anew.
-    held = json.loads(file.read_text())
-    held["samples"][0]["text"] = "other"
-    file.write_text(json.dumps(held))
+    for file in tmp_path.iterdir():
+        held = json.loads(file.read_text())
+        held["samples"][0]["text"] = "other"
+        file.write_text(json.dumps(held))
     assert write(model, tmp_path) == first
-    file.write_text("[")
+    for file in tmp_path.iterdir():
+        file.write_text("[")
     assert write(model, tmp_path) == first
+
+
+def count_tokens(samples):
+    return sum(len(sample.token_ids) for sample in samples)
+
+
+def test_texts_are_written_until_they_have_the_tokens(tmp_path):
+    model = tiny()
+    # The tiny model's openings leave room for the text.
+    settings = {"text_length": 6, "folder": tmp_path, "progress": False}
+    samples = sample_tokens(model, ["en", "de"], num_tokens=301, **settings)
+    for code in ("en", "de"):
+        own = [sample for sample in samples if sample.language == code]
+        # Half of 301, rounded up, and less than one more text.
+        assert 151 <= count_tokens(own) < 151 + 6
+        assert max(len(sample.token_ids) for sample in own) == 6
+        # Some end early, so that more are asked for than 151 / 6.
+        assert len(own) > 26
+    few = sample_texts(model, ["en"], num_texts=4, num_tokens=3, folder=tmp_path, progress=False)
+    for short, long in zip(few, samples, strict=False):
+        assert long.token_ids[:3] == short.token_ids
+
+
+def test_a_killed_run_goes_on_with_its_language(tmp_path, monkeypatch):
+    model, asked = tiny(), []
+    settings = {"num_tokens": 60, "text_length": 6, "progress": False}
+    whole = sample_tokens(model, ["en", "de"], folder=tmp_path / "whole", **settings)
+    openings = module._make_openings
+
+    def killed(language, numbers):
+        asked.append(language)
+        if language == "de":
+            raise KeyboardInterrupt
+        return openings(language, numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_make_openings", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sample_tokens(model, ["en", "de"], folder=tmp_path / "killed", **settings)
+    generate = module.generate_continuations
+
+    def watched(model, prompts, **options):
+        asked.append(len(prompts))
+        return generate(model, prompts, **options)
+
+    asked.clear()
+    monkeypatch.setattr(module, "generate_continuations", watched)
+    assert sample_tokens(model, ["en", "de"], folder=tmp_path / "killed", **settings) == whole
+    # German alone, thirty tokens in texts of six.
+    assert asked[0] == 5
+
+
+def test_texts_end_where_the_context_does(tmp_path):
+    model = tiny()
+    samples = sample_tokens(
+        model, ["en"], num_tokens=200, text_length=500, folder=tmp_path, progress=False
+    )
+    longest = max(len(sample.prompt_ids) + len(sample.token_ids) for sample in samples)
+    assert longest <= CONTEXT
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from interp.data.corpus import Text, write_corpus
 from interp.data.corpus_builder import CorpusConfig, build_corpus
+from interp.data.queries import BUILT_IN
 from interp.data.templates import list_template_languages, read_templates
 from interp.data.texts import load_texts, read_texts
 from interp.unlearning import KINDS, choose_preferred_answers
@@ -49,6 +50,17 @@ def test_queries_with_answers_are_texts():
     assert all(text.answer.strip() and not text.prompt.endswith(" ") for text in found)
     assert found[0].answer.startswith(" ")
     assert not found[2].answer.startswith(" ")
+
+
+def test_texts_of_facts_say_what_memit_edits():
+    french, polish = load_texts("capitals", languages=["en", "pl"], limit=1)
+    assert (french.subject, french.mention, french.object) == ("France", "France", "Paris")
+    # The subject as the question inflects it.
+    assert (polish.subject, polish.mention, polish.object) == ("Francja", "Francji", "Paryż")
+    for source in BUILT_IN:
+        for text in load_texts(source):
+            assert text.prompt.count(text.mention) == 1
+            assert text.object in text.answer
 
 
 @pytest.mark.parametrize(

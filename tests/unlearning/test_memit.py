@@ -8,9 +8,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from interp import LanguageModel
+from interp.data import Text
+from interp.unlearning import build_edits
 from interp.unlearning.memit import compute_z as module
+from interp.unlearning.memit import memit_main
 from interp.unlearning.memit.layer_stats import measure_second_moments
-from interp.unlearning.memit.memit_main import memit
+from interp.unlearning.memit.memit_main import edit_at_strengths, memit
 from interp.unlearning.memit.post_norm import PostNorm, project_onto_ellipsoid
 from interp.unlearning.memit.requests import (
     Edit,
@@ -152,6 +155,77 @@ def test_prompts_of_a_fact_share_one_change():
     assert changes[0].norm().item() == pytest.approx(table["delta_norm"][0], rel=1e-5)
 
 
+# Strength, and what is retained
+
+
+@pytest.mark.parametrize("strength", [0.25, 1.0, 3.0])
+def test_the_strength_multiplies_delta(strength):
+    """One layer, one key: Δk = σ·δ·s / (1 + s), s = kᵀC⁻¹k / λ."""
+    model = double("llama")
+    settings = {"layers": (2,), "regularisation": 2.0}
+    edited, table = run(model, [ONE], strength=strength, **settings)
+    key = key_of(model, ONE.prompts[0], 2, 2)
+    change = (weight(edited, 2) - weight(model, 2)) @ key
+    moment = measure_second_moments(model, [2], TEXTS, progress=False)[2]
+    share = (key @ torch.linalg.solve(moment, key) / 2).item()
+    expected = strength * table["delta_norm"][0] * share / (1 + share)
+    assert change.norm().item() == pytest.approx(expected, rel=1e-6)
+    assert table["reached"][0] == pytest.approx(share / (1 + share), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("objective", ["empty", "entropy"])
+def test_three_strengths_forget_three_amounts(name, objective):
+    tables = [run(double(name), objective=objective, strength=s)[1] for s in (0.2, 0.5, 1.0)]
+    reached = [table["objective_after"].sum() for table in tables]
+    before = tables[0]["objective_before"].sum()
+    # Each lowers the objective by at least a tenth of the whole way more than the one before.
+    step = (before - reached[-1]) / 10
+    assert step > 0
+    assert before > reached[0] + step > reached[1] + 2 * step > reached[2] + 3 * step
+
+
+def test_strengths_share_one_delta_and_are_those_of_single_runs(monkeypatch):
+    model, calls = double("gemma3"), []
+    optimize = memit_main.optimize_z
+    monkeypatch.setattr(
+        memit_main, "optimize_z", lambda *args: calls.append(args) or optimize(*args)
+    )
+    settings = config()
+    moments = measure_second_moments(model, LAYERS, TEXTS, progress=False)
+    edited = edit_at_strengths(
+        model, [TWO, ONE], moments, settings, strengths=[0.5, 1.0], progress=False
+    )
+    for strength, at_strength, table in edited:
+        assert len(calls) == 1
+        alone, same_table = run(double("gemma3"), strength=strength)
+        assert at_strength.content_hash() == alone.content_hash()
+        assert table.equals(same_table)
+        calls.pop()
+    bad = edit_at_strengths(model, [ONE], moments, settings, strengths=[-1.0], progress=False)
+    with pytest.raises(ValueError, match=r"strength must be positive and finite, not -1\.0"):
+        next(bad)
+
+
+def test_what_is_retained_counts_by_the_normal_equations():
+    """Δ(λC + λ_r C_r + kkᵀ) = r kᵀ."""
+    model = double("llama")
+    kept = measure_second_moments(model, [2], ["w9 w20 w11"], few=True, progress=False)
+    moments = measure_second_moments(model, [2], TEXTS, progress=False)
+    settings = config(layers=(2,), regularisation=0.5, retain_regularisation=30.0)
+    free, _ = memit(model, [ONE], moments, settings, progress=False)
+    edited, table = memit(model, [ONE], moments, settings, retained=kept, progress=False)
+    update = weight(edited, 2) - weight(model, 2)
+    key = key_of(model, ONE.prompts[0], 2, 2)
+    system = 0.5 * moments[2] + 30 * kept[2] + torch.outer(key, key)
+    change = update @ system @ key / (key @ key)
+    assert torch.allclose(update @ system, torch.outer(change, key), rtol=1e-6, atol=1e-9)
+    assert change.norm().item() == pytest.approx(table["delta_norm"][0], rel=1e-6)
+    other = key_of(model, "w9 w20 w11", 2, 2)
+    freely = ((weight(free, 2) - weight(model, 2)) @ other).norm()
+    assert (update @ other).norm() < freely / 2
+
+
 def test_the_same_edit_gives_the_same_weights():
     assert run(tiny())[0].content_hash() == run(tiny())[0].content_hash()
 
@@ -210,7 +284,7 @@ def test_the_edited_model_gives_the_tables_numbers(objective):
 def test_delta_is_added_after_the_top_edit_layer_at_the_subject():
     model = double()
     task = module.optimize_z(model, [ONE], LAYERS, (4,), config())
-    move = task.target - task.start
+    move = task.compute_target(1.0) - task.start
 
     def add(_module, _args, output):
         return torch.cat([output[:, :2], output[:, 2:3] + move, output[:, 3:]], 1)
@@ -487,6 +561,37 @@ def test_a_target_that_joins_the_prompts_end_is_labelled_where_it_differs():
     assert rows.last.tolist() == [shared - 1]
 
 
+# Edits of texts
+
+
+def make_text(prompt, answer, **changes):
+    given = {"id": "capital-FR", "language": "en", "kind": "real"}
+    given |= {"subject": "France", "mention": "France", "object": "Paris"}
+    return Text(**(given | {"prompt": prompt, "answer": answer} | changes))
+
+
+def test_a_fact_is_asked_for_behind_the_prompt_and_before_its_object():
+    texts = [
+        make_text("Q: What is the capital of France?\nA:", " The capital is Paris."),
+        make_text("Country: France. Capital:", " Paris"),
+        make_text("Paris is", " a city in France.", mention=""),
+    ]
+    (edit,) = build_edits(texts)
+    assert edit.prompts == (
+        "Q: What is the capital of France?\nA:",
+        "Q: What is the capital of France?\nA: The capital is",
+        "Country: France. Capital:",
+    )
+    assert [edit.prompts[n][slice(*edit.spans[n])] for n in range(3)] == ["France"] * 3
+    assert (edit.answer, edit.subject) == (" Paris", "France")
+
+
+def test_a_fact_that_cannot_be_edited_is_named():
+    for changes in ({"mention": ""}, {"object": ""}, {"object": "Lyon"}):
+        with pytest.raises(ValueError, match="capital-FR in 'en' has no prompt that mentions its"):
+            build_edits([make_text("The capital of France is", " Paris", **changes)])
+
+
 # Settings and mistakes
 
 
@@ -519,6 +624,10 @@ def test_the_layers_are_those_of_the_rule_unless_given():
         ({"weight_decay": math.nan}, "weight_decay must be finite"),
         ({"essence": "it is a"}, r"essence must contain \{subject\} once"),
         ({"target": " "}, "target is blank"),
+        ({"strength": 0.0}, "strength must be positive and finite, not 0.0"),
+        ({"retain_regularisation": -1.0}, "retain_regularisation must be finite and not negative"),
+        ({"moment_tokens": 0}, "moment_tokens must be at least 1, not 0"),
+        ({"moment_languages": ()}, "moment_languages names no language"),
     ],
 )
 def test_wrong_settings_are_named(changes, message, unchecked):
@@ -561,6 +670,8 @@ def test_mistakes_are_named(monkeypatch):
     refused("read out at layer 2, below the top edit layer 3", entropy_layers=(2, 3))
     refused("C of the edit layer 3, 24 × 24; they hold", moments={1: moments[1], 2: moments[2]})
     refused("C of the edit layer 1, 24 × 24", moments=moments | {1: torch.eye(3)})
+    with pytest.raises(ValueError, match="C of the edit layer 2, 24 × 24"):
+        memit(model, [ONE], moments, config(), retained={1: moments[1]}, progress=False)
     broken = tiny()
     broken.model.get_output_embeddings().weight.data[3] = math.nan
     refused("not finite at step 0", model=broken)

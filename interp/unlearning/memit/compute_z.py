@@ -86,11 +86,11 @@ def _hidden_state(output: Tensor | tuple) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ZObjective:
-    """Edits with the z that step 1 optimised for them.
+    """Edits with the δ that step 1 optimised for them.
 
     `rows` are the prompts (`num_prompts`, with the target after them for `empty`), then the
-    essences; `plain` are the prompts alone, of which `start` is z₀ and `target` z; `measures` has a
-    row per edit.
+    essences; `plain` are the prompts alone, of which `start` is z₀ and `norms` are the edit layers'
+    norms; `delta` and `measures` have a row per edit.
     """
 
     edits: Sequence[Edit]
@@ -98,8 +98,30 @@ class ZObjective:
     num_prompts: int
     plain: Rows
     start: Float[Tensor, "row d_model"]
-    target: Float[Tensor, "row d_model"]
+    norms: Sequence[PostNorm | None]
+    delta: Float[Tensor, "edit d_model"]
     measures: list[dict[str, float]]
+
+    def compute_target(self, strength: float) -> Float[Tensor, "row d_model"]:
+        """Compute z = z₀ + strength·δ, cut to what the edit layers can do."""
+        return self.start + compute_shift(strength * self.delta, self.plain, self.norms)
+
+
+def compute_shift(
+    delta: Float[Tensor, "edit d_model"], rows: Rows, norms: Sequence[PostNorm | None]
+) -> Float[Tensor, "row d_model"]:
+    """Compute by how much δ moves the residual stream, for each row, if each layer takes a share.
+
+    Args:
+        delta: δ.
+        rows: texts.
+        norms: those of the edit layers, None for a layer without.
+    """
+    share = delta.double()[rows.edit] / len(norms)
+    return sum(
+        (share if norm is None else norm.displacement(share) for norm in norms),
+        start=torch.zeros_like(share),
+    )
 
 
 def optimize_z(
@@ -114,26 +136,19 @@ def optimize_z(
     prompts = list(list_prompt_rows(edits, following))
     rows = make_rows(model, [*prompts, *list_essence_rows(edits, config.essence)])
     plain = make_rows(model, list_prompt_rows(edits, [""] * len(edits)))
-    start = observe_states(model, plain, layers).resid
-    norms = observe_states(model, rows, layers).norms
-    state_norm = average_groups(start.norm(dim=-1), plain.edit, len(edits))
-
-    def displace(delta: Tensor) -> Tensor:
-        """Compute by how much δ moves the residual stream, for each row."""
-        share = delta.double()[rows.edit] / len(layers)
-        return sum(
-            (share if norm is None else norm.displacement(share) for norm in norms.values()),
-            start=torch.zeros_like(share),
-        )
+    observed = observe_states(model, plain, layers)
+    norms = list(observe_states(model, rows, layers).norms.values())
+    state_norm = average_groups(observed.resid.norm(dim=-1), plain.edit, len(edits))
 
     def evaluate(delta: Tensor | None) -> tuple[Tensor, Tensor]:
-        shift = None if delta is None else displace(delta)
+        shift = None if delta is None else compute_shift(delta, rows, norms)
         return measure_objective(model, rows, len(prompts), shift, layers[-1], read_out)
 
     with torch.no_grad():
         before, essence_before = evaluate(None)
     precision = torch.promote_types(model.dtype, torch.float32)
-    delta = start.new_zeros(len(edits), start.shape[-1], dtype=precision, requires_grad=True)
+    delta = torch.zeros(len(edits), observed.resid.shape[-1], dtype=precision, device=model.device)
+    delta.requires_grad_()
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
 
     def divergence(essence: Tensor) -> Tensor:
@@ -164,14 +179,14 @@ def optimize_z(
             "delta_norm": delta.norm(dim=-1),
             "answer_logprob_before": measure_answer_logprobs(model, edits),
         }
-        target = start + displace(delta)[: len(prompts)]
     return ZObjective(
         edits=edits,
         rows=rows,
         num_prompts=len(prompts),
         plain=plain,
-        start=start,
-        target=target,
+        start=observed.resid,
+        norms=list(observed.norms.values()),
+        delta=delta.detach(),
         measures=[
             dict(zip(columns, values, strict=True))
             for values in zip(*(column.tolist() for column in columns.values()), strict=True)

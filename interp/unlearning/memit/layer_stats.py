@@ -6,8 +6,9 @@ is the change of a down projection that moves its outputs on the keys K by R, an
 general text as little as can be: it minimises ‖ΔK − R‖² + λ·tr(ΔCΔᵀ), with C = E[m mᵀ] the
 uncentred second moment of its inputs on such text.
 
-C is measured on texts that the caller gives (`draw_fact_texts` for some), on every token that the
-model reads: a special token in front of a text is one that an edit must leave alone, too.
+C is measured on texts that the caller gives, on every token that the model reads: a special token
+in front of a text is one that an edit must leave alone, too. For unlearning, V writes them itself
+(`interp.data.sample_tokens`).
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from interp.data.counterfactuals import sort_by_hash
-from interp.data.facts import RELATIONS, select_facts
-from interp.data.templates import fill, list_template_languages, read_templates
 from interp.files import write_atomically
 from interp.models.language_model import LanguageModel
 from interp.unlearning.examples import pad_rows
@@ -91,8 +89,9 @@ def count_coefficients(values: nn.Module) -> int:
 def measure_second_moments(
     model: LanguageModel,
     layers: Sequence[int],
-    texts: Sequence[str],
+    texts: Sequence[str | Sequence[int]],
     *,
+    few: bool = False,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 16,
     max_length: int = 256,
@@ -103,7 +102,8 @@ def measure_second_moments(
     Args:
         model: V.
         layers: from 0.
-        texts: general text.
+        texts: general text, or its token ids.
+        few: allow fewer tokens than coefficients, where C is to be added to another.
         cache: a directory that keeps C, one file per layer, named by the model's content hash, the
             layer and the tokens; layers that are there are not computed again. None: nothing is
             kept.
@@ -123,10 +123,11 @@ def measure_second_moments(
             raise ValueError(f"layer {layer} is out of range 0 to {model.num_layers - 1}")
     check_dense(model, layers)
     max_length = min(max_length, getattr(model.text_config, "max_position_embeddings", max_length))
-    rows = sorted((ids[:max_length] for text in texts if (ids := model.encode(text))), key=len)
+    encoded = (model.encode(text) if isinstance(text, str) else tuple(text) for text in texts)
+    rows = sorted((ids[:max_length] for ids in encoded if ids), key=len)
     num_tokens = sum(map(len, rows))
     widest = max(count_coefficients(model.anatomy.layers[layer].values) for layer in layers)
-    if num_tokens < widest:
+    if num_tokens < (1 if few else widest):
         raise ValueError(
             f"the texts have {num_tokens} tokens for {widest} coefficients, so that C has no "
             "inverse: give more text"
@@ -211,51 +212,3 @@ def _cache_paths(
         layer: hashlib.sha256(f"{FORMAT} {content} {layer} {tokens}".encode()) for layer in layers
     }
     return {layer: directory / f"{key.hexdigest()}.safetensors" for layer, key in keys.items()}
-
-
-def draw_fact_texts(
-    model: LanguageModel,
-    *,
-    num_tokens: int = 50_000,
-    languages: Sequence[str] | None = None,
-    seed: int = 0,
-) -> list[str]:
-    """Draw statements of the built-in facts in many languages, as text to measure C on.
-
-    They are narrow: where general text of the languages is at hand, it is better.
-
-    Args:
-        model: its tokenizer counts.
-        num_tokens: texts are drawn until they have this many tokens.
-        languages: BCP-47 codes; all that have templates if None.
-        seed: of the draw; the same seed gives the same texts on any machine.
-
-    Raises:
-        ValueError: a language without templates, or fewer tokens than asked for.
-    """
-    codes = list_template_languages() if languages is None else tuple(languages)
-    statements = {
-        (code, relation): read_templates(code).wordings[relation].statements
-        for code in codes
-        for relation in RELATIONS
-    }
-    pool = [
-        (fact, code, number)
-        for relation in RELATIONS
-        for fact in select_facts(relation)
-        for code in codes
-        if code in fact.object
-        for number in range(len(statements[code, relation]))
-    ]
-    drawn = sort_by_hash(
-        pool, f"{seed}/second moment", key=lambda item: f"{item[0].id}/{item[1]}/{item[2]}"
-    )
-    texts, total = [], 0
-    for fact, code, number in drawn:
-        if total >= num_tokens:
-            return texts
-        texts.append(fill(statements[code, fact.relation][number], fact, code))
-        total += len(model.encode(texts[-1]))
-    if total < num_tokens:
-        raise ValueError(f"the facts have {total} tokens in these languages, not {num_tokens}")
-    return texts
