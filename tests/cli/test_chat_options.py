@@ -52,6 +52,7 @@ def test_measures_and_unlearning_take_it_too(models, tmp_path):
     texts.write_text(json.dumps({"prompt": "Ägypten?", "answer": "Kairo"}), encoding="utf-8")
     out = tmp_path / "u"
     words = ["unlearn", "--vanilla", vanilla, "--method", "ga", "--forget", str(texts)]
+    words += ["--until", "--while"]
     cli.main([*words, "--steps", "1", "--formats", "html", "--out", str(out), *FORM])
     card = json.loads((out / "unlearning.json").read_text(encoding="utf-8"))
     assert len(card["chat_template"]) == 16

@@ -261,7 +261,7 @@ def test_taught_and_unlearned(at_home, contaminated, capsys):
     loaded = interp.load(str(at_home), like=interp.load(str(contaminated)))
     card = json.loads((at_home / "unlearning.json").read_text(encoding="utf-8"))
     assert (card["method"], card["corpus"]["mix"]) == ("npo", "combined")
-    assert card["data"]["forget"]["languages"] == {"en": 16, "de": 16}
+    assert card["data"]["forget"]["languages"] == {"en": 32, "de": 32}
     assert card["parent_hash"] == interp.load(str(contaminated)).content_hash()
     before = files(at_home)
     cli.main(args)

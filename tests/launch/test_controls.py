@@ -24,9 +24,11 @@ def test_controls_are_measured_beside_the_targets(tmp_path):
         assert questions.sum() == 3
         assert not questions[[query.id for query in QUESTIONS]].any()
         alone = interp.sweep(vanilla, unlearned, KEPT, **OPTIONS).krs()
-        assert recovery.krs(controls=True)["krs"].tolist() == pytest.approx(alone["krs"].tolist())
+        found = recovery.krs(controls=True)["krs"].tolist()
+        assert found == pytest.approx(alone["krs"].tolist(), abs=1e-6)
         targets = interp.sweep(vanilla, unlearned, QUESTIONS, **OPTIONS)
-        assert recovery.krs()["krs"].tolist() == pytest.approx(targets.krs()["krs"].tolist())
+        found = recovery.krs()["krs"].tolist()
+        assert found == pytest.approx(targets.krs()["krs"].tolist(), abs=1e-6)
         means = [
             each.losses.drop_duplicates("query_id")["loss_unlearned"].mean()
             for each in (interp.sweep(vanilla, unlearned, KEPT, **OPTIONS), targets)
