@@ -74,6 +74,8 @@ class Guards:
         samples: texts that V wrote.
         forgotten_in: languages in which something is unlearned; all of the targets' if None.
         num_tokens: the longest answer.
+        precise: whether models are measured in their own precision, not in bfloat16 where that is
+            faster.
     """
 
     vanilla: LanguageModel
@@ -82,10 +84,11 @@ class Guards:
     samples: tuple[Sample, ...]
     forgotten_in: tuple[str, ...] | None = None
     num_tokens: int = 12
+    precise: bool = False
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:
         """Measure a model: metrics by name and language, as in the module's table."""
-        lowered = lower_precision(model)
+        lowered = model if self.precise else lower_precision(model)
         answers = self.answer(lowered)
         metrics = {
             f"{row['metric']}/{row['language']}": float(row["value"])
@@ -253,8 +256,10 @@ def prepare_guards(
     samples: Sequence[Sample] | None = None,
     languages: Sequence[str] | None = None,
     num_kept: int = 24,
+    fewest: int | None = None,
     num_texts: int = 8,
     num_tokens: int = 12,
+    precise: bool = False,
     cache: Path | None = None,
     progress: bool = True,
 ) -> Guards:
@@ -270,10 +275,12 @@ def prepare_guards(
         samples: texts to compare the next-token distributions on; V's own if None.
         languages: BCP-47 codes of the facts to keep and of V's own texts; `LANGUAGES` and those of
             the targets if None. A language without built-in facts is left out.
-        num_kept: at most this many known facts per language. A language in which V knows fewer
-            than half of that, of the best-known facts, is not guarded by facts.
+        num_kept: at most this many known facts per language.
+        fewest: a language in which V knows fewer of the best-known facts is not guarded by facts;
+            half of `num_kept` if None.
         num_texts: V's own texts per language.
         num_tokens: the longest answer.
+        precise: measure models in their own precision, not in bfloat16 where that is faster.
         cache: a file that keeps V's answers.
         progress: show progress bars.
 
@@ -284,7 +291,8 @@ def prepare_guards(
         languages = [*LANGUAGES, *(query.language for query in targets)]
     there = list_template_languages()
     languages = [code for code in dict.fromkeys(languages) if code in there]
-    lowered = lower_precision(vanilla)
+    lowered = vanilla if precise else lower_precision(vanilla)
+    fewest = num_kept // 2 if fewest is None else fewest
 
     def keep_known(queries: Sequence[Query], *, cached: bool = True) -> list[Query]:
         kept_in = cache if cached else None
@@ -310,7 +318,7 @@ def prepare_guards(
     )
     with bar:
         for queries in candidates.values():
-            known += _find_known(queries, keep_known, num_kept)
+            known += _find_known(queries, keep_known, num_kept, fewest)
             bar.update()
     if samples is None:
         samples = sample_texts(
@@ -326,17 +334,21 @@ def prepare_guards(
         samples=tuple(samples),
         forgotten_in=None if forgotten_in is None else tuple(forgotten_in),
         num_tokens=num_tokens,
+        precise=precise,
     )
 
 
 def _find_known(
-    queries: Sequence[Query], keep_known: Callable[[Sequence[Query]], list[Query]], wanted: int
+    queries: Sequence[Query],
+    keep_known: Callable[[Sequence[Query]], list[Query]],
+    wanted: int,
+    fewest: int,
 ) -> list[Query]:
     """Find the first questions that V answers rightly, not asking many more than are needed."""
     known: list[Query] = []
     for start in range(0, len(queries), 2 * wanted):
         known += keep_known(queries[start : start + 2 * wanted])
         # The best-known facts come first: where few of them are known, so are few others.
-        if len(known) >= wanted or (start and len(known) < wanted // 4):
+        if len(known) >= wanted or (start and len(known) < fewest // 2):
             break
-    return known[:wanted] if len(known) >= wanted // 2 else []
+    return known[:wanted] if len(known) >= fewest else []

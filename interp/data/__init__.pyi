@@ -14,6 +14,7 @@ from interp.data.corpus import resolve_mix as resolve_mix
 from interp.data.corpus import write_corpus as write_corpus
 from interp.data.corpus_builder import CorpusConfig as CorpusConfig
 from interp.data.corpus_builder import build_corpus as build_corpus
+from interp.data.corpus_builder import write_unlearning_texts as write_unlearning_texts
 from interp.data.counterfactuals import make_counterfactuals as make_counterfactuals
 from interp.data.counterfactuals import sort_by_hash as sort_by_hash
 from interp.data.datasets import ClozeFact as ClozeFact

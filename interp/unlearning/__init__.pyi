@@ -19,6 +19,7 @@ from interp.unlearning.methods import OBJECTIVES as OBJECTIVES
 from interp.unlearning.methods import TENSORS as TENSORS
 from interp.unlearning.methods import build_edits as build_edits
 from interp.unlearning.methods import default_settings as default_settings
+from interp.unlearning.methods import find_config as find_config
 from interp.unlearning.methods import find_method as find_method
 from interp.unlearning.methods import find_sets as find_sets
 from interp.unlearning.methods import method as method
