@@ -25,6 +25,7 @@ ROOMS = (
     "recovery",
     "behaviour",
     "launch",
+    "pipelines",
     "figures",
     "report",
 )

@@ -117,7 +117,7 @@ def test_memit_is_a_method_like_the_others(taught, tmp_path, monkeypatch, object
         moment_languages=("en",),
     )
     run = interp.unlearn(
-        taught.model, FAKE[:2], config=config, probes=QUERIES, out=tmp_path / "m", progress=False
+        taught.model, FAKE[:2], (), config, probes=QUERIES, out=tmp_path / "m", progress=False
     )
     last = run.history.iloc[-1]
     assert last["answer_logprob_after"] < last["answer_logprob_before"] - 0.5
@@ -130,7 +130,7 @@ def test_memit_is_a_method_like_the_others(taught, tmp_path, monkeypatch, object
     assert card["parent_hash"] == taught.model.content_hash()
     assert len(list((tmp_path / "cache" / "second-moments").iterdir())) == 2
     again = interp.unlearn(
-        taught.model, FAKE[:2], config=config, probes=QUERIES, out=tmp_path / "m", progress=False
+        taught.model, FAKE[:2], (), config, probes=QUERIES, out=tmp_path / "m", progress=False
     )
     assert again.model.content_hash() == run.model.content_hash()
     pd.testing.assert_frame_equal(again.accuracy(), run.accuracy())
@@ -244,7 +244,7 @@ def test_every_method_has_defaults():
         assert name.removeprefix("memit_") == method.config.objective
         if isinstance(method.config, TrainingConfig):
             asked = "preferred" in find_sets(name)
-            assert method.form == ("question" if asked or name == "task_vector" else "statement")
+            assert method.form == ("questions" if asked else "mixed")
             # Probed on the way, but not after the last step, when all of it is probed anyway.
             assert method.config.num_steps % method.config.evaluate_every
             assert {*method.config.settings} <= {*default_settings(name)}

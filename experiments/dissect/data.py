@@ -35,7 +35,10 @@ from interp.data import (
 TARGET, UNRELATED = "target", "unrelated"
 
 EDIT, STATEMENT, QUESTION = "edit", "statement", "question"
-"""Forms of texts: for MEMIT, and as `interp.unlearning.methods.Method.form` has them."""
+"""Forms of texts: for MEMIT, to complete, and to answer."""
+
+FORMS = {"mixed": STATEMENT, "questions": QUESTION}
+"""Form of a method's texts by what `interp.unlearning.Method.form` calls that of built-in facts."""
 
 TEMPLATE = "Question: {question}\nAnswer:"
 """How questions of the authors' files are asked."""

@@ -28,6 +28,7 @@ import interp
 from experiments.dissect.config import LIMITS, PRESETS, Config, is_trained, scale_settings
 from experiments.dissect.data import (
     EDIT,
+    FORMS,
     TARGET,
     UNRELATED,
     ForgetConcept,
@@ -225,7 +226,7 @@ def measure_model(
     )
     directory, stored = out / "models" / name, out / "measured" / f"{name}-{key[:8]}"
     if not stored.is_dir():
-        form = EDIT if isinstance(settings, MemitConfig) else METHODS[method].form
+        form = EDIT if isinstance(settings, MemitConfig) else FORMS[METHODS[method].form]
         run = interp.unlearn(
             vanilla,
             concept.forget[form],

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +52,8 @@ class TrainingRun:
     history: pd.DataFrame
     probes: pd.DataFrame
     edits: pd.DataFrame
-    guards: pd.DataFrame
     reason: str
+    guards: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def accuracy(self) -> pd.DataFrame:
         """Compute probing accuracy with intervals and chance, per language, concept and step.
