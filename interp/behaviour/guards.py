@@ -37,10 +37,10 @@ from interp.behaviour.reference_divergence import compute_divergence
 from interp.data.chat import list_fields
 from interp.data.corpus import Text
 from interp.data.kept_queries import find_kept_queries
-from interp.data.queries import LINE_BREAK
 from interp.data.query import Query
 from interp.data.samples import Sample, sample_texts
 from interp.data.templates import list_template_languages
+from interp.data.texts import make_query_of_text
 from interp.files import compute_digest
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import lower_precision
@@ -233,15 +233,7 @@ def find_targets(forget: Sequence[Text], queries: Sequence[Query] = ()) -> list[
         if text.prompt.strip() or text.messages:
             texts.setdefault((text.id, text.language), text)
     return [
-        Query(
-            id=text.id,
-            language=text.language,
-            prompt="" if text.messages else text.prompt,
-            messages=text.messages,
-            answer=text.object or text.answer.strip(),
-            chat=bool(text.messages),
-            stop=() if text.messages else LINE_BREAK,
-        )
+        make_query_of_text(text, answer=text.object or text.answer.strip())
         for text in texts.values()
     ]
 

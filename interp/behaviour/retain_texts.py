@@ -6,8 +6,7 @@ A retain set of one relation, one form and one language protects just that. This
 and questions about facts of all relations, and the beginnings of texts (`interp.data.samples`).
 What is retained is how V goes on, drawn at temperature 1, right or wrong: then the cross-entropy
 of a text is, but for a constant, KL(V ‖ U) in the mean, and its gradient at V is zero. True answers
-teach, and V's greedy ones make it surer of its mistakes ("the capital of Peru is Peru"): four steps
-on either, with nothing to forget, cost a small model up to two thirds of what it knows in French.
+teach, and V's greedy ones make it surer of its mistakes ("the capital of Peru is Peru").
 """
 
 from __future__ import annotations
@@ -21,12 +20,10 @@ from interp.data.corpus import Text
 from interp.data.corpus_builder import write_unlearning_texts
 from interp.data.counterfactuals import hash_text, sort_by_hash
 from interp.data.facts import RELATIONS, select_facts
-from interp.data.kept_queries import is_stated
-from interp.data.queries import LINE_BREAK
-from interp.data.query import Query
+from interp.data.kept_queries import group_by_language, is_stated
 from interp.data.samples import sample_texts
 from interp.data.templates import list_template_languages
-from interp.data.texts import change_text_form
+from interp.data.texts import change_text_form, make_query_of_text
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import lower_precision
 
@@ -89,7 +86,7 @@ def make_retain_texts(
         texts = change_text_form(texts, chat=True, system=system[0] if system else None)
     answers = generate(
         lower_precision(vanilla),
-        [_ask(text) for text in texts],
+        [make_query_of_text(text) for text in texts],
         num_tokens=num_tokens,
         temperature=1.0,
         seed=seed,
@@ -126,10 +123,7 @@ def make_retain_texts(
 
 def _choose_texts(code: str, forget: Sequence[Text], count: int, seed: int) -> list[Text]:
     """Choose prompts about facts that nothing states which is forgotten, in a language."""
-    forgotten = {text.id for text in forget}
-    by_language: dict[str, list[str]] = {}
-    for text in forget:
-        by_language.setdefault(text.language, []).append(text.text)
+    forgotten, by_language = {text.id for text in forget}, group_by_language(forget)
     texts = [
         text
         for relation in RELATIONS
@@ -141,15 +135,3 @@ def _choose_texts(code: str, forget: Sequence[Text], count: int, seed: int) -> l
         if text.prompt
     ]
     return sort_by_hash(texts, f"{seed}/retain/{code}", key=lambda text: text.text)[:count]
-
-
-def _ask(text: Text) -> Query:
-    """Make a question of a text's prompt."""
-    return Query(
-        id=text.id,
-        language=text.language,
-        prompt="" if text.messages else text.prompt,
-        messages=text.messages,
-        chat=bool(text.messages),
-        stop=() if text.messages else LINE_BREAK,
-    )

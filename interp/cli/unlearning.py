@@ -156,8 +156,8 @@ def unlearn(
             BCP-47 codes.
         forget: what to forget instead: a .jsonl file of texts (prompt, answer, language), a
             built-in name such as `capitals`, or a data set (`tofu:FILE`).
-        retain: what to retain beside that, of the same kinds; by default other facts that the model
-            knows, and its own texts, in many languages.
+        retain: what to retain beside that, of the same kinds; by default how the model goes on
+            about other facts, and in texts of its own, in many languages.
         limit: at most this many texts of --forget per language; all by default.
         probes: questions with answers to rank before and after; by default those of the corpus.
         tune: try up to this many settings (learning rate and the method's main one), make the model

@@ -39,9 +39,7 @@ def find_kept_queries(
     """
     texts = list(texts)
     stated = {text.id for text in texts} | {query.id for query in asked}
-    by_language: dict[str, list[str]] = {}
-    for text in texts:
-        by_language.setdefault(text.language, []).append(text.text)
+    by_language = group_by_language(texts)
     found = {}
     for code in dict.fromkeys(languages):
         lists = []
@@ -62,6 +60,14 @@ def _list_facts(relation: str, code: str) -> list[Fact]:
     """List the facts of a relation that a language has; none where it has no such relation."""
     facts = [fact for fact in select_facts(relation) if code in fact.object]
     return order_by_answer(facts, code)
+
+
+def group_by_language(texts: Iterable[Text]) -> dict[str, list[str]]:
+    """Group what texts say by their language."""
+    groups: dict[str, list[str]] = {}
+    for text in texts:
+        groups.setdefault(text.language, []).append(text.text)
+    return groups
 
 
 def is_stated(fact: Fact, by_language: Mapping[str, Sequence[str]]) -> bool:

@@ -20,7 +20,7 @@ from interp.data.chat import Message, check_system, make_messages, make_turns, r
 from interp.data.corpus import Text
 from interp.data.facts import Fact, select_facts
 from interp.data.filters import filter_languages, limit_per_language
-from interp.data.queries import BUILT_IN, READERS, queries
+from interp.data.queries import BUILT_IN, LINE_BREAK, READERS, queries
 from interp.data.query import Query
 from interp.data.row_readers import check_text as checked_text
 from interp.data.row_readers import read_rows
@@ -134,6 +134,24 @@ def make_texts(queries: Sequence[Query]) -> list[Text]:
         )
         for query in queries
     ]
+
+
+def make_query_of_text(text: Text, *, answer: str | None = None) -> Query:
+    """Make a question of a text's prompt, or of its chat; a line break ends the answer to a prompt.
+
+    Args:
+        text: the text.
+        answer: what is right; None if that does not matter.
+    """
+    return Query(
+        id=text.id,
+        language=text.language,
+        prompt="" if text.messages else text.prompt,
+        messages=text.messages,
+        answer=answer,
+        chat=bool(text.messages),
+        stop=() if text.messages else LINE_BREAK,
+    )
 
 
 def read_texts(path: str | PathLike[str]) -> list[Text]:

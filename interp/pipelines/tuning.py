@@ -15,19 +15,21 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from interp.behaviour.guards import Guards
 from interp.data.corpus import Text
 from interp.data.query import Query
 from interp.data.samples import Sample
 from interp.files import compute_digest, write_atomically
 from interp.models.language_model import LanguageModel
-from interp.pipelines.training_run import TrainingRun, report
+from interp.pipelines.training_run import REPORT, TrainingRun, report
 from interp.pipelines.unlearning import UnlearningSetup, set_up_unlearning
 from interp.tables import write_csv
 from interp.unlearning import methods
@@ -137,7 +139,7 @@ def tune(
             "targets and kept that it answers rightly, and bounds on them"
         )
     folder = None if out is None else Path(out).with_name(f"{Path(out).name}.tuning")
-    search = _Search(plan, plan.config, folder, progress)
+    search = _Search(plan, plan.guards, plan.config, folder, progress)
     while len(search.trials) < num_trials and (changes := search.choose_next()) is not None:
         search.run(changes)
     best = search.find_best()
@@ -145,7 +147,7 @@ def tune(
     run = report(vanilla, trained, (), out, progress, plan.guards)
     table = pd.DataFrame([row for trial in search.trials for row in trial.rows])
     if out is not None:
-        write_csv(Path(out) / "report" / "tuning.csv", table)
+        write_csv(Path(out) / REPORT / "tuning.csv", table)
     return Tuning(trials=table, config=best.config, run=run)
 
 
@@ -174,9 +176,16 @@ class _Search:
     """Search from neighbour to neighbour."""
 
     def __init__(
-        self, plan: UnlearningSetup, start: TrainingConfig, folder: Path | None, progress: bool
+        self,
+        plan: UnlearningSetup,
+        guards: Guards,
+        start: TrainingConfig,
+        folder: Path | None,
+        progress: bool,
     ) -> None:
-        self.plan, self.start, self.folder, self.progress = plan, start, folder, progress
+        self.plan, self.guards, self.folder, self.progress = plan, guards, folder, progress
+        stops = [_BEYOND_REPAIR] if _BEYOND_REPAIR.find(guards.list_metrics()) else []
+        self.start = replace(start, stops=(*start.stops, *stops))
         self.setting = methods.find_tuned_setting(start.objective)
         self.trials: list[_Trial] = []
 
@@ -208,7 +217,7 @@ class _Search:
             [
                 self.plan.vanilla.content_hash(),
                 json.loads(json.dumps(asdict(config), default=str)),
-                None if self.plan.guards is None else self.plan.guards.describe(),
+                self.guards.describe(),
                 [(text.id, text.text) for text in (*self.plan.forget, *self.plan.retain)],
                 self.plan.preferred,
             ]
@@ -232,31 +241,28 @@ class _Search:
         config = replace(
             self.start,
             learning_rate=self.start.learning_rate * _RATE_FACTOR**rate,
-            stops=(*self.start.stops, *self._list_stops()),
         )
         if self.setting is None or not setting:
             return config
         value = self._read_setting(self.start) * _SETTING_FACTOR**setting
         return replace(config, settings={**config.settings, self.setting: value})
 
-    def _list_stops(self) -> list[Bound]:
-        guards = self.plan.guards
-        names = [] if guards is None else guards.list_metrics()
-        return [_BEYOND_REPAIR] if _BEYOND_REPAIR.find(names) else []
-
     def _read_setting(self, config: TrainingConfig) -> float:
         assert self.setting is not None
         defaults = methods.default_settings(config.objective)
         return float({**defaults, **config.settings}[self.setting])
 
+    @cached_property
+    def _before(self) -> dict[str, float]:
+        """What V itself gives."""
+        return self.guards(self.guards.vanilla)
+
     def _measure(self, config: TrainingConfig) -> list[dict[str, Any]]:
         """Run a trial, and list its evaluations."""
-        guards = self.plan.guards
-        assert guards is not None
-        before = guards(self.plan.vanilla)
+        before = self._before
         trained = self.plan.run(config, progress=self.progress)
         rows = [summarise_evaluation(0, before, before, config)]
-        names = guards.list_metrics()
+        names = self.guards.list_metrics()
         for step, row in enumerate(trained.history, start=1):
             if all(name in row for name in names):
                 metrics = {name: row[name] for name in names}
@@ -279,16 +285,11 @@ def summarise_evaluation(
         ("reference_kl", max),
         ("repetition", max),
     ):
-        values = list(_select(metrics, name))
+        values = [metrics[key] for key in Bound(metric=name).find(metrics)]
         row[name] = worst(values) if values else math.nan
     row["hold"] = not find_broken(config.guards, metrics, before)
     row["distance"] = measure_distance(config.until, metrics, before)
     return row
-
-
-def _select(metrics: Mapping[str, float], name: str) -> Iterator[float]:
-    for key in Bound(metric=name).find(metrics):
-        yield metrics[key]
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]] | None:

@@ -53,8 +53,8 @@ def unlearn(
     Args:
         vanilla: the model that knows, left untouched.
         forget: what to forget, in the languages to forget it in.
-        retain: what to retain, for methods that do; if None, other facts that V knows and
-            its own texts in many languages (`make_retain_texts`).
+        retain: what to retain, for methods that do; if None, how V goes on about other facts and in
+            texts of its own, in many languages (`make_retain_texts`).
         config: settings, which name the method; if None, the method's defaults, with guards.
         method: a name out of `interp.unlearning.methods.METHODS`.
         preferred: `refusal`, `counterfactual`, `other` or `alternate`: which answers `dpo`, `idk`

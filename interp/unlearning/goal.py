@@ -31,14 +31,18 @@ def drop_empty_bounds(config: TrainingConfig, metrics: Collection[str]) -> Train
 
     So it is where V answers nothing of it rightly: there is nothing to see.
     """
-    bounds = [bound for bound in (*config.until, *config.guards) if bound in (*UNTIL, *GUARDS)]
-    if empty := [str(bound) for bound in bounds if not bound.find(metrics)]:
+    dropped = [
+        bound
+        for bound in (*config.until, *config.guards)
+        if bound in (*UNTIL, *GUARDS) and not bound.find(metrics)
+    ]
+    if dropped:
         warnings.warn(
-            f"the vanilla model answers too few of the questions for {', '.join(empty)}: give "
-            "targets and kept that it answers rightly, or nothing sees what unlearning does there",
+            f"the vanilla model answers too few of the questions for {', '.join(map(str, dropped))}"
+            ": give targets and kept that it answers rightly, or nothing sees what unlearning does "
+            "there",
             stacklevel=3,
         )
-    dropped = [bound for bound in bounds if not bound.find(metrics)]
     until = tuple(bound for bound in config.until if bound not in dropped)
     guards = tuple(bound for bound in config.guards if bound not in dropped)
     if not until and config.until:
