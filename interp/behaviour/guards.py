@@ -58,6 +58,9 @@ _SUMMED = ("kl", "nll", "nll_vanilla", "num_tokens")
 
 _OF_SAMPLES = ("reference_kl", "reference_perplexity")
 
+METRICS = ("forget", "forget_elsewhere", "same_answer", "retention", "repetition", *_OF_SAMPLES)
+"""What a model is measured by, in each language."""
+
 _LARGEST_EXPONENT = 700.0
 """Of what a float can hold."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from interp.behaviour.guards import Guards, find_targets, prepare_guards
+from interp.behaviour.guards import METRICS, Guards, find_targets, prepare_guards
 from interp.behaviour.retain_texts import make_retain_texts
 from interp.data.corpus import Text
 from interp.data.query import Query
@@ -18,7 +18,7 @@ from interp.models.language_model import LanguageModel
 from interp.pipelines.accuracies import AccuracyEvaluator
 from interp.pipelines.training_run import TrainingRun, report
 from interp.unlearning import methods
-from interp.unlearning.config import TrainingConfig
+from interp.unlearning.config import OWN_METRICS, TrainingConfig
 from interp.unlearning.goal import (
     drop_empty_bounds,
     find_watched,
@@ -156,6 +156,7 @@ def set_up_unlearning(
         ValueError: settings, texts or a model that do not fit.
     """
     methods.check_unlearning(vanilla, config, preferred)
+    _check_metrics(config, probes)
     cache = get_cache_directory() / "answers" / "known.jsonl"
     if retain is None:
         retain = ()
@@ -183,6 +184,19 @@ def set_up_unlearning(
         config=config,
         guards=guards,
     )
+
+
+def _check_metrics(config: TrainingConfig | MemitConfig, probes: Sequence[Query]) -> None:
+    """Raise ValueError where a bound is on nothing that is measured, before what takes time."""
+    if not isinstance(config, TrainingConfig):
+        return
+    valid = tuple(dict.fromkeys((*METRICS, *(query.concept for query in probes))))
+    for bound in find_watched(config):
+        if bound.metric.partition("/")[0] not in valid:
+            raise ValueError(
+                f"unknown metric {bound.metric!r} in {str(bound)!r}; valid: "
+                f"{', '.join((*OWN_METRICS, *filter(None, valid)))}"
+            )
 
 
 def _make_evaluator(

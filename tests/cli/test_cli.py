@@ -378,6 +378,7 @@ def test_texts_of_ones_own(at_home, disk, tmp_path, capsys):
         ({"stops": "real/en"}, "a bound must be METRIC<=VALUE"),
         ({"stops": "real/en<1.2.3"}, "such as forget<=0.1, not 'real/en<1.2.3'"),
         ({"stops": "real/xx<80%"}, "unknown metric 'real/xx'"),
+        ({"while": "retenton>=0.9"}, "unknown metric 'retenton' in 'retenton>=0.9'; valid: forge"),
         ({"settings": "beta"}, "a setting must be NAME=VALUE"),
         ({"settings": "gamma=much"}, "'gamma=much'"),
         ({"settings": "beta=1"}, "gd has no setting 'beta'; valid: gamma, alpha"),
