@@ -140,8 +140,14 @@ def edit_at_strengths(
     has seen enough stops asking for more.
 
     Args:
-        strengths: what δ is multiplied by; `config.strength` does not count.
-        vanilla, edits, moments, config, retained, batch_size, progress: as in `memit`.
+        vanilla: as in `memit`.
+        edits: as in `memit`.
+        moments: as in `memit`.
+        config: as in `memit`; its `strength` does not count.
+        strengths: what δ is multiplied by.
+        retained: as in `memit`.
+        batch_size: as in `memit`.
+        progress: as in `memit`.
 
     Yields:
         The strength, and what `memit` returns at it.
