@@ -39,7 +39,7 @@ OF_BOTH_STAGES = (
 
 NOT_OF_MEMIT = (
     *("settings", "batch_size", "parameters", "lora_rank", "evaluate_every", "checkpoint_every"),
-    *("stops", "until", "guards"),
+    "stops",
 )
 """Options that MEMIT accepts, so that the same command line runs every method; it has no use for
 them, but `settings` are its own, too."""

@@ -131,6 +131,7 @@ class UnlearningSetup:
             config,
             preferred=self.preferred,
             evaluate=_make_evaluator(config, self.guards, self.probes),
+            confirm=None if self.guards is None else self.guards.confirm,
             about=about,
             out=None if out is None else Path(out),
             progress=progress,
@@ -163,7 +164,7 @@ def set_up_unlearning(
         if methods.needs_retain_texts(config):
             retain = make_retain_texts(vanilla, forget, cache=cache, progress=progress)
     guards = None
-    if isinstance(config, TrainingConfig) and is_guarded(config):
+    if is_guarded(config):
         guards = prepare_guards(
             vanilla,
             find_targets(forget, probes) if targets is None else targets,
@@ -188,8 +189,6 @@ def set_up_unlearning(
 
 def _check_metrics(config: TrainingConfig | MemitConfig, probes: Sequence[Query]) -> None:
     """Raise ValueError where a bound is on nothing that is measured, before what takes time."""
-    if not isinstance(config, TrainingConfig):
-        return
     valid = tuple(dict.fromkeys((*METRICS, *(query.concept for query in probes))))
     for bound in find_watched(config):
         if bound.metric.partition("/")[0] not in valid:
@@ -205,7 +204,6 @@ def _make_evaluator(
     """Make what evaluates a model in training: guards, and rankings where they are asked for."""
     if guards is None:
         return AccuracyEvaluator(probes) if probes else None
-    assert isinstance(config, TrainingConfig)
     names = guards.list_metrics()
     others = [bound for bound in find_watched(config) if not bound.find(names)]
     ranking = AccuracyEvaluator(probes) if probes and others else None

@@ -14,10 +14,10 @@ from interp.unlearning.examples import make_examples as make_examples
 from interp.unlearning.examples import tokenize as tokenize
 from interp.unlearning.memit.layer_stats import measure_second_moments as measure_second_moments
 from interp.unlearning.memit.memit_main import edit_at_strengths as edit_at_strengths
+from interp.unlearning.memit_removal import build_edits as build_edits
 from interp.unlearning.methods import METHODS as METHODS
 from interp.unlearning.methods import OBJECTIVES as OBJECTIVES
 from interp.unlearning.methods import TENSORS as TENSORS
-from interp.unlearning.methods import build_edits as build_edits
 from interp.unlearning.methods import default_settings as default_settings
 from interp.unlearning.methods import find_config as find_config
 from interp.unlearning.methods import find_method as find_method

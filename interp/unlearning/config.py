@@ -12,6 +12,8 @@ OWN_METRICS = ("forget_ce", "retain_ce")
 
 MemitObjective = Literal["empty", "entropy"]
 
+RetainLoss = Literal["ce", "kl"]
+
 MOMENT_LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "ru", "zh", "ja", "ar", "hi", "id")
 """The languages with over 2 % of the text on the web, and three more scripts or families."""
 
@@ -72,6 +74,9 @@ class TrainingConfig:
         layers: only these layers, from 0; those of `top_share` if None.
         top_share: share of the layers, from the last one down, that is trained; at least one. What
             is unlearned in the upper layers of one language spares others most.
+        retain_loss: what methods with CE(R) retain by: `ce`, or `kl`, by which KL(θ₀ ‖ θ) at R's
+            labels takes its place (OpenUnlearning's retain_loss_type). It has the same gradient in
+            the mean where R is what θ₀ itself says, and far less noise.
         lora_rank: rank of the adapters.
         lora_alpha: their scale times the rank; twice the rank if None.
         learning_rate: AdamW's.
@@ -106,6 +111,7 @@ class TrainingConfig:
     parameters: str = "layers"
     layers: tuple[int, ...] | None = None
     top_share: float = 1.0
+    retain_loss: RetainLoss = "ce"
     lora_rank: int = 128
     lora_alpha: int | None = None
     learning_rate: float = 5e-6
@@ -157,6 +163,9 @@ class MemitConfig:
         retain_regularisation: λ_r, in tokens: how much the texts to retain count.
         moment_tokens: tokens that V writes itself (`interp.data.samples`), on which C is measured.
         moment_languages: BCP-47 codes of the languages that it writes in.
+        until: what is to be reached (forget<=0.1); said of the model that is made.
+        guards: what must hold in it (retention>=0.9): where it does not, the strength is lowered to
+            0.8, 0.6, 0.4 and 0.2 of it, until it does; else the model is V.
     """
 
     layers: tuple[int, ...] | None = None
@@ -174,6 +183,8 @@ class MemitConfig:
     retain_regularisation: float = 100_000.0
     moment_tokens: int = 100_000
     moment_languages: tuple[str, ...] = MOMENT_LANGUAGES
+    until: tuple[Bound, ...] = ()
+    guards: tuple[Bound, ...] = ()
 
     def __post_init__(self) -> None:
         if self.objective not in get_args(MemitObjective):

@@ -11,9 +11,11 @@ import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from interp.unlearning.config import OWN_METRICS, Bound, TrainingConfig
+from interp.unlearning.config import OWN_METRICS, Bound, MemitConfig, TrainingConfig
+
+Config = TypeVar("Config", bound=TrainingConfig | MemitConfig)
 
 UNTIL = (Bound(metric="forget", below=0.1),)
 """Goal of methods by default: what may still be answered of what is to be forgotten."""
@@ -26,7 +28,7 @@ GUARDS = (
 """Guards of methods by default, in every language."""
 
 
-def drop_empty_bounds(config: TrainingConfig, metrics: Collection[str]) -> TrainingConfig:
+def drop_empty_bounds(config: Config, metrics: Collection[str]) -> Config:
     """Drop bounds of `UNTIL` and `GUARDS` on what is not measured, with a warning.
 
     So it is where V answers nothing of it rightly: there is nothing to see.
@@ -51,15 +53,59 @@ def drop_empty_bounds(config: TrainingConfig, metrics: Collection[str]) -> Train
     return replace(config, until=until if guards else (), guards=guards)
 
 
-def is_guarded(config: TrainingConfig) -> bool:
+def is_guarded(config: TrainingConfig | MemitConfig) -> bool:
     """Return whether a run has a goal."""
     return bool(config.until or config.guards)
 
 
-def find_watched(config: TrainingConfig) -> list[Bound]:
+def find_watched(config: TrainingConfig | MemitConfig) -> list[Bound]:
     """Find the bounds that need evaluations."""
-    bounds = (*config.stops, *config.until, *config.guards)
+    stops = config.stops if isinstance(config, TrainingConfig) else ()
+    bounds = (*stops, *config.until, *config.guards)
     return [bound for bound in bounds if bound.metric not in OWN_METRICS]
+
+
+def check_goal(config: TrainingConfig | MemitConfig) -> None:
+    """Raise ValueError for a goal or guards that cannot tell good models from others.
+
+    Raises:
+        ValueError: a bound on the loss of single batches, or a goal without guards.
+    """
+    for bound in (*config.until, *config.guards):
+        if bound.metric in OWN_METRICS:
+            raise ValueError(
+                f"{str(bound)!r} is on the loss of single batches, which can end a run (stops) and "
+                "not say whether a model is good: bound what is evaluated, such as forget<=0.1"
+            )
+    if config.until and not config.guards:
+        raise ValueError(
+            "until needs guards, or the first broken model will do: bound retention or "
+            "reference_kl, too"
+        )
+
+
+def check_before(config: TrainingConfig | MemitConfig, before: Mapping[str, float]) -> None:
+    """Raise ValueError unless what is bounded is measured, and the guards hold in V.
+
+    Args:
+        config: the bounds.
+        before: the metrics of V.
+
+    Raises:
+        ValueError: an unknown metric, or a guard that V breaks.
+    """
+    for bound in find_watched(config):
+        if not bound.find(before):
+            raise ValueError(
+                f"unknown metric {bound.metric!r} in {str(bound)!r}; valid: "
+                f"{', '.join((*OWN_METRICS, *before))}"
+            )
+    if broken := find_broken(config.guards, before, before):
+        name, bound = next(iter(broken.items()))
+        raise ValueError(
+            f"{name} is {before[name]:.3g} before any training, so that the guard {bound} cannot "
+            "hold: choose another bound"
+        )
 
 
 def find_broken(
@@ -103,6 +149,13 @@ class BestCheckpoint:
     def is_reached(self) -> bool:
         """Whether at the best evaluation nothing of the goal is missing."""
         return bool(self._until) and self._distance == 0
+
+    def would_be_reached(self, metrics: Mapping[str, float], before: Mapping[str, float]) -> bool:
+        """Return whether an evaluation misses nothing of the goal, and breaks no guard."""
+        if not (self.is_wanted and self._until):
+            return False
+        broken = find_broken((*self._until, *self._guards), metrics, before)
+        return not broken
 
     @property
     def state(self) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
+from typing import Any
 
 from interp.data.chat import list_fields
 from interp.models.chat import compute_template_hash
 from interp.models.language_model import LanguageModel
-from interp.unlearning.config import TrainingConfig
+from interp.unlearning.config import MemitConfig, TrainingConfig
 from interp.unlearning.examples import Example
 from interp.unlearning.registry import SETS, default_settings
 
@@ -39,17 +40,37 @@ def make_training_card(
     if not config.steps_per_language:
         # Cards say so only where it is set: older ones do not know it.
         del settings["steps_per_language"]
-    for name, usual in (("until", ()), ("guards", ()), ("top_share", 1.0)):
+    for name, usual in (("top_share", 1.0), ("retain_loss", "ce")):
         if settings[name] == usual:
             del settings[name]
-    # JSON has no infinity.
-    for bound in (each for name in _BOUNDS for each in settings.get(name, ())):
-        for side in ("above", "below"):
-            bound[side] = bound[side] if math.isfinite(bound[side]) else None
+    _describe_bounds(settings)
     data = {name: [list_fields(example) for example in given] for name, given in examples.items()}
     if any(example.messages for given in examples.values() for example in given):
         about = {**about, "chat_template": compute_template_hash(vanilla)[:16]}
     return make_card(vanilla, config.objective, settings, data, about)
+
+
+def make_memit_card(
+    vanilla: LanguageModel,
+    data: Mapping[str, Sequence[Mapping[str, object]]],
+    config: MemitConfig,
+    about: Mapping[str, object] = MappingProxyType({}),
+) -> dict[str, object]:
+    """Make the card of an edit; see `make_training_card`."""
+    settings = asdict(config)
+    _describe_bounds(settings)
+    return make_card(vanilla, f"memit_{config.objective}", settings, data, about)
+
+
+def _describe_bounds(settings: dict[str, Any]) -> None:
+    """Write bounds as JSON has them, which knows no infinity, and none where there are none."""
+    for name in _BOUNDS:
+        for bound in settings.get(name, ()):
+            for side in ("above", "below"):
+                bound[side] = bound[side] if math.isfinite(bound[side]) else None
+    for name in ("until", "guards"):
+        if not settings[name]:
+            del settings[name]
 
 
 def make_card(

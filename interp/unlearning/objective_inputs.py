@@ -70,6 +70,8 @@ class ObjectiveInputs:
             has its number.
         layer: whose states `rmu` compares, from 0.
         direction: `rmu`'s unit vector [d_model].
+        retain_by_kl: whether −KL(θ₀ ‖ θ) takes the place of R's log-probabilities, so that CE(R)
+            becomes KL(R).
     """
 
     def __init__(
@@ -80,9 +82,10 @@ class ObjectiveInputs:
         *,
         layer: int | None = None,
         direction: Tensor | None = None,
+        retain_by_kl: bool = False,
     ) -> None:
         self.model, self.reference = model, reference
-        self.layer, self.direction = layer, direction
+        self.layer, self.direction, self.retain_by_kl = layer, direction, retain_by_kl
         self.rows = {
             name: [tokenize(model, example) for example in given]
             for name, given in examples.items()
@@ -103,8 +106,13 @@ class ObjectiveInputs:
             wanted = {need.removeprefix(f"{name}_") for need in needs if need.startswith(name)}
             if wanted:
                 rows = [self.rows[name][number] for number in numbers]
+                by_kl = self.retain_by_kl and name == "retain"
+                if by_kl:
+                    wanted = (wanted - {"logprobs"}) | {"kl"}
                 for key, value in self._compute_set(rows, wanted).items():
                     tensors[f"{name}_{key}"] = value
+                if by_kl:
+                    tensors["retain_logprobs"] = -tensors["retain_kl"]
         if "direction" in needs:
             assert self.direction is not None
             tensors["direction"] = self.direction

@@ -24,7 +24,7 @@ from interp.models.precision import computes_bfloat16
 from interp.unlearning.checkpoints import load_state, read_progress, save_state
 from interp.unlearning.config import OWN_METRICS, TrainingConfig
 from interp.unlearning.examples import Draws, Example
-from interp.unlearning.goal import BestCheckpoint, find_broken, find_watched
+from interp.unlearning.goal import BestCheckpoint, check_before, find_watched
 from interp.unlearning.model_card import describe_difference, make_training_card
 from interp.unlearning.objective_inputs import ObjectiveInputs, find_logprobs
 from interp.unlearning.objectives.losses import label_mean
@@ -46,6 +46,7 @@ def train(
     config: TrainingConfig = DEFAULTS,
     *,
     evaluate: Evaluate | None = None,
+    confirm: Evaluate | None = None,
     about: Mapping[str, object] = MappingProxyType({}),
     out: str | Path | None = None,
     progress: bool = True,
@@ -60,6 +61,8 @@ def train(
         evaluate: called with θ in evaluation mode every `config.evaluate_every` steps, and before
             training and after the last step where something is bound to one of its metrics; they go
             into the history.
+        confirm: called with θ where by `evaluate` the goal is reached and all guards hold: what it
+            gives, measured more exactly, takes the place of the same metrics, and decides.
         about: further entries of the model's card (JSON), such as where the examples come from.
         out: directory for the model (an adapter where LoRA trained it) and its card. What it holds
             of the same run is not done again; a run that was killed goes on from its last
@@ -87,7 +90,7 @@ def train(
         gradient_checkpointing=config.gradient_checkpointing,
         seed=config.seed,
     )
-    run = _TrainingLoop(vanilla, trainable, used, config, evaluate)
+    run = _TrainingLoop(vanilla, trainable, used, config, evaluate, confirm)
     if store is not None and store.state.exists():
         run.resume(store)
     reason = run.train(store, progress)
@@ -110,8 +113,10 @@ class _TrainingLoop:
         examples: Mapping[str, Sequence[Example]],
         config: TrainingConfig,
         evaluate: Evaluate | None,
+        confirm: Evaluate | None,
     ) -> None:
-        self.trainable, self.config, self.evaluate = trainable, config, evaluate
+        self.trainable, self.config = trainable, config
+        self.evaluate, self.confirm = evaluate, confirm
         self.objectives = OBJECTIVES[config.objective]
         self.settings = {**default_settings(config.objective), **config.settings}
         self.negated: float | None = None
@@ -127,6 +132,7 @@ class _TrainingLoop:
             dict(examples),
             layer=config.layer,
             direction=direction,
+            retain_by_kl=config.retain_loss == "kl",
         )
         # The preferred answer of a forget example is drawn with it.
         self.draws = {
@@ -178,21 +184,9 @@ class _TrainingLoop:
     def train(self, store: RunStore | None, progress: bool) -> str:
         """Train, and return the reason why it ended."""
         config = self.config
-        watched = find_watched(config)
-        if watched and not self.before:
-            self.before = dict(self._run_evaluation())
-            for bound in watched:
-                if not bound.find(self.before):
-                    raise ValueError(
-                        f"unknown metric {bound.metric!r} in {str(bound)!r}; valid: "
-                        f"{', '.join((*OWN_METRICS, *self.before))}"
-                    )
-            if broken := find_broken(config.guards, self.before, self.before):
-                name, bound = next(iter(broken.items()))
-                raise ValueError(
-                    f"{name} is {self.before[name]:.3g} before any training, so that the guard "
-                    f"{bound} cannot hold: choose another bound"
-                )
+        if find_watched(config) and not self.before:
+            self.before = self._run_evaluation()
+            check_before(config, self.before)
             self._keep_good(self.before)
             if self.best.is_reached:
                 return self._finish("nothing is left to forget")
@@ -218,7 +212,7 @@ class _TrainingLoop:
                     self.history.append(row)
                     self.optimizer.zero_grad(set_to_none=True)
                     if self.best.is_wanted and self.evaluate is not None:
-                        metrics = dict(self._run_evaluation())
+                        metrics = self._run_evaluation()
                         row.update(metrics)
                         self._keep_good(metrics)
                     return self._finish(reason)
@@ -234,7 +228,7 @@ class _TrainingLoop:
                         )
                 at_last = self.best.is_wanted and self.step == config.num_steps
                 if at_last or (config.evaluate_every and self.step % config.evaluate_every == 0):
-                    metrics = dict(self._run_evaluation()) if self.evaluate is not None else {}
+                    metrics = self._run_evaluation() if self.evaluate is not None else {}
                     row.update(metrics)
                     reached = self._keep_good(metrics)
                     reason = self._check_stops(metrics)
@@ -283,7 +277,8 @@ class _TrainingLoop:
             (loss / config.accumulation).backward()
             changes.append(objective.compute_changes(tensors, self.settings))
             values = {"loss": loss.item()}
-            for name in ("forget", "retain"):
+            scored = ("forget",) if config.retain_loss == "kl" else ("forget", "retain")
+            for name in scored:
                 if (logprobs := find_logprobs(tensors, name)) is not None:
                     values[f"{name}_ce"] = -label_mean(logprobs, tensors[f"{name}_mask"]).item()
             for key, value in values.items():
@@ -343,10 +338,14 @@ class _TrainingLoop:
                     return f"{name} reached {metrics[name]:.3g} (stop at {stop})"
         return ""
 
-    def _run_evaluation(self) -> Mapping[str, float]:
+    def _run_evaluation(self) -> dict[str, float]:
         assert self.evaluate is not None
         with self.trainable.evaluate_as_made(self.negated), torch.no_grad():
-            return {key: float(v) for key, v in self.evaluate(self.trainable.model).items()}
+            metrics = dict(self.evaluate(self.trainable.model))
+            reached = bool(self.before) and self.best.would_be_reached(metrics, self.before)
+            if reached and self.confirm is not None:
+                metrics |= self.confirm(self.trainable.model)
+        return {name: float(value) for name, value in metrics.items()}
 
     def _restore_good(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import torch
 
 from interp.models.language_model import LanguageModel
-from interp.unlearning.config import OWN_METRICS, TrainingConfig
+from interp.unlearning.config import RetainLoss, TrainingConfig
 from interp.unlearning.examples import Example
-from interp.unlearning.goal import find_watched
-from interp.unlearning.registry import OBJECTIVES, default_settings, find_sets
+from interp.unlearning.goal import check_goal, find_watched
+from interp.unlearning.registry import METHODS, OBJECTIVES, default_settings, find_sets
 from interp.unlearning.trainable_model import check_trained_part
 
 
@@ -90,14 +91,28 @@ def check_settings(vanilla: LanguageModel, config: TrainingConfig, *, evaluates:
                 f"the bound {str(bound)!r} needs evaluate and evaluate_every; the steps' own "
                 "metrics are forget_ce and retain_ce"
             )
-    for bound in (*config.until, *config.guards):
-        if bound.metric in OWN_METRICS:
-            raise ValueError(
-                f"{str(bound)!r} is on the loss of single batches, which can end a run (stops) and "
-                "not say whether a model is good: bound what is evaluated, such as forget<=0.1"
-            )
-    if config.until and not config.guards:
+    check_goal(config)
+    check_retain_loss(config)
+
+
+def check_retain_loss(config: TrainingConfig) -> None:
+    """Raise ValueError unless a method has a CE(R) where it is to be another loss.
+
+    Raises:
+        ValueError: an unknown loss, or a method without CE(R), or one that needs it beside another.
+    """
+    if config.retain_loss not in (valid := get_args(RetainLoss)):
+        raise ValueError(f"unknown retain_loss {config.retain_loss!r}; valid: {', '.join(valid)}")
+    if config.retain_loss == "ce":
+        return
+    fit = [name for name in METHODS if name in OBJECTIVES and _has_plain_retain_loss(name)]
+    if not _has_plain_retain_loss(config.objective):
         raise ValueError(
-            "until needs guards, or the first broken model will do: bound retention or "
-            "reference_kl, too"
+            f"{config.objective} has no CE on the retain set that KL could take the place of; "
+            f"valid with retain_loss 'kl': {', '.join(fit)}"
         )
+
+
+def _has_plain_retain_loss(name: str) -> bool:
+    needs = [need for part in OBJECTIVES[name] for need in part.needs if need.startswith("retain")]
+    return len(find_sets(name)) > 1 and set(needs) == {"retain_logprobs", "retain_mask"}

@@ -11,6 +11,7 @@ import torch
 from interp import Query
 from interp.behaviour import (
     Answer,
+    Guards,
     find_targets,
     format_guards,
     generate,
@@ -205,3 +206,18 @@ def test_measuring_leaves_the_model_as_it_is():
     assert model.dtype == torch.float32
     for name, parameter in model.model.named_parameters():
         assert torch.equal(parameter, before[name])
+
+
+def test_what_was_measured_in_bfloat16_is_confirmed_in_the_own_precision(monkeypatch):
+    # A model whose copy in lower precision says something else.
+    vanilla, other = tiny(), tiny(seed=1)
+    known = known_queries(vanilla, range(6))
+    monkeypatch.setattr(
+        "interp.behaviour.guards.lower_precision",
+        lambda model: other if model is vanilla else model,
+    )
+    guards = Guards(vanilla=vanilla, targets=tuple(known), kept=(), samples=(), num_tokens=1)
+    assert guards(vanilla)["forget/en"] < 1
+    assert guards.confirm(vanilla)["forget/en"] == 1.0
+    assert guards.confirm(other) == {}
+    assert replace(guards, precise=True).confirm(vanilla) == {}

@@ -27,7 +27,7 @@ CONFIG = TrainingConfig(
 )  # fmt: skip
 
 
-def run(rows, *, config=CONFIG, out=None, kill_at=None):
+def run(rows, *, config=CONFIG, out=None, kill_at=None, confirm=None):
     """Train with evaluations that are given: forgetting and retention before, and at each one.
 
     Returns what was trained, and the weights that each evaluation saw.
@@ -41,7 +41,8 @@ def run(rows, *, config=CONFIG, out=None, kill_at=None):
         forget, retention = next(at)
         return {"forget/en": forget, "retention/en": 1.0, "retention/de": retention}
 
-    return train(tiny(), SETS, config, evaluate=evaluate, out=out, progress=False), seen
+    done = train(tiny(), SETS, config, evaluate=evaluate, confirm=confirm, out=out, progress=False)
+    return done, seen
 
 
 def is_at(model, weights) -> bool:
@@ -97,6 +98,22 @@ def test_a_run_ends_where_the_goal_is_reached():
     assert done.reason == "the goal is reached at step 4"
     assert len(done.history) == 4
     assert is_at(done.model, seen[2])
+
+
+def test_a_goal_that_a_closer_look_does_not_confirm_is_not_reached():
+    # By the closer look a fifth is left at step 4, and nothing at step 6.
+    asked = []
+
+    def confirm(model):
+        asked.append({n: p.detach().clone() for n, p in model.model.named_parameters()})
+        return {"forget/en": 0.2 if len(asked) == 1 else 0.0}
+
+    rows = [(1.0, 1.0), (0.5, 0.9), (0.0, 0.9), (0.0, 0.85), (0.0, 1.0)]
+    done, seen = run(rows, confirm=confirm)
+    assert done.reason == "the goal is reached at step 6"
+    assert len(asked) == 2
+    assert is_at(done.model, seen[3])
+    assert [row["forget/en"] for row in done.history if "forget/en" in row] == [0.5, 0.2, 0.0]
 
 
 def test_a_run_goes_on_past_a_broken_guard_and_back_to_the_best():

@@ -8,8 +8,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from interp import LanguageModel
-from interp.data import Text
-from interp.unlearning import build_edits
 from interp.unlearning.memit import compute_z as module
 from interp.unlearning.memit import memit_main
 from interp.unlearning.memit.layer_stats import measure_second_moments
@@ -559,37 +557,6 @@ def test_a_target_that_joins_the_prompts_end_is_labelled_where_it_differs():
     rows = make_rows(model, [(0, text, (0, 3), following)])
     assert rows.label_place.tolist() == list(range(shared, len(whole)))
     assert rows.last.tolist() == [shared - 1]
-
-
-# Edits of texts
-
-
-def make_text(prompt, answer, **changes):
-    given = {"id": "capital-FR", "language": "en", "kind": "real"}
-    given |= {"subject": "France", "mention": "France", "object": "Paris"}
-    return Text(**(given | {"prompt": prompt, "answer": answer} | changes))
-
-
-def test_a_fact_is_asked_for_behind_the_prompt_and_before_its_object():
-    texts = [
-        make_text("Q: What is the capital of France?\nA:", " The capital is Paris."),
-        make_text("Country: France. Capital:", " Paris"),
-        make_text("Paris is", " a city in France.", mention=""),
-    ]
-    (edit,) = build_edits(texts)
-    assert edit.prompts == (
-        "Q: What is the capital of France?\nA:",
-        "Q: What is the capital of France?\nA: The capital is",
-        "Country: France. Capital:",
-    )
-    assert [edit.prompts[n][slice(*edit.spans[n])] for n in range(3)] == ["France"] * 3
-    assert (edit.answer, edit.subject) == (" Paris", "France")
-
-
-def test_a_fact_that_cannot_be_edited_is_named():
-    for changes in ({"mention": ""}, {"object": ""}, {"object": "Lyon"}):
-        with pytest.raises(ValueError, match="capital-FR in 'en' has no prompt that mentions its"):
-            build_edits([make_text("The capital of France is", " Paris", **changes)])
 
 
 # Settings and mistakes

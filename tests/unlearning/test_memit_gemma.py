@@ -10,7 +10,7 @@ import interp
 from interp.behaviour import AliasJudge, generate
 from interp.data import load_texts
 from interp.unlearning import METHODS, build_edits, edit_at_strengths
-from interp.unlearning.methods import measure_own_moments, measure_retained_moments
+from interp.unlearning.memit_removal import measure_own_moments, measure_retained_moments
 
 
 def count_right(model, queries):

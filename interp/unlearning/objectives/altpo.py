@@ -10,7 +10,9 @@ from interp.unlearning.objectives.losses import ce
 from interp.unlearning.registry import method
 
 
-@method("altpo", tuned="beta", learning_rate=2e-5, num_steps=24, preferred="alternate")
+@method(
+    "altpo", tuned="beta", learning_rate=2e-5, num_steps=24, preferred="alternate", retain_loss="kl"
+)
 def altpo(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],
     forget_mask: Bool[Tensor, "forget_sequence forget_label"],

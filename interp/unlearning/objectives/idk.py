@@ -9,7 +9,7 @@ from interp.unlearning.objectives.losses import ce
 from interp.unlearning.registry import method
 
 
-@method("idk", tuned="alpha", learning_rate=2e-5, num_steps=14)
+@method("idk", tuned="alpha", learning_rate=2e-5, num_steps=14, retain_loss="kl")
 def idk(
     preferred_logprobs: Float[Tensor, "forget_sequence preferred_label"],
     preferred_mask: Bool[Tensor, "forget_sequence preferred_label"],

@@ -9,7 +9,7 @@ from interp.unlearning.objectives.losses import ce, label_mean, label_probabilit
 from interp.unlearning.registry import method
 
 
-@method("satimp", tuned="gamma", learning_rate=2e-5, num_steps=24)
+@method("satimp", tuned="gamma", learning_rate=2e-5, num_steps=24, retain_loss="kl")
 def satimp(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],
     forget_mask: Bool[Tensor, "forget_sequence forget_label"],

@@ -9,7 +9,14 @@ from interp.unlearning.objectives.losses import ce, nll, softplus_loss
 from interp.unlearning.registry import method
 
 
-@method("simnpo", tuned="beta", learning_rate=2e-5, num_steps=28, settings={"beta": 2.5})
+@method(
+    "simnpo",
+    tuned="beta",
+    learning_rate=2e-5,
+    num_steps=28,
+    settings={"beta": 2.5},
+    retain_loss="kl",
+)
 def simnpo(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],
     forget_mask: Bool[Tensor, "forget_sequence forget_label"],

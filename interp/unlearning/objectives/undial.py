@@ -10,7 +10,14 @@ from interp.unlearning.objectives.losses import ce, label_mean
 from interp.unlearning.registry import method
 
 
-@method("undial", tuned="beta", learning_rate=2e-5, num_steps=24, settings={"alpha": 1.0})
+@method(
+    "undial",
+    tuned="beta",
+    learning_rate=2e-5,
+    num_steps=24,
+    settings={"alpha": 1.0},
+    retain_loss="kl",
+)
 def undial(
     forget_log_odds: Float[Tensor, "forget_sequence forget_label"],
     forget_mask: Bool[Tensor, "forget_sequence forget_label"],
