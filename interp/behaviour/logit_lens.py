@@ -34,7 +34,7 @@ from interp.data.trajectories import join_answer
 from interp.models.anatomy import Anatomy
 from interp.models.integrity import check_readout, check_runnable
 from interp.models.language_model import LanguageModel
-from interp.recovery.module_hooks import get_residual, remove_on_exit, split_call
+from interp.models.module_calls import get_residual, remove_on_exit, split_call
 from interp.statistics import estimate_groups, estimate_mean, estimate_share
 from interp.unlearning.examples import Example, Tokens, TrainingBatch, make_batch, tokenize
 from interp.unlearning.label_logprobs import BLOCK, ROWS

@@ -32,6 +32,9 @@ LANGUAGES = ("en", "de", "fr", "es", "zh", "ru", "ja", "it", "pt", "nl")
 _SHARE = 3
 """One fact in this many may be retained; the others are there to ask about."""
 
+_MORE = 3
+"""Times as many texts in a language that is unlearned in: what is nearest is most at risk."""
+
 _SAMPLE_LENGTH = 16
 """Tokens of V's own texts."""
 
@@ -58,7 +61,8 @@ def make_retain_texts(
         forget: what is to be forgotten: facts that it states are left out.
         languages: BCP-47 codes, those without templates are left out; `LANGUAGES` and those that
             are unlearned in if None.
-        num_facts: texts on facts per language, in all relations and forms.
+        num_facts: texts on facts per language, in all relations and forms; three times as many in
+            the languages of what is forgotten.
         num_samples: beginnings of texts per language.
         num_tokens: by which V goes on after a fact's prompt, at most, up to a line break: the first
             ones decide the answer, and more would count more than they.
@@ -79,7 +83,12 @@ def make_retain_texts(
     codes = [code for code in dict.fromkeys(languages) if code in there]
     if not codes:
         raise ValueError(f"no language with templates; valid: {', '.join(there)}")
-    texts = [text for code in codes for text in _choose_texts(code, forget, num_facts, seed)]
+    nearest = {text.language for text in forget}
+    texts = [
+        text
+        for code in codes
+        for text in _choose_texts(code, forget, num_facts * (_MORE if code in nearest else 1), seed)
+    ]
     # In a chat, the facts are asked as the texts to forget are.
     if forget and forget[0].messages:
         system = [turn.content for turn in forget[0].messages if turn.role == "system"]

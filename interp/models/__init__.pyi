@@ -15,6 +15,8 @@ from interp.models.generation import get_stop_token_ids as get_stop_token_ids
 from interp.models.gguf import convert_gguf as convert_gguf
 from interp.models.gguf import get_cache_directory as get_cache_directory
 from interp.models.integrity import check_runnable as check_runnable
+from interp.models.module_calls import remove_on_exit as remove_on_exit
+from interp.models.module_calls import replace_forward as replace_forward
 from interp.models.ndif import read_low_rank_deltas as read_low_rank_deltas
 from interp.models.packed_weights import is_packed as is_packed
 from interp.models.packed_weights import unpack_weight as unpack_weight

@@ -156,7 +156,7 @@ def set_up_unlearning(
     Raises:
         ValueError: settings, texts or a model that do not fit.
     """
-    methods.check_unlearning(vanilla, config, preferred)
+    methods.check_unlearning(vanilla, forget, config, preferred)
     _check_metrics(config, probes)
     cache = get_cache_directory() / "answers" / "known.jsonl"
     if retain is None:

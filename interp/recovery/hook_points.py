@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from interp.models.anatomy import LayerParts
 from interp.models.integrity import check_runnable
 from interp.models.language_model import LanguageModel
-from interp.recovery.module_hooks import get_residual, remove_on_exit
+from interp.models.module_calls import get_residual, remove_on_exit
 from interp.recovery.site_names import translate_site_name
 from interp.recovery.sites import ACTIVATION_SITES, STATE_SITES, SiteName
 from interp.recovery.sweep_config import SweepConfig

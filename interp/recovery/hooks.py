@@ -15,16 +15,10 @@ from torch import Tensor, nn
 
 from interp.models.anatomy import Anatomy, LayerParts
 from interp.models.mixture import MixtureStates
+from interp.models.module_calls import get_residual, remove_on_exit, split_call
 from interp.recovery.batches import Batch
 from interp.recovery.mixture_hooks import record_mixture, replace_coefficients, replace_router
-from interp.recovery.module_hooks import (
-    get_residual,
-    remove_on_exit,
-    replace_input,
-    replace_output,
-    split_call,
-    swap_parameters,
-)
+from interp.recovery.module_hooks import replace_input, replace_output, swap_parameters
 
 
 @dataclass(kw_only=True)

@@ -20,14 +20,8 @@ from interp.models.mixture import (
     compute_activations,
     compute_routed,
 )
-from interp.recovery.module_hooks import (
-    blend,
-    get_residual,
-    remove_on_exit,
-    replace_forward,
-    replace_input,
-    replace_output,
-)
+from interp.models.module_calls import get_residual, remove_on_exit, replace_forward
+from interp.recovery.module_hooks import blend, replace_input, replace_output
 
 
 @contextmanager

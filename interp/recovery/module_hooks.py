@@ -5,7 +5,7 @@ Every change is undone on any exit, so that a model is bit-identical afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,29 +13,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from interp.models.module_calls import remove_on_exit
 from interp.recovery.batches import send
-
-
-def split_call(args: tuple, kwargs: dict) -> tuple[Tensor, tuple[tuple, dict]]:
-    """Split a layer's arguments into the residual stream and what goes with it."""
-    if args:
-        return args[0], (args[1:], kwargs)
-    rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-    return kwargs["hidden_states"], ((), rest)
-
-
-def get_residual(output: Tensor | tuple) -> Tensor:
-    """Return the residual stream out of what a layer returns."""
-    return output[0] if isinstance(output, tuple) else output
-
-
-@contextmanager
-def remove_on_exit(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    """Keep a hook only inside the block."""
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -87,20 +66,6 @@ def blend(
         mask = mask & send(chosen, old.device)
     new = new.to(old.device).repeat(repeats, 1, 1)
     return torch.where(mask, new, old.view(new.shape)).view(old.shape)
-
-
-@contextmanager
-def replace_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """Call `forward` in place of the module's own inside the block; its hooks still run."""
-    previous = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if previous is None:
-            del module.forward
-        else:
-            module.forward = previous
 
 
 @contextmanager

@@ -24,11 +24,12 @@ from transformers import DynamicCache
 
 from interp.models.caching import find_cache_support, make_cache
 from interp.models.language_model import LanguageModel
+from interp.models.module_calls import remove_on_exit
 from interp.models.pairs import check_pair
 from interp.recovery.engines.full import restore_model
 from interp.recovery.hook_points import get_decoder, hook_site
 from interp.recovery.hooks import LayerStates
-from interp.recovery.module_hooks import blend, remove_on_exit
+from interp.recovery.module_hooks import blend
 from interp.recovery.pair import Pair
 from interp.recovery.site_names import translate_site_name
 from interp.recovery.sites import (

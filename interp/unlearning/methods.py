@@ -18,7 +18,8 @@ from interp.unlearning import objectives as objectives
 from interp.unlearning.config import MemitConfig, TrainingConfig
 from interp.unlearning.examples import make_examples
 from interp.unlearning.goal import GUARDS, UNTIL, check_goal
-from interp.unlearning.memit_removal import unlearn_by_memit
+from interp.unlearning.memit.requests import check_edits
+from interp.unlearning.memit_removal import build_edits, unlearn_by_memit
 from interp.unlearning.preferred_answers import check_kind, choose_preferred_answers
 from interp.unlearning.registry import METHODS, OBJECTIVES, Method, find_sets
 from interp.unlearning.registry import TENSORS as TENSORS
@@ -126,12 +127,15 @@ def unlearn(
 
 
 def check_unlearning(
-    vanilla: LanguageModel, config: TrainingConfig | MemitConfig, preferred: str | None
+    vanilla: LanguageModel,
+    forget: Sequence[Text],
+    config: TrainingConfig | MemitConfig,
+    preferred: str | None,
 ) -> None:
-    """Raise ValueError for settings that no texts make right, before what takes time.
+    """Raise ValueError for settings and texts that do not fit, before what takes time.
 
     Raises:
-        ValueError: see `train`.
+        ValueError: see `train` and `memit`.
     """
     if isinstance(config, TrainingConfig):
         check_settings(vanilla, config, evaluates=True)
@@ -139,6 +143,7 @@ def check_unlearning(
             check_kind(preferred)
     else:
         check_goal(config)
+        check_edits(vanilla, build_edits(forget), config)
 
 
 def needs_retain_texts(config: TrainingConfig | MemitConfig) -> bool:

@@ -17,6 +17,7 @@ from torch.nn.functional import logsigmoid
 
 from interp.models.language_model import LanguageModel
 from interp.unlearning.examples import Example, Tokens, TrainingBatch, make_batch, tokenize
+from interp.unlearning.frozen_layers import FrozenLayers
 from interp.unlearning.label_logprobs import (
     compute_label_kl,
     compute_label_log_odds,
@@ -90,6 +91,7 @@ class ObjectiveInputs:
             name: [tokenize(model, example) for example in given]
             for name, given in examples.items()
         }
+        self.frozen = FrozenLayers.find(model, [row for rows in self.rows.values() for row in rows])
 
     def compute(self, needs: Sequence[str], drawn: dict[str, list[int]]) -> dict[str, Tensor]:
         """Compute the tensors of one step.
@@ -134,7 +136,7 @@ class ObjectiveInputs:
             tensors["reference_states"] = self.reference.residual(batch, self.layer)
         tensors |= self._compute_at_labels(rows, batch, wanted)
         if wanted & {"own_kl", "repeat_logprobs"}:
-            tensors |= self._compute_at_own_positions(batch)
+            tensors |= self._compute_at_own_positions(rows, batch)
         return tensors
 
     def _compute_at_labels(
@@ -143,7 +145,7 @@ class ObjectiveInputs:
         """Compute what is asked of the next-token distributions where labels are predicted."""
         anatomy, there = self.model.anatomy, self.reference.model.anatomy
         targets = batch.targets
-        states = cache(lambda: _read_label_states(self.model, batch))
+        states = cache(lambda: self._run(rows, batch)[batch.sequence, batch.place - 1])
         before = cache(lambda: self.reference.label_states(rows))
         compute: dict[str, Callable[[], Tensor]] = {
             "logprobs": lambda: compute_label_logprobs(anatomy, states(), targets),
@@ -158,10 +160,12 @@ class ObjectiveInputs:
         }
         return {name: batch.table(compute[name]()) for name in compute if name in wanted}
 
-    def _compute_at_own_positions(self, batch: TrainingBatch) -> dict[str, Tensor]:
+    def _compute_at_own_positions(
+        self, rows: list[Tokens], batch: TrainingBatch
+    ) -> dict[str, Tensor]:
         """Compare θ₀ and θ where the label tokens stand, not where they are predicted (LingTea)."""
         anatomy, there = self.model.anatomy, self.reference.model.anatomy
-        states = _run_body(self.model, batch)[batch.sequence, batch.place]
+        states = self._run(rows, batch)[batch.sequence, batch.place]
         with torch.no_grad(), self.reference._frozen():
             before = _run_body(self.reference.model, batch)[batch.sequence, batch.place]
             repeat = compute_label_logprobs(there, before, batch.targets)
@@ -169,6 +173,12 @@ class ObjectiveInputs:
             "own_kl": batch.table(compute_label_kl(anatomy, states, there, before)),
             "repeat_logprobs": batch.table(repeat),
         }
+
+    def _run(self, rows: list[Tokens], batch: TrainingBatch) -> Tensor:
+        """Run θ's body [sequence pos d]."""
+        if self.frozen is None:
+            return _run_body(self.model, batch)
+        return self.frozen.run(rows, batch)
 
 
 def find_logprobs(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:

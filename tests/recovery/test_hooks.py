@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from interp import sweep
+from interp.models import replace_forward
 from interp.recovery.batches import make_batch
 from interp.recovery.hooks import record
-from interp.recovery.module_hooks import replace_forward, swap_parameters
+from interp.recovery.module_hooks import swap_parameters
 from interp.recovery.pair import Pair
 from interp.recovery.sites import SITES, Restoration, make_windows
 from tests.helpers.tiny_models import OWN_ENGINES, mixed_trajectories, tiny_pair

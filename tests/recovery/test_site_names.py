@@ -10,9 +10,9 @@ import torch
 
 import interp
 from interp import LanguageModel
+from interp.models import remove_on_exit
 from interp.recovery.batches import Batch, make_batch
 from interp.recovery.hooks import record
-from interp.recovery.module_hooks import remove_on_exit
 from interp.recovery.site_names import AFTER_NORM, AFTER_RESIDUAL, HOOK_POINTS, translate_site_name
 from interp.recovery.sites import ACTIVATION_SITES, SiteName
 from tests.helpers.samples import mark_rest

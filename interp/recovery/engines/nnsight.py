@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from interp.data.trajectories import Trajectory
 from interp.models.conversion import check_installed, copy_modules
 from interp.models.language_model import LanguageModel
+from interp.models.module_calls import get_residual
 from interp.recovery.batches import Batch
 from interp.recovery.engines.forwards import BatchRunner, Score, measure_by_forwards
 from interp.recovery.engines.nnsight_remote import make_remote_runner
@@ -32,7 +33,6 @@ from interp.recovery.engines.nnsight_trace import (
 )
 from interp.recovery.engines.site_proof import check_restorations
 from interp.recovery.measured import Measured
-from interp.recovery.module_hooks import get_residual
 from interp.recovery.pair import Pair
 from interp.recovery.sites import Restoration
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from interp.models.anatomy import LayerParts
 from interp.models.anatomy_blocks import MixerPaths
-from interp.recovery.module_hooks import replace_forward
+from interp.models.module_calls import replace_forward
 
 
 def iterate_position_wise(parts: LayerParts) -> Iterator[nn.Module]:

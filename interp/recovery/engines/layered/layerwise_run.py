@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from interp.models.anatomy import Anatomy
+from interp.models.module_calls import get_residual, remove_on_exit, replace_forward, split_call
 from interp.recovery.batches import Batch
 from interp.recovery.hooks import LayerStates, make_recording_hooks
-from interp.recovery.module_hooks import get_residual, remove_on_exit, replace_forward, split_call
 
 
 class KeysAndValues(DynamicCache):
