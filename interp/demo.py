@@ -13,35 +13,40 @@ from pathlib import Path
 
 import pandas as pd
 
+from interp.behaviour.guards import format_guards
+from interp.behaviour.retain_texts import make_retain_texts
+from interp.data.corpus_builder import write_unlearning_texts
 from interp.data.facts import Fact, select_facts
 from interp.data.filters import limit_per_language
+from interp.data.kept_queries import find_kept_queries
 from interp.data.queries import queries
-from interp.data.templates import fill, read_templates
+from interp.data.samples import sample_texts
 from interp.data.trajectories import trajectories
 from interp.figures import export
 from interp.launch.recovery import Recovery
 from interp.launch.sweep import sweep
+from interp.models.gguf import get_cache_directory
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
+from interp.pipelines.unlearning import unlearn
 from interp.tables import write_csv
-from interp.unlearning.config import Bound, TrainingConfig
-from interp.unlearning.examples import Example
-from interp.unlearning.training import train
+from interp.unlearning.methods import find_method
 
 MODEL = "gemma-3-270m"
 NUM_FORGOTTEN = 12
-NUM_CANDIDATES = 40
-NUM_RETAINED = 100
+NUM_CANDIDATES = 60
 NUM_CONTROLS = 4
 """Kept capitals per language that are swept, too: of those that the vanilla model knows there."""
 
-UNLEARNING = TrainingConfig(
-    objective="gd",
-    settings={"gamma": 1.0, "alpha": 3.0},
-    batch_size={"forget": 12, "retain": 24},
-    # Gradient ascent has no end of its own.
-    stops=(Bound(metric="forget_ce", above=8.0),),
-)
+METHOD = "simnpo"
+WATCHED = ("en", "de", "fr", "zh")
+"""Languages in which texts are retained and the guards look, whatever languages are swept."""
+
+NUM_RETAINED = 60
+"""Texts on facts to retain per language; three times as many in English."""
+
+NUM_ASKED = 96
+"""Questions on facts to keep per language, of which the first 24 known ones are guards."""
 
 
 def run_demo(
@@ -63,8 +68,9 @@ def run_demo(
     queries("capitals", languages=languages)
     vanilla = load(MODEL)
     known = find_known_facts(vanilla)
-    forgotten, kept = known[:NUM_FORGOTTEN], known[NUM_FORGOTTEN : 2 * NUM_FORGOTTEN]
-    unlearned = _load_or_unlearn(vanilla, forgotten, out / "unlearned")
+    forgotten = known[:NUM_FORGOTTEN]
+    unlearned, retained = _load_or_unlearn(vanilla, forgotten, out / "unlearned")
+    kept = [fact for fact in known[NUM_FORGOTTEN:] if fact.id not in retained][:NUM_FORGOTTEN]
 
     right = {
         model.name: _check_answers(model, [*forgotten, *kept], languages)
@@ -151,30 +157,37 @@ def find_known_facts(model: LanguageModel) -> list[Fact]:
     return known
 
 
-def make_training_examples(of: Sequence[Fact]) -> list[Example]:
-    """Make English statements up to and including the capital, in the wordings of unlearning."""
-    wordings = read_templates("en").wordings["capital"].unlearning
-    return [
-        Example(
-            prompt=fill(template.partition("{object}")[0], fact, "en").rstrip(),
-            answer=f" {fact.object['en']}",
-        )
-        for fact in of
-        for template in wordings
-    ]
-
-
 def _load_or_unlearn(
     vanilla: LanguageModel, forgotten: Sequence[Fact], directory: Path
-) -> LanguageModel:
-    """Load the unlearned model, or train it now if the directory does not have it."""
-    ids = {fact.id for fact in forgotten}
-    others = [fact for fact in select_facts("capital", languages=["en"]) if fact.id not in ids]
-    examples = {
-        "forget": make_training_examples(forgotten),
-        "retain": make_training_examples(others[:NUM_RETAINED]),
-    }
-    return train(vanilla, examples, UNLEARNING, out=directory).model
+) -> tuple[LanguageModel, set[str]]:
+    """Load the unlearned model, or train it now if the directory does not have it.
+
+    Returns:
+        U, and the ids of the facts that were retained in training.
+    """
+    form = find_method(METHOD).form
+    texts = [
+        text for fact in forgotten for text in write_unlearning_texts(fact, "real", ["en"], form)
+    ]
+    cache = get_cache_directory() / "answers" / "known.jsonl"
+    retain = make_retain_texts(
+        vanilla, texts, languages=WATCHED, num_facts=NUM_RETAINED, cache=cache
+    )
+    targets = queries("capitals", languages=["en"], ids=[fact.id for fact in forgotten])
+    candidates = find_kept_queries([*texts, *retain], WATCHED, like=targets[0], asked=targets)
+    run = unlearn(
+        vanilla,
+        texts,
+        retain,
+        method=METHOD,
+        targets=targets,
+        kept=[query for found in candidates.values() for query in found[:NUM_ASKED]],
+        samples=sample_texts(vanilla, WATCHED, num_texts=4, num_tokens=32),
+        out=directory,
+    )
+    print(f"\nUnlearned by {METHOD}: {run.reason}")
+    print(format_guards(run.guards).to_string(), flush=True)
+    return run.model, {text.id for text in retain}
 
 
 def _check_answers(

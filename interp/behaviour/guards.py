@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from interp.behaviour.alias import AliasJudge
@@ -328,13 +329,15 @@ def prepare_guards(
         samples = sample_texts(
             vanilla, languages, num_texts=num_texts, num_tokens=32, progress=progress
         )
-    # In bfloat16 a few answers depend on what is asked beside them.
-    asked = [*known_targets, *known]
-    sure = {id(query) for query in keep_known(asked, cached=False)}
+    if lowered.dtype != torch.float32:
+        # In bfloat16 a few answers depend on what is asked beside them.
+        sure = {id(query) for query in keep_known([*known_targets, *known], cached=False)}
+        known_targets = [query for query in known_targets if id(query) in sure]
+        known = [query for query in known if id(query) in sure]
     return Guards(
         vanilla=lowered,
-        targets=tuple(query for query in known_targets if id(query) in sure),
-        kept=tuple(query for query in known if id(query) in sure),
+        targets=tuple(known_targets),
+        kept=tuple(known),
         samples=tuple(samples),
         forgotten_in=None if forgotten_in is None else tuple(forgotten_in),
         num_tokens=num_tokens,

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from tyro.conf import arg
 
-from interp.cli.options import parse_bound, parse_settings, parse_shard
+from interp.cli.options import parse_batch_size, parse_bound, parse_settings, parse_shard
 from interp.launch.signature import takes_options
 
 FLAGS = {
@@ -91,7 +91,7 @@ def make_command(function: Callable[..., None], args: Sequence[str] = ()) -> Cal
         flag: each.replace(
             name=flag,
             annotation=_spell(each.name, each.annotation, options.unused),
-            default=_write(each.name, each.default),
+            default=_write(each),
         )
         for flag, each in given.items()
     }
@@ -125,6 +125,8 @@ def _spell(name: str, annotation: Any, unused: Collection[str]) -> Any:
         kind = str
     elif name in (*BOUNDS, "settings"):
         kind = tuple[str, ...]
+    elif _is_by_set(annotation):
+        metavar, kind = "INT|SET=INT", tuple[str, ...]
     elif get_origin(kind) is Literal:
         metavar, kind = "|".join(map(str, get_args(kind))), str
     if get_origin(kind) is tuple:
@@ -139,8 +141,14 @@ def _spell(name: str, annotation: Any, unused: Collection[str]) -> Any:
     ]
 
 
-def _write(name: str, default: Any) -> Any:
+def _is_by_set(annotation: Any) -> bool:
+    """Return whether a value is one number, or one for each set of examples."""
+    return annotation == int | Mapping[str, int]
+
+
+def _write(parameter: Parameter) -> Any:
     """Return a default as it would be typed."""
+    name, default = parameter.name, parameter.default
     if default is Parameter.empty:
         return default
     if name == "shard":
@@ -149,16 +157,22 @@ def _write(name: str, default: Any) -> Any:
         return tuple(map(str, default))
     if name == "settings":
         return tuple(f"{key}={value:.12g}" for key, value in default.items())
+    if _is_by_set(parameter.annotation):
+        if isinstance(default, int):
+            return (str(default),)
+        return tuple(f"{key}={value}" for key, value in default.items())
     return default
 
 
 def _read(parameter: Parameter, value: Any) -> Any:
     """Return a typed value as the option has it; the default is itself."""
     name, default = parameter.name, parameter.default
-    if default is not Parameter.empty and value == _write(name, default):
+    if default is not Parameter.empty and value == _write(parameter):
         return default
     if name == "shard":
         return parse_shard(value)
     if name in BOUNDS:
         return tuple(map(parse_bound, value))
+    if _is_by_set(parameter.annotation):
+        return parse_batch_size(value)
     return parse_settings(value) if name == "settings" else value

@@ -183,6 +183,20 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, float]:
     return settings
 
 
+def parse_batch_size(words: Sequence[str]) -> int | dict[str, int]:
+    """Parse one number (`24`), or one for each set of examples (`forget=24 retain=36`)."""
+    sizes = {}
+    for word in words:
+        name, sign, value = word.rpartition("=")
+        if not value.isdecimal() or bool(sign) != bool(name) or (len(words) > 1 and not sign):
+            raise ValueError(
+                "a batch size must be a number, such as 24, or one for each set, such as "
+                f"forget=24 retain=36, not {' '.join(words)!r}"
+            )
+        sizes[name] = int(value)
+    return sizes.get("", sizes)
+
+
 def parse_shard(text: str) -> tuple[int, int]:
     """Parse a part and the number of parts, such as `1/4`."""
     index, slash, count = text.partition("/")

@@ -39,9 +39,9 @@ def demo(
 ) -> None:
     """Unlearn capitals in English on the embedded model, sweep, and draw where they are.
 
-    Gemma-3-270M unlearns the capitals of twelve countries by gradient difference; then every window
-    of five layers is restored, site by site, and asked in nine languages. Minutes on two cores. A
-    second run does only what is missing.
+    Gemma-3-270M unlearns the capitals of twelve countries by SimNPO, while guards hold; then every
+    window of five layers is restored, site by site, and asked in nine languages. Minutes on two
+    cores. A second run does only what is missing.
 
     Args:
         out: directory for the unlearned model, the losses and the figures.

@@ -21,26 +21,34 @@ UNTIL = (Bound(metric="forget", below=0.1),)
 """Goal of methods by default: what may still be answered of what is to be forgotten."""
 
 GUARDS = (
-    Bound(metric="retention", above=0.9),
+    Bound(metric="retention/en", above=0.9),
+    Bound(metric="retention", above=0.8),
     Bound(metric="repetition", below=0.1),
     Bound(metric="reference_kl", below=0.1),
 )
-"""Guards of methods by default, in every language."""
+"""Guards of methods by default, in every language where none is named.
+
+Nine tenths in English, eight in the others, of which models of this size know some twenty facts:
+there one more fact that is lost is 5 %.
+"""
 
 
 def drop_empty_bounds(config: Config, metrics: Collection[str]) -> Config:
     """Drop bounds of `UNTIL` and `GUARDS` on what is not measured, with a warning.
 
-    So it is where V answers nothing of it rightly: there is nothing to see.
+    So it is where V answers nothing of it rightly: there is nothing to see. What is measured in
+    other languages needs no warning.
     """
     dropped = [
         bound
         for bound in (*config.until, *config.guards)
         if bound in (*UNTIL, *GUARDS) and not bound.find(metrics)
     ]
-    if dropped:
+    others = {name.partition("/")[0] for name in metrics}
+    missed = [bound for bound in dropped if bound.metric.partition("/")[0] not in others]
+    if missed:
         warnings.warn(
-            f"the vanilla model answers too few of the questions for {', '.join(map(str, dropped))}"
+            f"the vanilla model answers too few of the questions for {', '.join(map(str, missed))}"
             ": give targets and kept that it answers rightly, or nothing sees what unlearning does "
             "there",
             stacklevel=3,

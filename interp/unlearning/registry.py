@@ -105,7 +105,13 @@ class Method:
     tuned: str | None = None
 
 
-_USUAL: Mapping[str, Any] = MappingProxyType({"batch_size": 24, "top_share": 0.25})
+_USUAL: Mapping[str, Any] = MappingProxyType(
+    {
+        "batch_size": {"forget": 24, "retain": 36, "preferred": 24},
+        "top_share": 0.25,
+        "evaluate_every": 4,
+    }
+)
 """Fields of `TrainingConfig` that methods share by default."""
 
 OBJECTIVES: dict[str, tuple[Objective, ...]] = {}
@@ -195,8 +201,6 @@ def method(
             objective=name,
             learning_rate=learning_rate,
             num_steps=num_steps,
-            # Not after the last step, when all of it is evaluated anyway.
-            evaluate_every=next(n for n in range(3, num_steps + 4) if num_steps % n),
             **{**_USUAL, **changes},
         )
         usual = "questions" if "preferred" in find_sets(name) else "mixed"

@@ -10,7 +10,14 @@ import pytest
 
 from interp.unlearning.config import Bound, TrainingConfig
 from interp.unlearning.examples import Example
-from interp.unlearning.goal import BestCheckpoint, find_broken, measure_distance
+from interp.unlearning.goal import (
+    GUARDS,
+    UNTIL,
+    BestCheckpoint,
+    drop_empty_bounds,
+    find_broken,
+    measure_distance,
+)
 from interp.unlearning.model_card import make_training_card
 from interp.unlearning.training import train
 from tests.helpers.tiny_models import tiny
@@ -88,6 +95,18 @@ def test_the_distance_is_the_sum_over_what_is_bounded():
 def test_a_bound_is_written_as_the_command_line_reads_it():
     assert str(FORGET) == "forget<=0.1"
     assert str(Bound(metric="real/en", below=0.8, relative=True)) == "real/en<=80%"
+
+
+def test_a_bound_in_a_language_that_is_not_measured_is_dropped_without_a_word():
+    config = replace(CONFIG, until=UNTIL, guards=GUARDS)
+    assert config.guards[0].metric == "retention/en"
+    others = ["forget/de", "retention/de", "repetition/de", "reference_kl/de"]
+    assert drop_empty_bounds(config, others).guards == GUARDS[1:]
+    with pytest.warns(UserWarning, match="questions for reference_kl<=0.1: give"):
+        kept = drop_empty_bounds(config, others[:3]).guards
+    assert kept == GUARDS[1:3]
+    with pytest.warns(UserWarning, match="for retention/en>=0.9, retention>=0.8: give"):
+        drop_empty_bounds(config, ["forget/de", *others[2:]])
 
 
 # Runs

@@ -11,7 +11,13 @@ from interp.unlearning.registry import method
 
 
 @method(
-    "altpo", tuned="beta", learning_rate=2e-5, num_steps=24, preferred="alternate", retain_loss="kl"
+    "altpo",
+    tuned="alpha",
+    learning_rate=6e-6,
+    num_steps=44,
+    settings={"beta": 0.7, "alpha": 60.0},
+    preferred="alternate",
+    retain_loss="kl",
 )
 def altpo(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],

@@ -36,7 +36,7 @@ def gd(
     return gamma * ga(forget_logprobs, forget_mask) + alpha * ce(retain_logprobs, retain_mask)
 
 
-@method("gd_kl", tuned="alpha", learning_rate=4e-5, num_steps=8, settings={"alpha": 3.0})
+@method("gd_kl", tuned="alpha", learning_rate=5e-6, num_steps=44, settings={"alpha": 120.0})
 def gd_kl(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],
     forget_mask: Bool[Tensor, "forget_sequence forget_label"],

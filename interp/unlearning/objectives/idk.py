@@ -9,7 +9,14 @@ from interp.unlearning.objectives.losses import ce
 from interp.unlearning.registry import method
 
 
-@method("idk", tuned="alpha", learning_rate=2e-5, num_steps=14, retain_loss="kl")
+@method(
+    "idk",
+    tuned="alpha",
+    learning_rate=6e-6,
+    num_steps=44,
+    settings={"alpha": 38.0},
+    retain_loss="kl",
+)
 def idk(
     preferred_logprobs: Float[Tensor, "forget_sequence preferred_label"],
     preferred_mask: Bool[Tensor, "forget_sequence preferred_label"],

@@ -26,10 +26,10 @@ def npo(
 
 @method(
     "npo_kl",
-    tuned="beta",
+    tuned="alpha",
     learning_rate=6e-6,
-    num_steps=45,
-    settings={"beta": 2.0, "alpha": 10.0},
+    num_steps=40,
+    settings={"beta": 1.5, "alpha": 40.0},
 )
 def npo_kl(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],

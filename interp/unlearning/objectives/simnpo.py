@@ -11,10 +11,10 @@ from interp.unlearning.registry import method
 
 @method(
     "simnpo",
-    tuned="beta",
-    learning_rate=2e-5,
-    num_steps=28,
-    settings={"beta": 2.5},
+    tuned="alpha",
+    learning_rate=6e-6,
+    num_steps=40,
+    settings={"beta": 1.2, "alpha": 32.0},
     retain_loss="kl",
 )
 def simnpo(

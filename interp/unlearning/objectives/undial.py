@@ -12,10 +12,10 @@ from interp.unlearning.registry import method
 
 @method(
     "undial",
-    tuned="beta",
-    learning_rate=2e-5,
-    num_steps=24,
-    settings={"alpha": 1.0},
+    tuned="alpha",
+    learning_rate=6e-6,
+    num_steps=44,
+    settings={"alpha": 8.0},
     retain_loss="kl",
 )
 def undial(

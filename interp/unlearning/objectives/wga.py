@@ -9,7 +9,14 @@ from interp.unlearning.objectives.losses import ce, label_mean, label_probabilit
 from interp.unlearning.registry import method
 
 
-@method("wga", tuned="gamma", learning_rate=2e-5, num_steps=24, retain_loss="kl")
+@method(
+    "wga",
+    tuned="alpha",
+    learning_rate=6e-6,
+    num_steps=44,
+    settings={"beta": 0.7, "alpha": 30.0},
+    retain_loss="kl",
+)
 def wga(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],
     forget_mask: Bool[Tensor, "forget_sequence forget_label"],
