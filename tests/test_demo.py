@@ -50,10 +50,15 @@ def test_the_demo_forgets_in_english_and_keeps_the_rest(demo):
 
 
 def test_the_demo_shows_the_order_of_the_sites(demo):
+    from interp import Recovery
+
     scores = best(demo, "en")
-    assert scores["value"] < scores["attn"]
     assert scores["coef"] < scores["coef+attn"]
-    assert scores["coef+attn"] > 0.8
+    assert scores["attn"] < scores["coef+attn"]
+    assert scores["coef+attn"] > 0.5
+    # Below the trained quarter of the layers there is nothing to put back.
+    everything = Recovery.read(demo).krs()
+    assert everything.loc[everything["layer"] < 12, "krs"].abs().max() < 1e-4
 
 
 def test_a_second_demo_does_nothing_again(demo, monkeypatch):

@@ -245,6 +245,5 @@ def test_every_method_has_defaults():
         if isinstance(method.config, TrainingConfig):
             asked = "preferred" in find_sets(name)
             assert method.form == ("questions" if asked else "mixed")
-            # Probed on the way, but not after the last step, when all of it is probed anyway.
-            assert method.config.num_steps % method.config.evaluate_every
+            assert 0 < method.config.evaluate_every < method.config.num_steps
             assert {*method.config.settings} <= {*default_settings(name)}

@@ -118,7 +118,7 @@ def _find_unlearn_options(args: Sequence[str]) -> OptionSet:
     )
 
 
-def _read_method(args: Sequence[str], default: str = "gd") -> str:
+def _read_method(args: Sequence[str], default: str = "simnpo") -> str:
     """Return the method that a command line names."""
     words = [part for word in args for part in word.split("=", 1)]
     places = [place for place, word in enumerate(words[:-1]) if word == "--method"]
@@ -129,7 +129,7 @@ def _read_method(args: Sequence[str], default: str = "gd") -> str:
 def unlearn(
     *,
     vanilla: Annotated[str, arg(metavar="SPEC")],
-    method: str = "gd",
+    method: str = "simnpo",
     languages: Annotated[tuple[str, ...], arg(metavar="MIX|CODE [CODE ...]")] = ("english",),
     forget: Annotated[str | None, arg(metavar="FILE|NAME")] = None,
     retain: Annotated[str | None, arg(metavar="FILE|NAME")] = None,

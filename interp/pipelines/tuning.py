@@ -86,7 +86,7 @@ def tune(
     retain: Sequence[Text] | None = None,
     config: TrainingConfig | None = None,
     *,
-    method: str = "gd",
+    method: str = "simnpo",
     num_trials: int = 6,
     preferred: str | None = None,
     targets: Sequence[Query] | None = None,

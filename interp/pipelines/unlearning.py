@@ -35,7 +35,7 @@ def unlearn(
     retain: Sequence[Text] | None = None,
     config: TrainingConfig | MemitConfig | None = None,
     *,
-    method: str = "gd",
+    method: str = "simnpo",
     preferred: str | None = None,
     probes: Sequence[Query] = (),
     targets: Sequence[Query] | None = None,

@@ -381,7 +381,7 @@ def test_texts_of_ones_own(at_home, disk, tmp_path, capsys):
         ({"while": "retenton>=0.9"}, "unknown metric 'retenton' in 'retenton>=0.9'; valid: forge"),
         ({"settings": "beta"}, "a setting must be NAME=VALUE"),
         ({"settings": "gamma=much"}, "'gamma=much'"),
-        ({"settings": "beta=1"}, "gd has no setting 'beta'; valid: gamma, alpha"),
+        ({"settings": "kappa=1"}, "simnpo has no setting 'kappa'; valid: beta, delta, alpha"),
         ({"settings": "gamma=1", "method": "memit_empty"}, "gamma"),
         ({"parameters": "lora", "lora-rank": 0}, "lora_rank must be at least 1, not 0"),
         ({"layers": 99}, "layer 99 is out of range"),
