@@ -58,7 +58,7 @@ def test_the_demo_shows_the_order_of_the_sites(demo):
     assert scores["coef+attn"] > 0.5
     # Below the trained quarter of the layers there is nothing to put back.
     everything = Recovery.read(demo).krs()
-    assert everything.loc[everything["layer"] < 12, "krs"].abs().max() < 1e-4
+    assert everything.loc[everything["layer"] < 12, "krs"].abs().max() < 1e-3
 
 
 def test_a_second_demo_does_nothing_again(demo, monkeypatch):
