@@ -25,10 +25,9 @@ from interp.data.trajectories import trajectories
 from interp.figures import export
 from interp.launch.recovery import Recovery
 from interp.launch.sweep import sweep
-from interp.models.gguf import get_cache_directory
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load
-from interp.pipelines.unlearning import unlearn
+from interp.pipelines.unlearning import find_answers_file, unlearn
 from interp.tables import write_csv
 from interp.unlearning.methods import find_method
 
@@ -169,9 +168,8 @@ def _load_or_unlearn(
     texts = [
         text for fact in forgotten for text in write_unlearning_texts(fact, "real", ["en"], form)
     ]
-    cache = get_cache_directory() / "answers" / "known.jsonl"
     retain = make_retain_texts(
-        vanilla, texts, languages=WATCHED, num_facts=NUM_RETAINED, cache=cache
+        vanilla, texts, languages=WATCHED, num_facts=NUM_RETAINED, cache=find_answers_file()
     )
     targets = queries("capitals", languages=["en"], ids=[fact.id for fact in forgotten])
     candidates = find_kept_queries([*texts, *retain], WATCHED, like=targets[0], asked=targets)

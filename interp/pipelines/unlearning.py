@@ -158,7 +158,7 @@ def set_up_unlearning(
     """
     methods.check_unlearning(vanilla, forget, config, preferred)
     _check_metrics(config, probes)
-    cache = get_cache_directory() / "answers" / "known.jsonl"
+    cache = find_answers_file()
     if retain is None:
         retain = ()
         if methods.needs_retain_texts(config):
@@ -185,6 +185,11 @@ def set_up_unlearning(
         config=config,
         guards=guards,
     )
+
+
+def find_answers_file() -> Path:
+    """Return the file in the user's cache that keeps what V answered."""
+    return get_cache_directory() / "answers" / "known.jsonl"
 
 
 def _check_metrics(config: TrainingConfig | MemitConfig, probes: Sequence[Query]) -> None:

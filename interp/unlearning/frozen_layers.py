@@ -8,14 +8,15 @@ layer: those below hand on what they are given, and the last of them gives what 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
 from interp.models.language_model import LanguageModel
-from interp.models.module_calls import get_residual, remove_on_exit, replace_forward, split_call
+from interp.models.module_calls import get_residual, replace_forward, split_call
 from interp.unlearning.examples import Tokens, TrainingBatch, make_batch
+from interp.unlearning.forwards import run_body, run_to_layer
 
 _ROOM = 2**30
 """Bytes of states that are kept at most; of further texts they are computed at every step."""
@@ -34,7 +35,7 @@ class FrozenLayers:
 
     def __init__(self, model: LanguageModel, number: int) -> None:
         self.number = number
-        self._model, self._body = model, model.anatomy.body
+        self._model = model
         self._layers = [parts.layer for parts in model.anatomy.layers[:number]]
         self._states: dict[Tokens, Tensor] = {}
         self._size = 0
@@ -62,7 +63,7 @@ class FrozenLayers:
         frozen = cls(model, number)
         batch = make_batch(tried, model.device)
         with torch.no_grad(), torch.random.fork_rng():
-            wanted = frozen._run(batch)
+            wanted = run_body(model, batch)
             try:
                 found = frozen.run(tried, batch)
             # Layers that cannot do without what others below compute.
@@ -86,13 +87,10 @@ class FrozenLayers:
         with ExitStack() as stack:
             for layer, forward in zip(self._layers, forwards, strict=True):
                 stack.enter_context(replace_forward(layer, forward))
-            return self._run(batch)
+            return run_body(self._model, batch)
 
     def _give(self, states: Tensor) -> Tensor | tuple:
         return (states,) if self._is_tuple else states
-
-    def _run(self, batch: TrainingBatch) -> Tensor:
-        return self._body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
 
     @torch.no_grad()
     def _gather(self, rows: Sequence[Tokens], batch: TrainingBatch) -> Tensor:
@@ -114,17 +112,6 @@ class FrozenLayers:
 
     def _compute(self, rows: Sequence[Tokens]) -> Tensor:
         """Compute what leaves the layers that are not trained [row pos d]."""
-        left: list[Tensor] = []
-
-        def keep(_module: object, _args: object, output: Tensor | tuple) -> None:
-            self._is_tuple = isinstance(output, tuple)
-            left.append(get_residual(output))
-            raise _Left
-
-        with remove_on_exit(self._layers[-1].register_forward_hook(keep)), suppress(_Left):
-            self._run(make_batch(rows, self._model.device))
-        return left[0]
-
-
-class _Left(Exception):
-    """Raised where the last layer that is not trained has run."""
+        output = run_to_layer(self._model, make_batch(rows, self._model.device), self.number - 1)
+        self._is_tuple = isinstance(output, tuple)
+        return get_residual(output)

@@ -6,7 +6,7 @@ until they hold: what is edited less forgets less, and costs less.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -29,8 +29,7 @@ from interp.unlearning.memit.memit_main import edit_at_strengths
 from interp.unlearning.memit.requests import Edit, check_edits
 from interp.unlearning.model_card import make_memit_card
 from interp.unlearning.resume import RunStore, Trained
-
-Evaluate = Callable[[LanguageModel], Mapping[str, float]]
+from interp.unlearning.training import Evaluate
 
 _SHARES = (1.0, 0.8, 0.6, 0.4, 0.2)
 """Of the strength, one after the other, until the guards hold."""

@@ -7,16 +7,17 @@ once and kept: the states that its unembedding reads at the labels, d_model numb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from interp.models.language_model import LanguageModel
 from interp.unlearning.examples import Example, Tokens, TrainingBatch, make_batch, tokenize
+from interp.unlearning.forwards import read_residual, run_body
 from interp.unlearning.frozen_layers import FrozenLayers
 from interp.unlearning.label_logprobs import (
     compute_label_kl,
@@ -167,7 +168,7 @@ class ObjectiveInputs:
         anatomy, there = self.model.anatomy, self.reference.model.anatomy
         states = self._run(rows, batch)[batch.sequence, batch.place]
         with torch.no_grad(), self.reference._frozen():
-            before = _run_body(self.reference.model, batch)[batch.sequence, batch.place]
+            before = run_body(self.reference.model, batch)[batch.sequence, batch.place]
             repeat = compute_label_logprobs(there, before, batch.targets)
         return {
             "own_kl": batch.table(compute_label_kl(anatomy, states, there, before)),
@@ -177,7 +178,7 @@ class ObjectiveInputs:
     def _run(self, rows: list[Tokens], batch: TrainingBatch) -> Tensor:
         """Run θ's body [sequence pos d]."""
         if self.frozen is None:
-            return _run_body(self.model, batch)
+            return run_body(self.model, batch)
         return self.frozen.run(rows, batch)
 
 
@@ -194,35 +195,5 @@ def compute_label_scores(model: LanguageModel, rows: Sequence[Tokens]) -> Tensor
     return compute_label_logprobs(model.anatomy, _read_label_states(model, batch), batch.targets)
 
 
-def read_residual(model: LanguageModel, batch: TrainingBatch, layer: int) -> Tensor:
-    """Read the residual stream after a layer [sequence pos d_model]; layers above are not run."""
-    with _stop_after(model.anatomy.layers[layer].layer) as kept, suppress(_LayerReached):
-        _run_body(model, batch)
-    return kept[0]
-
-
-def _run_body(model: LanguageModel, batch: TrainingBatch) -> Tensor:
-    return model.anatomy.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-
-
 def _read_label_states(model: LanguageModel, batch: TrainingBatch) -> Tensor:
-    return _run_body(model, batch)[batch.sequence, batch.place - 1]
-
-
-class _LayerReached(Exception):
-    """Raised where the layer has run."""
-
-
-@contextmanager
-def _stop_after(layer: nn.Module) -> Iterator[list[Tensor]]:
-    kept: list[Tensor] = []
-
-    def hook(_module: nn.Module, _args: object, output: object) -> None:
-        kept.append(output[0] if isinstance(output, tuple) else output)  # type: ignore[arg-type]
-        raise _LayerReached
-
-    handle = layer.register_forward_hook(hook)
-    try:
-        yield kept
-    finally:
-        handle.remove()
+    return run_body(model, batch)[batch.sequence, batch.place - 1]
