@@ -14,6 +14,8 @@ MemitObjective = Literal["empty", "entropy"]
 
 RetainLoss = Literal["ce", "kl"]
 
+Schedule = Literal["constant", "linear"]
+
 MOMENT_LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "ru", "zh", "ja", "ar", "hi", "id")
 """The languages with over 2 % of the text on the web, and three more scripts or families."""
 
@@ -82,6 +84,8 @@ class TrainingConfig:
         learning_rate: AdamW's.
         weight_decay: AdamW's.
         warmup_steps: steps until the learning rate is reached, linearly.
+        schedule: what becomes of the learning rate after that: `constant`, or `linear`, down to
+            zero behind the last step.
         num_steps: steps at most.
         batch_size: examples of each set per step; by set where they differ.
         accumulation: parts that a step's examples are computed in, one after the other.
@@ -117,6 +121,7 @@ class TrainingConfig:
     learning_rate: float = 5e-6
     weight_decay: float = 0.0
     warmup_steps: int = 0
+    schedule: Schedule = "constant"
     num_steps: int = 60
     batch_size: int | Mapping[str, int] = 24
     accumulation: int = 1
@@ -131,6 +136,14 @@ class TrainingConfig:
     guards: tuple[Bound, ...] = ()
     layer: int = 7
     seed: int = 0
+
+    def compute_learning_rate(self, step: int) -> float:
+        """Compute the learning rate of a step, from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / (self.warmup_steps + 1)
+        if self.schedule == "constant":
+            return self.learning_rate
+        return self.learning_rate * (self.num_steps - step) / (self.num_steps - self.warmup_steps)
 
     def choose_layers(self, num_layers: int) -> tuple[int, ...] | None:
         """Choose the layers to train of a model with so many; None for all."""

@@ -40,7 +40,7 @@ def make_training_card(
     if not config.steps_per_language:
         # Cards say so only where it is set: older ones do not know it.
         del settings["steps_per_language"]
-    for name, usual in (("top_share", 1.0), ("retain_loss", "ce")):
+    for name, usual in (("top_share", 1.0), ("retain_loss", "ce"), ("schedule", "constant")):
         if settings[name] == usual:
             del settings[name]
     _describe_bounds(settings)

@@ -311,9 +311,9 @@ class _TrainingLoop:
         )
 
     def _take_step(self) -> None:
-        warmed = min(1.0, (self.step + 1) / (self.config.warmup_steps + 1))
+        rate = self.config.compute_learning_rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * warmed
+            group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

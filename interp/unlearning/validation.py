@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 
 from interp.models.language_model import LanguageModel
-from interp.unlearning.config import RetainLoss, TrainingConfig
+from interp.unlearning.config import RetainLoss, Schedule, TrainingConfig
 from interp.unlearning.examples import Example
 from interp.unlearning.goal import check_goal, find_watched
 from interp.unlearning.registry import METHODS, OBJECTIVES, default_settings, find_sets
@@ -67,6 +67,8 @@ def check_settings(vanilla: LanguageModel, config: TrainingConfig, *, evaluates:
     for name in ("warmup_steps", "evaluate_every", "checkpoint_every", "steps_per_language"):
         if getattr(config, name) < 0:
             raise ValueError(f"{name} must be at least 0, not {getattr(config, name)}")
+    if config.schedule not in (valid := get_args(Schedule)):
+        raise ValueError(f"unknown schedule {config.schedule!r}; valid: {', '.join(valid)}")
     if not 0 < config.top_share <= 1:
         raise ValueError(f"top_share must be above 0 and at most 1, not {config.top_share}")
     for name in ("learning_rate", "max_grad_norm"):

@@ -44,6 +44,11 @@ def test_it_is_for_every_method_with_a_cross_entropy_on_the_retain_set():
         assert sorted(str(error.value).rpartition(": ")[2].split(", ")) == sorted(fit)
 
 
+def test_an_unknown_schedule_is_named(unchecked):
+    with pytest.raises(ValueError, match="unknown schedule 'cosine'; valid: constant, linear"):
+        check_settings(tiny(), TrainingConfig(schedule="cosine"), evaluates=False)
+
+
 def test_an_unknown_loss_is_named(unchecked):
     with pytest.raises(ValueError, match="unknown retain_loss 'nll'; valid: ce, kl"):
         check_settings(tiny(), TrainingConfig(retain_loss="nll"), evaluates=False)
@@ -54,3 +59,6 @@ def test_cards_name_it_only_where_it_is_kl():
         card = make_training_card(tiny(), SETS, TrainingConfig(retain_loss=loss))
         assert card["settings"].get("retain_loss", "ce") == loss
         assert ("retain_loss" in card["settings"]) == (loss == "kl")
+    card = make_training_card(tiny(), SETS, TrainingConfig(schedule="linear"))
+    assert card["settings"]["schedule"] == "linear"
+    assert "schedule" not in make_training_card(tiny(), SETS, TrainingConfig())["settings"]

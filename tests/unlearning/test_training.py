@@ -280,6 +280,21 @@ def test_the_learning_rate_warms_up_and_gradients_are_clipped():
     assert trained(num_steps=1, max_grad_norm=1e-9).history[0]["grad_norm"] > 1e-3
 
 
+def test_the_learning_rate_falls_in_a_line_behind_the_warm_up():
+    config = TrainingConfig(learning_rate=8.0, num_steps=5, warmup_steps=1, schedule="linear")
+    assert [config.compute_learning_rate(step) for step in range(5)] == [4, 8, 6, 4, 2]
+    constant = replace(config, schedule="constant")
+    assert [constant.compute_learning_rate(step) for step in range(5)] == [4, 8, 8, 8, 8]
+    # AdamW moves a weight by about its learning rate; of four steps the last ones move it less.
+    moves = []
+    for schedule in ("constant", "linear"):
+        model = trained(num_steps=4, schedule=schedule).model
+        name = "model.layers.0.mlp.up_proj.weight"
+        before, after = (dict(m.model.named_parameters())[name] for m in (tiny(), model))
+        moves.append((after - before).abs().mean())
+    assert 0.4 < moves[1] / moves[0] < 0.8
+
+
 def test_the_same_seed_gives_the_same_weights():
     sets = {"forget": SAME_LENGTH[:4], "retain": SAME_LENGTH[4:]}
     hashes = [trained(sets=sets, seed=seed).model.content_hash() for seed in (0, 0, 1)]
