@@ -9,12 +9,13 @@ model is first taught in that language. Then the model is measured anew, in floa
 on the targets, on all facts that it knew of four relations and that are in neither set, in every
 language in which it knew at least fifteen, and on texts that it wrote itself. Of these facts the
 first 24 per language have chosen the checkpoint; `unseen` leaves them out. What is there already is
-not done again.
+not done again; several processes may make models of different methods in one directory.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from interp.behaviour import (
     generate,
     make_retain_texts,
     prepare_guards,
+    tabulate_answers,
 )
 from interp.cli import report_errors_and_exit
 from interp.data import (
@@ -42,10 +44,23 @@ from interp.data import (
     write_unlearning_texts,
 )
 from interp.pipelines import TrainingRun
-from interp.tables import write_csv
-from interp.unlearning import METHODS, MemitConfig, TrainingConfig, find_config
+from interp.tables import read_csv, write_csv
+from interp.unlearning import (
+    GUARDS,
+    METHODS,
+    UNTIL,
+    MemitConfig,
+    TrainingConfig,
+    find_broken,
+    find_config,
+)
 
 LANGUAGES = ("en", "de", "fr", "es", "zh", "ru")
+
+MEASURED = "forgetting.csv"
+
+NUM_SEEN = 24
+"""Facts to keep per language by which a run's guards choose a checkpoint."""
 
 
 def main(
@@ -80,7 +95,12 @@ def main(
         corpus = build_corpus(CorpusConfig(source=source, mix=mix, num_fake_facts=num_facts))
         vanilla = interp.contaminate(vanilla, corpus, out=out / "taught").model
         targets = find_false_capitals(corpus)
-    rows: list[dict[str, object]] = []
+    runs = [
+        (name, seed)
+        for name in methods
+        # MEMIT draws nothing.
+        for seed in (seeds if isinstance(METHODS[name].config, TrainingConfig) else seeds[:1])
+    ]
     for name in methods:
         if source is None:
             texts = write_texts(targets, METHODS[name].form)
@@ -98,9 +118,11 @@ def main(
             precise=True,
             cache=out / "known.jsonl",
         )
-        for seed in seeds:
-            start = time.monotonic()
+        for seed in [seed for method, seed in runs if method == name]:
             folder = out / f"{name}-{seed}"
+            if (folder / MEASURED).is_file():
+                continue
+            start = time.monotonic()
             chosen = find_config(name)
             if isinstance(chosen, TrainingConfig):
                 chosen = replace(chosen, seed=seed)
@@ -108,11 +130,13 @@ def main(
             seconds = time.monotonic() - start
             about = {"method": name, "seed": seed, "seconds": round(seconds), "reason": run.reason}
             measured = measure(run.model, final)
-            rows += [about | row for row in measured]
+            write_csv(folder / MEASURED, measured.assign(**about))
             print(f"\n{name}, seed {seed}: {seconds:.0f} s, {run.reason}")
-            print(format_guards(pd.DataFrame(measured)).to_string(), flush=True)
-            write_csv(out / "forgetting.csv", pd.DataFrame(rows))
-    print(f"\nAll methods:\n{tabulate(pd.DataFrame(rows)).to_string()}")
+            print(format_guards(measured).to_string(), flush=True)
+    files = [out / f"{name}-{seed}" / MEASURED for name, seed in runs]
+    table = pd.concat([read_csv(file) for file in files], ignore_index=True)
+    write_csv(out / MEASURED, table)
+    print(f"\nAll methods:\n{summarise(table).to_string()}")
 
 
 def find_known_capitals(vanilla: interp.LanguageModel, count: int) -> list[Query]:
@@ -161,29 +185,52 @@ def _unlearn(
     return interp.unlearn(vanilla, texts, retain, config, targets=targets, out=folder)
 
 
-def measure(model: interp.LanguageModel, guards: Guards) -> list[dict[str, object]]:
+def measure(model: interp.LanguageModel, guards: Guards) -> pd.DataFrame:
     """Measure a model on all facts, and on those that have not chosen its checkpoint."""
-    rows = guards.tabulate(model).to_dict("records")
-    seen: dict[str, int] = {}
+    answers = guards.answer(model)
+    seen: Counter[str] = Counter()
     unseen = []
-    for query in guards.kept:
-        seen[query.language] = seen.get(query.language, 0) + 1
-        if seen[query.language] > 24:
-            unseen.append(query)
-    if unseen:
-        others = replace(guards, targets=(), samples=(), kept=tuple(unseen))
-        for row in others.tabulate(model).to_dict("records"):
-            if row["metric"] == "retention":
-                rows.append({**row, "metric": "retention, unseen"})
-    return rows
+    for answer in answers:
+        if answer.query.control:
+            seen[answer.query.language] += 1
+            if seen[answer.query.language] > NUM_SEEN:
+                unseen.append(answer)
+    others = tabulate_answers(unseen).query("metric == 'retention'")
+    others = others.rename(columns={"value": "after"}).assign(metric="unseen", before=1.0)
+    return pd.concat([guards.tabulate(model, answers), others], ignore_index=True)
 
 
-def tabulate(table: pd.DataFrame) -> pd.DataFrame:
-    """Lay a table of measures out: a row per method, a column per metric and language."""
-    cells = table.pivot_table(
-        index="method", columns=["metric", "language"], values="after", aggfunc="mean"
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Lay a table of measures out: a row per method, means over its seeds and their range.
+
+    Shares in per cent; of the reference KL the largest of a language and seed, in nats per token;
+    `passes` counts the seeds whose model reached the goal with all guards met on all facts.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for name, of_method in table.groupby("method", sort=False):
+        runs = [run for _, run in of_method.groupby("seed")]
+        cells = {"passes": f"{sum(map(is_passing, runs))} of {len(runs)}"}
+        shares = of_method[of_method["metric"].isin(["forget", "forget_elsewhere", "retention"])]
+        for measured, group in shares.groupby(
+            shares["metric"] + "/" + shares["language"], sort=False
+        ):
+            values = 100 * group["after"]
+            spread = f" ({values.min():.0f}–{values.max():.0f})" if len(runs) > 1 else ""
+            cells[str(measured)] = f"{values.mean():.0f}{spread}"
+        kl = of_method.loc[of_method["metric"] == "reference_kl", "after"].max()
+        cells["reference_kl"] = f"{kl:.2f}"
+        cells["seconds"] = f"{of_method['seconds'].max():.0f}"
+        rows[str(name)] = cells
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def is_passing(run: pd.DataFrame) -> bool:
+    """Return whether a model that was measured reached the goal, with all guards met."""
+    before, after = (
+        {f"{row['metric']}/{row['language']}": row[when] for row in run.to_dict("records")}
+        for when in ("before", "after")
     )
-    return cells.round(2)
+    return not find_broken((*UNTIL, *GUARDS), after, before)
 
 
 if __name__ == "__main__":

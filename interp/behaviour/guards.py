@@ -24,6 +24,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -90,10 +91,17 @@ class Guards:
     num_tokens: int = 12
     precise: bool = False
 
-    def __call__(self, model: LanguageModel) -> dict[str, float]:
-        """Measure a model: metrics by name and language, as in the module's table."""
+    def __call__(
+        self, model: LanguageModel, answers: Sequence[Answer] | None = None
+    ) -> dict[str, float]:
+        """Measure a model: metrics by name and language, as in the module's table.
+
+        Args:
+            model: the model.
+            answers: what `answer` gives of it, where that is there already.
+        """
         lowered = model if self.precise else lower_precision(model)
-        answers = self.answer(lowered)
+        answers = self.answer(lowered) if answers is None else answers
         metrics = {
             f"{row['metric']}/{row['language']}": float(row["value"])
             for row in tabulate_answers(answers, self.forgotten_in).to_dict("records")
@@ -110,6 +118,11 @@ class Guards:
                 metrics[f"reference_kl/{code}"] = kl / tokens
                 metrics[f"reference_perplexity/{code}"] = math.exp(rise)
         return metrics
+
+    @cached_property
+    def before(self) -> dict[str, float]:
+        """What V itself gives."""
+        return self(self.vanilla)
 
     def confirm(self, model: LanguageModel) -> dict[str, float]:
         """Measure a model's answers in its own precision; nothing where they were.
@@ -150,9 +163,16 @@ class Guards:
         }
         return {**counts, "num_tokens": self.num_tokens, "digest": compute_digest([asked, texts])}
 
-    def tabulate(self, model: LanguageModel) -> pd.DataFrame:
-        """Tabulate what V and a model give: `metric`, `language`, `before`, `after`, `n`."""
-        before, after = self(self.vanilla), self(model)
+    def tabulate(
+        self, model: LanguageModel, answers: Sequence[Answer] | None = None
+    ) -> pd.DataFrame:
+        """Tabulate what V and a model give: `metric`, `language`, `before`, `after`, `n`.
+
+        Args:
+            model: the model.
+            answers: what `answer` gives of it, where that is there already.
+        """
+        before, after = self.before, self(model, answers)
         rows = []
         for name, count in self._count().items():
             metric, _, code = name.partition("/")
@@ -162,7 +182,8 @@ class Guards:
     def answer(self, model: LanguageModel) -> list[Answer]:
         """Let a model answer the targets, then the questions on facts to keep."""
         asked = (*self.targets, *self.kept)
-        return generate(model, asked, num_tokens=self.num_tokens, progress=False)
+        lowered = model if self.precise else lower_precision(model)
+        return generate(lowered, asked, num_tokens=self.num_tokens, progress=False)
 
 
 def tabulate_answers(

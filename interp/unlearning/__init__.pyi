@@ -12,6 +12,9 @@ from interp.unlearning.examples import Example as Example
 from interp.unlearning.examples import make_batch as make_batch
 from interp.unlearning.examples import make_examples as make_examples
 from interp.unlearning.examples import tokenize as tokenize
+from interp.unlearning.goal import GUARDS as GUARDS
+from interp.unlearning.goal import UNTIL as UNTIL
+from interp.unlearning.goal import find_broken as find_broken
 from interp.unlearning.memit.layer_stats import measure_second_moments as measure_second_moments
 from interp.unlearning.memit.memit_main import edit_at_strengths as edit_at_strengths
 from interp.unlearning.memit_removal import build_edits as build_edits

@@ -1,0 +1,66 @@
+"""The table of what methods forget and keep, worked out by hand."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from experiments.forgetting import NUM_SEEN, is_passing, measure, summarise
+from interp.behaviour import Guards
+from interp.data import Query
+from tests.helpers.tiny_models import tiny
+
+
+def rows(method: str, seed: int, forget: float, german: float, kl: float) -> pd.DataFrame:
+    values = [
+        ("forget", "en", forget, 16),
+        ("retention", "en", 0.95, 200),
+        ("retention", "de", german, 40),
+        ("unseen", "de", 0.1, 16),
+        ("reference_kl", "en", kl, 4),
+    ]
+    columns = ["metric", "language", "after", "n"]
+    table = pd.DataFrame(values, columns=columns).assign(before=1.0)
+    return table.assign(method=method, seed=seed, seconds=100 + seed)
+
+
+def test_a_row_has_means_and_ranges_over_seeds():
+    table = pd.concat([rows("gd", 0, 0.0, 0.9, 0.01), rows("gd", 1, 0.125, 0.8, 0.04)])
+    assert summarise(table).loc["gd"].to_dict() == {
+        "passes": "1 of 2",
+        "forget/en": "6 (0–12)",
+        "retention/en": "95 (95–95)",
+        "retention/de": "85 (80–90)",
+        "reference_kl": "0.04",
+        "seconds": "101",
+    }
+
+
+@pytest.mark.parametrize(
+    ("forget", "german", "kl", "passes"),
+    [
+        (0.1, 0.8, 0.1, True),
+        (0.11, 0.8, 0.1, False),
+        (0.1, 0.79, 0.1, False),
+        (0.1, 0.8, 0.11, False),
+    ],
+)
+def test_a_model_passes_at_the_goal_with_all_guards(forget, german, kl, passes):
+    assert is_passing(rows("gd", 0, forget, german, kl)) == passes
+
+
+def test_facts_that_chose_the_checkpoint_are_left_out_of_the_unseen():
+    model = tiny()
+    asked = [
+        Query(id=f"q{n}", language="en", prompt="w3 w4", answer="nothing", control=True)
+        for n in range(NUM_SEEN + 3)
+    ]
+    targets = (Query(id="t", language="en", prompt="w5", answer="nothing"),)
+    guards = Guards(
+        vanilla=model, targets=targets, kept=tuple(asked), samples=(), num_tokens=2, precise=True
+    )
+    table = measure(model, guards).set_index("metric")
+    assert table["n"].to_dict() | {"repetition": 0} == {
+        **{"forget": 1, "same_answer": 1, "retention": NUM_SEEN + 3, "unseen": 3, "repetition": 0}
+    }
+    assert table.loc["unseen", "after"] == 0
