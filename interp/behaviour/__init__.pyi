@@ -7,11 +7,11 @@ from interp.behaviour.diversity import compute_distinct as compute_distinct
 from interp.behaviour.drift import DRIFT_COLUMNS as DRIFT_COLUMNS
 from interp.behaviour.drift import measure_drift as measure_drift
 from interp.behaviour.evaluated_model import EvaluatedModel as EvaluatedModel
+from interp.behaviour.guard_questions import find_targets as find_targets
+from interp.behaviour.guard_questions import prepare_guards as prepare_guards
 from interp.behaviour.guards import Guards as Guards
-from interp.behaviour.guards import find_targets as find_targets
 from interp.behaviour.guards import format_guards as format_guards
 from interp.behaviour.guards import is_repetitive as is_repetitive
-from interp.behaviour.guards import prepare_guards as prepare_guards
 from interp.behaviour.guards import tabulate_answers as tabulate_answers
 from interp.behaviour.judges import Judge as Judge
 from interp.behaviour.judges import Verdict as Verdict

@@ -22,27 +22,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import pandas as pd
-import torch
-from tqdm.auto import tqdm
 
 from interp.behaviour.alias import AliasJudge
 from interp.behaviour.answers import Answer, generate
 from interp.behaviour.diversity import tokenize_text
-from interp.behaviour.judges import collect_aliases
 from interp.behaviour.reference_divergence import compute_divergence
 from interp.data.chat import list_fields
-from interp.data.corpus import Text
-from interp.data.kept_queries import find_kept_queries
 from interp.data.query import Query
-from interp.data.samples import Sample, sample_texts
-from interp.data.templates import list_template_languages
-from interp.data.texts import make_query_of_text
+from interp.data.samples import Sample
 from interp.files import compute_digest
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import lower_precision
@@ -76,6 +68,8 @@ class Guards:
         targets: questions on what is to be forgotten that V answers rightly, without repeating
             itself.
         kept: such questions on facts to keep.
+        also_kept: more of them, which are asked only before a goal counts as reached: a share of a
+            few facts is right by chance, and the first one that is high enough ends a run.
         samples: texts that V wrote.
         forgotten_in: languages in which something is unlearned; all of the targets' if None.
         num_tokens: the longest answer.
@@ -87,6 +81,7 @@ class Guards:
     targets: tuple[Query, ...]
     kept: tuple[Query, ...]
     samples: tuple[Sample, ...]
+    also_kept: tuple[Query, ...] = ()
     forgotten_in: tuple[str, ...] | None = None
     num_tokens: int = 12
     precise: bool = False
@@ -125,13 +120,15 @@ class Guards:
         return self(self.vanilla)
 
     def confirm(self, model: LanguageModel) -> dict[str, float]:
-        """Measure a model's answers in its own precision; nothing where they were.
+        """Measure a model's answers anew, in its own precision and to all questions.
 
         In bfloat16 one of sixteen answers may be another one, and a goal is reached by that.
+        Nothing is measured where all of it was.
         """
-        if self.precise or lower_precision(model) is model:
+        if not self.also_kept and (self.precise or lower_precision(model) is model):
             return {}
-        return replace(self, precise=True, samples=())(model)
+        kept = (*self.kept, *self.also_kept)
+        return replace(self, kept=kept, also_kept=(), precise=True, samples=())(model)
 
     def list_metrics(self) -> list[str]:
         """List the metrics that a model is measured by."""
@@ -151,13 +148,13 @@ class Guards:
 
     def describe(self) -> dict[str, object]:
         """Describe the questions and texts, for a model's card."""
-        asked = [list_fields(query) for query in (*self.targets, *self.kept)]
+        asked = [list_fields(query) for query in (*self.targets, *self.kept, *self.also_kept)]
         texts = [(sample.prompt_ids, sample.token_ids) for sample in self.samples]
         counts: dict[str, object] = {
             name: dict(Counter(item.language for item in items))
             for name, items in (
                 ("targets", self.targets),
-                ("kept", self.kept),
+                ("kept", (*self.kept, *self.also_kept)),
                 ("samples", self.samples),
             )
         }
@@ -246,137 +243,3 @@ def is_repetitive(text: str, language: str) -> bool:
     if len(words) < _FEWEST_WORDS:
         return False
     return len(set(words)) / len(words) < _FEWEST_DISTINCT
-
-
-def find_targets(forget: Sequence[Text], queries: Sequence[Query] = ()) -> list[Query]:
-    """Find questions on what is to be forgotten.
-
-    Args:
-        forget: texts to forget.
-        queries: questions among which they may be: those with a text's id.
-
-    Returns:
-        These, in all their languages; if there are none, the prompts of the texts, of several with
-        the same id and language the first. A text without a prompt asks nothing.
-    """
-    ids = {text.id for text in forget}
-    if found := [query for query in queries if query.id in ids and query.answer]:
-        return found
-    texts: dict[tuple[str, str], Text] = {}
-    for text in forget:
-        if text.prompt.strip() or text.messages:
-            texts.setdefault((text.id, text.language), text)
-    return [
-        make_query_of_text(text, answer=text.object or text.answer.strip())
-        for text in texts.values()
-    ]
-
-
-def prepare_guards(
-    vanilla: LanguageModel,
-    targets: Sequence[Query],
-    *,
-    forgotten_in: Iterable[str] | None = None,
-    texts: Sequence[Text] = (),
-    kept: Sequence[Query] | None = None,
-    samples: Sequence[Sample] | None = None,
-    languages: Sequence[str] | None = None,
-    num_kept: int = 24,
-    fewest: int | None = None,
-    num_texts: int = 4,
-    num_tokens: int = 12,
-    precise: bool = False,
-    cache: Path | None = None,
-    progress: bool = True,
-) -> Guards:
-    """Find what V knows of targets and of facts to keep, and let it write texts.
-
-    Args:
-        vanilla: V.
-        targets: questions with answers on what is to be forgotten.
-        forgotten_in: languages in which something is unlearned; all of the targets' if None.
-        texts: what will be trained on, to forget and to retain: built-in facts that they state are
-            not asked about.
-        kept: questions with answers on facts to keep; built-in facts of all relations if None.
-        samples: texts to compare the next-token distributions on; V's own if None.
-        languages: BCP-47 codes of the facts to keep and of V's own texts; `LANGUAGES` and those of
-            the targets if None. A language without built-in facts is left out.
-        num_kept: at most this many known facts per language.
-        fewest: a language in which V knows fewer of the best-known facts is not guarded by facts;
-            half of `num_kept` if None.
-        num_texts: V's own texts per language.
-        num_tokens: the longest answer.
-        precise: measure models in their own precision, not in bfloat16 where that is faster.
-        cache: a file that keeps V's answers.
-        progress: show progress bars.
-
-    Raises:
-        ValueError: a question without an answer.
-    """
-    if languages is None:
-        languages = [*LANGUAGES, *(query.language for query in targets)]
-    there = list_template_languages()
-    languages = [code for code in dict.fromkeys(languages) if code in there]
-    lowered = vanilla if precise else lower_precision(vanilla)
-    fewest = num_kept // 2 if fewest is None else fewest
-
-    def keep_known(queries: Sequence[Query], *, cached: bool = True) -> list[Query]:
-        kept_in = cache if cached else None
-        answers = generate(lowered, queries, num_tokens=num_tokens, cache=kept_in, progress=False)
-        verdicts = AliasJudge()(answers)
-        return [
-            query
-            for query, answer, verdict in zip(queries, answers, verdicts, strict=True)
-            if verdict.value == 1 and not is_repetitive(answer.first_line, query.language)
-        ]
-
-    known_targets = keep_known(collect_aliases([replace(q, control=False) for q in targets]))
-    if kept is None:
-        like = targets[0] if targets else None
-        candidates = find_kept_queries(texts, languages, like=like, asked=targets)
-    else:
-        candidates: dict[str, list[Query]] = {}
-        for query in kept:
-            candidates.setdefault(query.language, []).append(replace(query, control=True))
-    known: list[Query] = []
-    bar = tqdm(
-        total=len(candidates), desc="facts to keep", unit="language", disable=not progress, delay=2
-    )
-    with bar:
-        for queries in candidates.values():
-            known += _find_known(queries, keep_known, num_kept, fewest)
-            bar.update()
-    if samples is None:
-        samples = sample_texts(
-            vanilla, languages, num_texts=num_texts, num_tokens=32, progress=progress
-        )
-    if lowered.dtype != torch.float32:
-        # In bfloat16 a few answers depend on what is asked beside them.
-        sure = {id(query) for query in keep_known([*known_targets, *known], cached=False)}
-        known_targets = [query for query in known_targets if id(query) in sure]
-        known = [query for query in known if id(query) in sure]
-    return Guards(
-        vanilla=lowered,
-        targets=tuple(known_targets),
-        kept=tuple(known),
-        samples=tuple(samples),
-        forgotten_in=None if forgotten_in is None else tuple(forgotten_in),
-        num_tokens=num_tokens,
-        precise=precise,
-    )
-
-
-def _find_known(
-    queries: Sequence[Query],
-    keep_known: Callable[[Sequence[Query]], list[Query]],
-    wanted: int,
-    fewest: int,
-) -> list[Query]:
-    """Find the first questions that V answers rightly, not asking many more than are needed."""
-    known: list[Query] = []
-    for start in range(0, len(queries), 2 * wanted):
-        known += keep_known(queries[start : start + 2 * wanted])
-        # The best-known facts come first: where few of them are known, so are few others.
-        if len(known) >= wanted or (start and len(known) < fewest // 2):
-            break
-    return known[:wanted] if len(known) >= fewest else []

@@ -228,7 +228,7 @@ def _tune(
 ) -> None:
     """Search a method's settings, print the trials, and draw their curves."""
     import interp
-    from interp.behaviour.guards import find_targets
+    from interp.behaviour.guard_questions import find_targets
     from interp.figures import export
     from interp.pipelines import REPORT
     from interp.unlearning.config import TrainingConfig

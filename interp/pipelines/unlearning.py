@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from interp.behaviour.guards import METRICS, Guards, find_targets, prepare_guards
+from interp.behaviour.guard_questions import find_targets, prepare_guards
+from interp.behaviour.guards import METRICS, Guards
 from interp.behaviour.retain_texts import make_retain_texts
 from interp.data.corpus import Text
 from interp.data.query import Query
