@@ -221,3 +221,47 @@ def test_what_was_measured_in_bfloat16_is_confirmed_in_the_own_precision(monkeyp
     assert guards.confirm(vanilla)["forget/en"] == 1.0
     assert guards.confirm(other) == {}
     assert replace(guards, precise=True).confirm(vanilla) == {}
+
+
+def test_a_goal_is_confirmed_on_more_facts_in_languages_that_are_unlearned_in():
+    vanilla, other = tiny(), tiny(seed=1)
+    english = known_queries(vanilla, range(12))
+    german = known_queries(vanilla, range(12), language="de")
+    guards = prepare_guards(
+        vanilla,
+        known_queries(vanilla, range(12, 14)),
+        kept=[*english, *german],
+        samples=(),
+        num_kept=4,
+        num_also_kept=5,
+        fewest=1,
+        num_tokens=1,
+        precise=True,
+        progress=False,
+    )
+    assert [query.language for query in guards.kept] == ["en"] * 4 + ["de"] * 4
+    assert [query.language for query in guards.also_kept] == ["en"] * 5
+    assert not {q.id for q in guards.kept if q.language == "en"} & {q.id for q in guards.also_kept}
+    said = generate(other, english[:9], num_tokens=1, progress=False)
+    right = [
+        answer.text.strip() == query.answer for answer, query in zip(said, english, strict=False)
+    ]
+    assert guards(other)["retention/en"] == sum(right[:4]) / 4
+    confirmed = guards.confirm(other)
+    assert confirmed["retention/en"] == sum(right) / 9
+    assert confirmed["retention/de"] == guards(other)["retention/de"]
+    assert guards.confirm(vanilla)["retention/en"] == 1
+
+
+def test_v_is_measured_once(monkeypatch):
+    vanilla = tiny()
+    guards = prepare_guards(
+        vanilla, known_queries(vanilla, range(2)), kept=(), samples=(), num_tokens=1, progress=False
+    )
+    first = guards.tabulate(tiny(seed=1))
+    asked = []
+    answer = Guards.answer
+    monkeypatch.setattr(Guards, "answer", lambda self, m: asked.append(m) or answer(self, m))
+    second = guards.tabulate(tiny(seed=1))
+    assert len(asked) == 1
+    pd.testing.assert_frame_equal(first, second)
