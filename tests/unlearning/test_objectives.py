@@ -224,6 +224,10 @@ def test_lingtea():
     # (1 − κ)·−log p: 0.75 · 2 + 0.25 · 1 + 0.25 · 1 = 2 (ln 2). Both over three tokens.
     value = lingtea(FORGET, FORGET_MASK, retain_reference_logprobs=teacher, **LINGTEA).item()
     assert value == pytest.approx(-8 / 3 * LN2 + (1.2 + 2 * LN2) / 3)
+    weighed = lingtea(
+        FORGET, FORGET_MASK, retain_reference_logprobs=teacher, alpha=6.0, **LINGTEA
+    ).item()
+    assert weighed == pytest.approx(-8 / 3 * LN2 + 2 * (1.2 + 2 * LN2))
 
 
 def test_lingtea_between_its_ends():
@@ -241,6 +245,8 @@ def test_lingtea_with_a_fixed_kappa():
     # κ·KL: 0.25 · (0.3 + 0.6 + 0.9) = 0.45. (1 − κ)·−log p: 0.75 · (2 + 1 + 1) = 3 (ln 2).
     value = lingtea_fixed(FORGET, FORGET_MASK, kappa=0.25, **LINGTEA).item()
     assert value == pytest.approx(-8 / 3 * LN2 + (0.45 + 3 * LN2) / 3)
+    value = lingtea_fixed(FORGET, FORGET_MASK, kappa=0.25, alpha=3.0, **LINGTEA).item()
+    assert value == pytest.approx(-8 / 3 * LN2 + 0.45 + 3 * LN2)
     with pytest.raises(ValueError, match=r"kappa is 1.5; it must be between 0 and 1"):
         lingtea_fixed(FORGET, FORGET_MASK, kappa=1.5, **LINGTEA)
 

@@ -38,15 +38,17 @@ def lingtea(
     retain_reference_logprobs: Float[Tensor, "retain_sequence retain_label"],
     retain_kl: Float[Tensor, "retain_sequence retain_label"],
     retain_mask: Bool[Tensor, "retain_sequence retain_label"],
+    alpha: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Compute −CE(F_z) + κ·KL(teacher ‖ student) + (1 − κ)·CE(R_z) (Choi et al. 2024).
+    """Compute −CE(F_z) + α·[κ·KL(teacher ‖ student) + (1 − κ)·CE(R_z)] (Choi et al. 2024).
 
     κ is a sequence's `mean_confidence`. The terms on R are a mean over all label tokens of the
     batch, each token weighted by the κ of its sequence: KL(R) where κ is 1, CE(R) where it is 0.
+    The source has no α, that is 1.
     """
     weight = mean_confidence(retain_reference_logprobs, retain_mask)[:, None]
     retain = weight * retain_kl - (1 - weight) * retain_logprobs
-    return ga(forget_logprobs, forget_mask) + label_mean(retain, retain_mask)
+    return ga(forget_logprobs, forget_mask) + alpha * label_mean(retain, retain_mask)
 
 
 @method("lingtea_fixed", learning_rate=4e-5, num_steps=5)
@@ -58,6 +60,7 @@ def lingtea_fixed(
     retain_kl: Float[Tensor, "retain_sequence retain_label"],
     retain_mask: Bool[Tensor, "retain_sequence retain_label"],
     kappa: float = 0.5,
+    alpha: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Compute `lingtea` with one κ for every sequence, the baseline of the adaptive one.
 
@@ -67,7 +70,7 @@ def lingtea_fixed(
     if not 0 <= kappa <= 1:
         raise ValueError(f"kappa is {kappa}; it must be between 0 and 1")
     retain = kappa * retain_kl - (1 - kappa) * retain_logprobs
-    return ga(forget_logprobs, forget_mask) + label_mean(retain, retain_mask)
+    return ga(forget_logprobs, forget_mask) + alpha * label_mean(retain, retain_mask)
 
 
 @method("lingtea_code", learning_rate=3e-5, num_steps=8, after=(ga,))
