@@ -116,11 +116,12 @@ def prepare_guards(
     known_targets = keep_known(collect_aliases([replace(q, control=False) for q in targets]))
     if kept is None:
         like = targets[0] if targets else None
-        candidates = find_kept_queries(texts, languages, like=like, asked=targets)
-    else:
-        candidates: dict[str, list[Query]] = {}
-        for query in kept:
-            candidates.setdefault(query.language, []).append(replace(query, control=True))
+        found = find_kept_queries(texts, languages, like=like, asked=targets)
+        kept = [query for queries in found.values() for query in queries]
+    candidates: dict[str, list[Query]] = {}
+    # A right answer in another language than the question's is knowledge, too.
+    for query in collect_aliases([replace(query, control=True) for query in kept]):
+        candidates.setdefault(query.language, []).append(query)
     known: list[Query] = []
     more: list[Query] = []
     bar = tqdm(

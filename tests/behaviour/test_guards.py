@@ -265,3 +265,15 @@ def test_v_is_measured_once(monkeypatch):
     second = guards.tabulate(tiny(seed=1))
     assert len(asked) == 1
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_a_fact_to_keep_may_be_answered_in_another_language():
+    vanilla = tiny()
+    english = known_queries(vanilla, range(6))[0]
+    german = replace(english, language="de", answer="nothing like it")
+    guards = prepare_guards(
+        vanilla, (), kept=[english, german], samples=(), fewest=1, num_tokens=1, progress=False
+    )
+    assert [query.language for query in guards.kept] == ["en", "de"]
+    assert all(english.answer in (query.answer, *query.aliases) for query in guards.kept)
+    assert guards(vanilla)["retention/de"] == 1
