@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pandas as pd
+from torch import Tensor
 
 from interp.behaviour.alias import AliasJudge
 from interp.behaviour.answers import Answer, generate
@@ -102,7 +103,9 @@ class Guards:
             for row in tabulate_answers(answers, self.forgotten_in).to_dict("records")
         }
         if self.samples:
-            table = compute_divergence(self.vanilla, lowered, self.samples, progress=False)
+            table = compute_divergence(
+                self.vanilla, lowered, self.samples, kept=self._states, progress=False
+            )
             sums: dict[str, list[float]] = {}
             columns = (table[name].tolist() for name in ("language", *_SUMMED))
             for code, *values in zip(*columns, strict=True):
@@ -113,6 +116,11 @@ class Guards:
                 metrics[f"reference_kl/{code}"] = kl / tokens
                 metrics[f"reference_perplexity/{code}"] = math.exp(rise)
         return metrics
+
+    @cached_property
+    def _states(self) -> dict[int, Tensor]:
+        """V's states on the samples, by batch; filled by the first measurement."""
+        return {}
 
     @cached_property
     def before(self) -> dict[str, float]:

@@ -17,6 +17,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.behaviour.evaluated_model import EvaluatedModel
@@ -27,8 +29,8 @@ from interp.models.integrity import check_readout, check_runnable
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import check_pair
 from interp.statistics import Estimate, bootstrap, estimate_groups, make_undefined
-from interp.unlearning.examples import Tokens, make_batch
-from interp.unlearning.label_logprobs import compute_label_kl, compute_label_logprobs
+from interp.unlearning.examples import Tokens, TrainingBatch, make_batch
+from interp.unlearning.label_logprobs import compare_at_labels
 
 COLUMNS = ("model", "language", "text", "num_tokens", "kl", "nll", "nll_vanilla")
 
@@ -74,12 +76,23 @@ def compute_divergence(
     samples: Sequence[Sample],
     *,
     batch_size: int = 16,
+    kept: dict[int, Tensor] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Measure a divergence as `measure_divergence`, of a model that is known to be made of V.
 
     It may be in training, with adapters inside.
+
+    Args:
+        vanilla: V.
+        model: U.
+        samples: what V wrote.
+        batch_size: texts run at once.
+        kept: V's states by batch, filled by the first call and read by those that follow, with the
+            same samples and batch size.
+        progress: see `measure_divergence`.
     """
+    kept = {} if kept is None else kept
     order = sorted(range(len(samples)), key=lambda n: len(samples[n].prompt_ids))
     sums: dict[int, list[float]] = {}
     bar = tqdm(total=len(samples), desc="divergence", unit="text", disable=not progress, delay=2)
@@ -94,18 +107,18 @@ def compute_divergence(
                 for number in numbers
             ]
             batch = make_batch(rows, vanilla.device)
-            before, after = (
-                each.anatomy.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state[
-                    batch.sequence, batch.place - 1
-                ]
-                for each in (vanilla, model)
+            if start not in kept:
+                kept[start] = _compute_states(vanilla, batch)
+            kl, after, before = compare_at_labels(
+                model.anatomy,
+                _compute_states(model, batch),
+                vanilla.anatomy,
+                kept[start],
+                batch.targets,
             )
-            values = (
-                compute_label_kl(model.anatomy, after, vanilla.anatomy, before),
-                -compute_label_logprobs(model.anatomy, after, batch.targets),
-                -compute_label_logprobs(vanilla.anatomy, before, batch.targets),
-            )
-            of_rows = [batch.table(value.double()).sum(1).tolist() for value in values]
+            of_rows = [
+                batch.table(value.double()).sum(1).tolist() for value in (kl, -after, -before)
+            ]
             sums.update(zip(numbers, map(list, zip(*of_rows, strict=True)), strict=True))
             bar.update(len(numbers))
     counts: dict[str, int] = {}
@@ -116,6 +129,11 @@ def compute_divergence(
         about = (model.name, sample.language, text, len(sample.token_ids))
         table.append((*about, *sums[number]))
     return pd.DataFrame(table, columns=list(COLUMNS))
+
+
+def _compute_states(model: LanguageModel, batch: TrainingBatch) -> Float[Tensor, "label d"]:
+    states = model.anatomy.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    return states[batch.sequence, batch.place - 1]
 
 
 def estimate_divergence(

@@ -93,7 +93,8 @@ def compute_label_kl(
     """
     reference_states = reference_states.detach()
     if _has_closed_form_gradient(anatomy) and _is_affine(reference):
-        return _compute_kl(anatomy.unembed, states, reference.unembed, reference_states, without)
+        kl, *_ = _compute_kl(anatomy.unembed, states, reference.unembed, reference_states, without)
+        return kl
 
     def kl_of(
         anatomy: Anatomy, states: Tensor, others: Tensor, left_out: Tensor | None = None
@@ -105,6 +106,41 @@ def compute_label_kl(
 
     given = (reference_states,) if without is None else (reference_states, without)
     return _apply_in_chunks(kl_of, anatomy, states, *given)
+
+
+@torch.no_grad()
+def compare_at_labels(
+    anatomy: Anatomy,
+    states: Float[Tensor, "label d"],
+    reference: Anatomy,
+    reference_states: Float[Tensor, "label d"],
+    targets: Int[Tensor, " label"],
+) -> tuple[Float[Tensor, " label"], Float[Tensor, " label"], Float[Tensor, " label"]]:
+    """Compute KL(θ₀ ‖ θ), and the labels' log-probabilities under θ and under θ₀, in nats.
+
+    Without gradients. Where logits are not capped, one pass over the vocabulary gives all three.
+
+    Args:
+        anatomy: of θ.
+        states: what θ's unembedding reads where each label is predicted.
+        reference: the anatomy of θ₀.
+        reference_states: what θ₀'s unembedding reads at the same places.
+        targets: token ids.
+    """
+    if not (_is_affine(anatomy) and _is_affine(reference)):
+        return (
+            compute_label_kl(anatomy, states, reference, reference_states),
+            compute_label_logprobs(anatomy, states, targets),
+            compute_label_logprobs(reference, reference_states, targets),
+        )
+    kl, after, before = _compute_kl(
+        anatomy.unembed, states, reference.unembed, reference_states, None
+    )
+    return (
+        kl,
+        _compute_label_logits(anatomy.unembed, states, targets) - after,
+        _compute_label_logits(reference.unembed, reference_states, targets) - before,
+    )
 
 
 def compute_logit_margin(
@@ -233,6 +269,12 @@ class _OnlineSoftmax:
         return self.largest + self.total.log()
 
 
+def _compute_label_logits(unembed: nn.Linear, states: Tensor, targets: Tensor) -> Tensor:
+    rows = _cast_for_autocast(unembed.weight)[targets].float()
+    values = (states.float() * rows).sum(-1)
+    return values if unembed.bias is None else values + unembed.bias[targets]
+
+
 def _needs_gradient(states: Tensor) -> bool:
     return torch.is_grad_enabled() and states.requires_grad
 
@@ -254,12 +296,9 @@ def _compute_logprobs(
                 weights = sums.add(logits)
                 if with_gradients:
                     mean = mean * factor[:, None] + (weights.to(weight.dtype) @ weight).float()
-            label_rows = _cast_for_autocast(unembed.weight)[labels].float()
-            value = (rows.float() * label_rows).sum(-1)
-            if unembed.bias is not None:
-                value = value + unembed.bias[labels]
-            parts.append(value - sums.normaliser)
+            parts.append(_compute_label_logits(unembed, rows, labels) - sums.normaliser)
             if with_gradients:
+                label_rows = _cast_for_autocast(unembed.weight)[labels].float()
                 slopes.append(label_rows - mean / sums.total[:, None])
         values = torch.cat(parts)
     return _WithGradients.apply(states, values, torch.cat(slopes)) if with_gradients else values
@@ -271,10 +310,10 @@ def _compute_kl(
     reference: nn.Linear,
     others: Tensor,
     without: Tensor | None,
-) -> Tensor:
-    """Compute KL(p₀ ‖ p)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute KL(p₀ ‖ p), and log Σᵥ exp(zᵥ) of p and of p₀."""
     with_gradients = _needs_gradient(states)
-    parts, slopes = [], []
+    parts, slopes, normalisers = [], [], []
     with torch.no_grad():
         for first in range(0, len(states), ROWS):
             chosen = slice(first, first + ROWS)
@@ -303,13 +342,17 @@ def _compute_kl(
                     before_mean += (before_weights.to(weight.dtype) @ weight).float()
             mean_gap = gap / before_sums.total
             parts.append(mean_gap - before_sums.normaliser + after_sums.normaliser)
+            normalisers.append(torch.stack([after_sums.normaliser, before_sums.normaliser]))
             if with_gradients:
                 slopes.append(
                     after_mean / after_sums.total[:, None]
                     - before_mean / before_sums.total[:, None]
                 )
         values = torch.cat(parts)
-    return _WithGradients.apply(states, values, torch.cat(slopes)) if with_gradients else values
+        after_normaliser, before_normaliser = torch.cat(normalisers, dim=1)
+    if with_gradients:
+        values = _WithGradients.apply(states, values, torch.cat(slopes))
+    return values, after_normaliser, before_normaliser
 
 
 def _compute_margin(unembed: nn.Linear, states: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from interp import Query, evaluate
 from interp.behaviour import estimate_divergence, measure_divergence
+from interp.behaviour.reference_divergence import compute_divergence
 from interp.data import sample_texts
 from tests.helpers.tiny_models import tiny
 
@@ -50,6 +51,23 @@ def test_it_is_that_of_full_logits(architecture, tmp_path):
         expected = plain(vanilla, model, sample)
         assert (row["kl"], row["nll"], row["nll_vanilla"]) == pytest.approx(expected, abs=1e-4)
         assert row["num_tokens"] == len(sample.token_ids)
+
+
+def test_states_of_v_may_be_kept(samples):
+    vanilla, kept = tiny(), {}
+    for seed in (1, 2):
+        model = tiny(seed=seed)
+        plain = measure_divergence(vanilla, model, samples, batch_size=3, progress=False)
+        found = compute_divergence(vanilla, model, samples, batch_size=3, kept=kept, progress=False)
+        pd.testing.assert_frame_equal(found, plain)
+    # Eight texts in batches of three; a V that is not asked again.
+    assert len(kept) == 3
+    again = compute_divergence(
+        tiny(seed=5), model, samples, batch_size=3, kept=kept, progress=False
+    )
+    assert again["kl"].tolist() != plain["kl"].tolist()
+    kept_only = [again["nll"].tolist(), again["num_tokens"].tolist()]
+    assert kept_only == [plain["nll"].tolist(), plain["num_tokens"].tolist()]
 
 
 def test_a_model_has_not_moved_from_itself(samples):

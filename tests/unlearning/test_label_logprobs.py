@@ -7,6 +7,7 @@ import torch
 
 import interp.unlearning.label_logprobs as readout
 from interp.unlearning.label_logprobs import (
+    compare_at_labels,
     compute_label_kl,
     compute_label_log_odds,
     compute_label_logprobs,
@@ -66,6 +67,19 @@ def test_divergence_and_its_gradient(name, chunks):
     compute_label_kl(model.anatomy, states, reference.anatomy, before).sum().backward()
     assert before.grad is None
     assert states.grad is not None
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "phi"])
+def test_the_comparison_is_that_of_full_logits(name, chunks):
+    model, reference = tiny(name), tiny(name, seed=1)
+    states, before = states_of(model), states_of(reference, seed=3)
+    found = compare_at_labels(model.anatomy, states, reference.anatomy, before, TARGETS)
+    p = model.anatomy.logits(states).log_softmax(-1)
+    q = reference.anatomy.logits(before).log_softmax(-1)
+    plain = ((q.exp() * (q - p)).sum(-1), p[range(7), TARGETS], q[range(7), TARGETS])
+    for one, other in zip(found, plain, strict=True):
+        assert not one.requires_grad
+        torch.testing.assert_close(one, other.detach(), atol=1e-5, rtol=1e-5)
 
 
 def without_targets(logits):
