@@ -93,7 +93,7 @@ def main(
         targets = find_known_capitals(vanilla, num_facts)
     else:
         corpus = build_corpus(CorpusConfig(source=source, mix=mix, num_fake_facts=num_facts))
-        vanilla = interp.contaminate(vanilla, corpus, out=out / "taught").model
+        vanilla = interp.contaminate(vanilla, corpus, probes=(), out=out / "taught").model
         targets = find_false_capitals(corpus)
     runs = [
         (name, seed)
