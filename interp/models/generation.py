@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -129,7 +131,6 @@ def compute_text_hash(model: LanguageModel, *, chat: bool = False) -> str:
     """
     tokenizer = model.tokenizer
     parts = [
-        _list_rules(tokenizer),
         # Some tokenizers add special tokens outside their backend.
         list(tokenizer("a")["input_ids"]),  # pyright: ignore[reportArgumentType]
         sorted(set(tokenizer.all_special_ids)),
@@ -138,8 +139,47 @@ def compute_text_hash(model: LanguageModel, *, chat: bool = False) -> str:
         sorted(get_stop_token_ids(model)),
         *([compute_template_hash(model)] if chat else []),
     ]
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    digest = _hash_rules(tokenizer).copy()
+    digest.update(f", {_write_json(parts)[1:]}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _write_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+_HASHED: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, Any]] = WeakKeyDictionary()
+"""Of tokenizers what their rules looked like, and the hash: writing a vocabulary takes seconds."""
+
+
+def _hash_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Hash the beginning of a JSON list whose first value is what a tokenizer cuts texts by."""
+    seen = _describe_rules(tokenizer)
+    if seen is None or _HASHED.get(tokenizer, ("", None))[0] != seen:
+        text = f"[{_write_json(_list_rules(tokenizer))}"
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+        if seen is None:
+            return digest
+        _HASHED[tokenizer] = seen, digest
+    return _HASHED[tokenizer][1]
+
+
+def _describe_rules(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Describe what may change of a tokenizer's rules; None for one in Python, whose may all."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    settings = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+    return repr(
+        [
+            id(backend),
+            backend.get_vocab_size(),
+            [(token_id, repr(t)) for token_id, t in backend.get_added_tokens_decoder().items()],
+            [getattr(backend, name) for name in parts],
+            [getattr(backend.model, name, None) for name in settings],
+        ]
+    )
 
 
 def _list_rules(tokenizer: PreTrainedTokenizerBase) -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from pathlib import Path
 
@@ -185,8 +187,24 @@ def test_answers_are_known_by_tokenizer_and_end_tokens_too():
     hashes.append(compute_text_hash(ending))
     assert len({usual, *hashes}) == len(CHANGES) + 2
     assert {compute_text_hash(wrapped(change)) for change in NO_CHANGES} == {usual}
+    # What was hashed before a change is not taken for what it is after it.
+    for change in (*CHANGES, *NO_CHANGES):
+        model = wrapped()
+        assert compute_text_hash(model) == usual
+        change(model.tokenizer)
+        assert compute_text_hash(model) == compute_text_hash(wrapped(change))
     limited = wrapped(lambda tok: tok.backend_tokenizer.enable_truncation(2))
     assert limited.encode("w5 w6 w7 w8") == (1, 5, 6, 7, 8)
+
+
+def test_the_hash_is_that_of_a_list_in_json():
+    model = wrapped()
+    rules = json.loads(model.tokenizer.backend_tokenizer.to_str())
+    rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
+    special = sorted({*model.tokenizer.all_special_ids})
+    parts = [rules, model.tokenizer("a")["input_ids"], special, False, False, [2]]
+    text = json.dumps(parts, sort_keys=True)
+    assert compute_text_hash(model) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_tokenizer_in_python_is_known_by_its_files():
