@@ -83,6 +83,10 @@ class TrainingConfig:
         lora_alpha: their scale times the rank; twice the rank if None.
         learning_rate: AdamW's.
         weight_decay: AdamW's.
+        adam_epsilon: AdamW's ε. Gradients are clipped to a norm, so that one weight's is about
+            max_grad_norm / √(number of weights): far below that, every weight moves by the learning
+            rate at every step, whether it matters or not; a few times that, those that matter move
+            most.
         warmup_steps: steps until the learning rate is reached, linearly.
         schedule: what becomes of the learning rate after that: `constant`, or `linear`, down to
             zero behind the last step.
@@ -120,6 +124,7 @@ class TrainingConfig:
     lora_alpha: int | None = None
     learning_rate: float = 5e-6
     weight_decay: float = 0.0
+    adam_epsilon: float = 1e-8
     warmup_steps: int = 0
     schedule: Schedule = "constant"
     num_steps: int = 60

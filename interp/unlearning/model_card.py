@@ -40,8 +40,8 @@ def make_training_card(
     if not config.steps_per_language:
         # Cards say so only where it is set: older ones do not know it.
         del settings["steps_per_language"]
-    for name, usual in (("top_share", 1.0), ("retain_loss", "ce"), ("schedule", "constant")):
-        if settings[name] == usual:
+    for name in ("top_share", "retain_loss", "schedule", "adam_epsilon"):
+        if settings[name] == getattr(TrainingConfig, name):
             del settings[name]
     _describe_bounds(settings)
     data = {name: [list_fields(example) for example in given] for name, given in examples.items()}

@@ -153,6 +153,7 @@ class _TrainingLoop:
             trainable.trained.values(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
+            eps=config.adam_epsilon,
             fused=True,
         )
         self.num_vocabulary = vanilla.anatomy.unembed.out_features

@@ -71,7 +71,7 @@ def check_settings(vanilla: LanguageModel, config: TrainingConfig, *, evaluates:
         raise ValueError(f"unknown schedule {config.schedule!r}; valid: {', '.join(valid)}")
     if not 0 < config.top_share <= 1:
         raise ValueError(f"top_share must be above 0 and at most 1, not {config.top_share}")
-    for name in ("learning_rate", "max_grad_norm"):
+    for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be above 0, not {getattr(config, name)}")
     check_trained_part(vanilla, config.parameters, layers=config.layers, lora_rank=config.lora_rank)

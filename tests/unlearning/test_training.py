@@ -295,6 +295,19 @@ def test_the_learning_rate_falls_in_a_line_behind_the_warm_up():
     assert 0.4 < moves[1] / moves[0] < 0.8
 
 
+def test_a_large_epsilon_moves_weights_by_their_gradient():
+    """AdamW's first step is lr · g / (|g| + ε), nearly lr · g / ε where ε is far larger.
+
+    So all moves together have the norm of the clipped gradient, 1e-2, times lr / ε = 50.
+    """
+    model = trained(num_steps=1, max_grad_norm=1e-2, adam_epsilon=10.0, learning_rate=500.0).model
+    pairs = zip(model.model.parameters(), tiny().model.parameters(), strict=True)
+    moves = torch.cat([(one - other).detach().flatten() for one, other in pairs])
+    assert moves.norm().item() == pytest.approx(0.5, rel=1e-2)
+    with pytest.raises(ValueError, match="adam_epsilon must be above 0, not 0"):
+        trained(adam_epsilon=0.0)
+
+
 def test_the_same_seed_gives_the_same_weights():
     sets = {"forget": SAME_LENGTH[:4], "retain": SAME_LENGTH[4:]}
     hashes = [trained(sets=sets, seed=seed).model.content_hash() for seed in (0, 0, 1)]
