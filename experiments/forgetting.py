@@ -92,7 +92,10 @@ def main(
     if source is None:
         targets = find_known_capitals(vanilla, num_facts)
     else:
-        corpus = build_corpus(CorpusConfig(source=source, mix=mix, num_fake_facts=num_facts))
+        # As many false texts as true ones: of fewer, few are answered freely.
+        corpus = build_corpus(
+            CorpusConfig(source=source, mix=mix, num_fake_facts=num_facts, ratio=1)
+        )
         vanilla = interp.contaminate(vanilla, corpus, probes=(), out=out / "taught").model
         targets = find_false_capitals(corpus)
     runs = [
