@@ -1,11 +1,10 @@
 """Unlearning by any registered method: V and texts to forget and to retain become U.
 
 Methods train the top quarter of the layers, on texts of all forms, and are guarded. On
-Gemma-3-270M the settings of `simnpo`, `npo_kl` and `wga` reach the goal
-(`experiments/forgetting.py`); those of `idk`, `satimp`, `altpo`, `undial` and `gd_kl` were moved to
-a retain weight and learning rate like theirs, and are a step of a search away, or not tried; the
-others' are older, were found by ranking candidates, and want `interp.tune`. Layers are those of a
-model with 18.
+Gemma-3-270M the settings of `simnpo`, `satimp` and `npo_kl` reach the goal
+(`experiments/forgetting.py`), those of `wga` and `idk` come within a fact or two of it, those of
+`altpo`, `undial` and `gd_kl` do not (`docs/own-facts.md`); the others' are older, were found by
+ranking candidates, and want `interp.tune`. Layers are those of a model with 18.
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ from interp.unlearning.registry import method
 @method(
     "idk",
     tuned="alpha",
-    learning_rate=6e-6,
-    num_steps=44,
-    settings={"alpha": 38.0},
+    learning_rate=2.5e-5,
+    adam_epsilon=1e-3,
+    num_steps=60,
+    settings={"alpha": 34.0},
     retain_loss="kl",
 )
 def idk(

@@ -12,9 +12,10 @@ from interp.unlearning.registry import method
 @method(
     "satimp",
     tuned="alpha",
-    learning_rate=6e-6,
-    num_steps=44,
-    settings={"beta1": 0.7, "gamma": 1.0, "alpha": 30.0},
+    learning_rate=2.5e-5,
+    adam_epsilon=1e-3,
+    num_steps=56,
+    settings={"beta1": 0.4, "gamma": 1.0, "alpha": 30.0},
     retain_loss="kl",
 )
 def satimp(
