@@ -8,8 +8,8 @@ until a tenth of them is left, while the guards hold; with `--source` sixteen fa
 model is first taught in that language. Then the model is measured anew, in float32:
 on the targets, on all facts that it knew of four relations and that are in neither set, in every
 language in which it knew at least fifteen, and on texts that it wrote itself. Of these facts the
-first 24 per language have chosen the checkpoint; `unseen` leaves them out. What is there already is
-not done again; several processes may make models of different methods in one directory.
+first 24 per language have chosen the checkpoint, in languages that are unlearned in the first 96;
+`unseen` leaves them out. What is there already is not done again; several processes may make models of different methods in one directory.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ LANGUAGES = ("en", "de", "fr", "es", "zh", "ru")
 
 MEASURED = "forgetting.csv"
 
-NUM_SEEN = 24
-"""Facts to keep per language by which a run's guards choose a checkpoint."""
+NUM_SEEN, NUM_CONFIRMING = 24, 72
+"""Facts to keep per language by which a run's guards choose a checkpoint, and more of them in the
+languages that are unlearned in, by which it is confirmed."""
 
 
 def main(
@@ -191,12 +192,14 @@ def _unlearn(
 def measure(model: interp.LanguageModel, guards: Guards) -> pd.DataFrame:
     """Measure a model on all facts, and on those that have not chosen its checkpoint."""
     answers = guards.answer(model)
+    confirmed_in = guards.forgotten_in or ()
     seen: Counter[str] = Counter()
     unseen = []
     for answer in answers:
         if answer.query.control:
-            seen[answer.query.language] += 1
-            if seen[answer.query.language] > NUM_SEEN:
+            code = answer.query.language
+            seen[code] += 1
+            if seen[code] > NUM_SEEN + (NUM_CONFIRMING if code in confirmed_in else 0):
                 unseen.append(answer)
     others = tabulate_answers(unseen).query("metric == 'retention'")
     others = others.rename(columns={"value": "after"}).assign(metric="unseen", before=1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -59,6 +61,8 @@ def test_facts_that_chose_the_checkpoint_are_left_out_of_the_unseen():
     guards = Guards(
         vanilla=model, targets=targets, kept=tuple(asked), samples=(), num_tokens=2, precise=True
     )
+    confirmed = replace(guards, forgotten_in=("en",))
+    assert "unseen" not in measure(model, confirmed)["metric"].tolist()
     table = measure(model, guards).set_index("metric")
     assert table["n"].to_dict() | {"repetition": 0} == {
         **{"forget": 1, "same_answer": 1, "retention": NUM_SEEN + 3, "unseen": 3, "repetition": 0}
