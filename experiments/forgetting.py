@@ -5,11 +5,12 @@
 
 Sixteen capitals that the model answers rightly in English are unlearned in English by each method,
 until a tenth of them is left, while the guards hold; with `--source` sixteen false ones, which the
-model is first taught in that language. Then the model is measured anew, in float32:
-on the targets, on all facts that it knew of four relations and that are in neither set, in every
-language in which it knew at least fifteen, and on texts that it wrote itself. Of these facts the
-first 24 per language have chosen the checkpoint, in languages that are unlearned in the first 96;
-`unseen` leaves them out. What is there already is not done again; several processes may make models of different methods in one directory.
+model is first taught in that language. Then the model is measured anew, in float32: on the
+targets, on all facts that it knew of four relations and that are in neither set, in every language
+in which it knew at least fifteen, and on texts that it wrote itself. Of these facts the first 24
+per language have chosen the checkpoint, in languages that are unlearned in the first 96; `unseen`
+leaves them out. What is there already is not done again; several processes may make models of
+different methods in one directory.
 """
 
 from __future__ import annotations
