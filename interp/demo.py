@@ -39,7 +39,11 @@ NUM_CONTROLS = 4
 
 METHOD = "simnpo"
 WATCHED = ("en", "de", "fr", "zh")
-"""Languages in which texts are retained and the guards look, whatever languages are swept."""
+"""Languages in which texts are retained, whatever languages are swept."""
+
+GUARDED = ("en", "de", "zh")
+"""Languages in which the guards ask. In French a third of 19 facts is lost with so few texts to
+retain: the method does not reach its goal without it, and the table of kept capitals shows it."""
 
 NUM_RETAINED = 60
 """Texts on facts to retain per language; three times as many in English."""
@@ -172,7 +176,7 @@ def _load_or_unlearn(
         vanilla, texts, languages=WATCHED, num_facts=NUM_RETAINED, cache=find_answers_file()
     )
     targets = queries("capitals", languages=["en"], ids=[fact.id for fact in forgotten])
-    candidates = find_kept_queries([*texts, *retain], WATCHED, like=targets[0], asked=targets)
+    candidates = find_kept_queries([*texts, *retain], GUARDED, like=targets[0], asked=targets)
     run = unlearn(
         vanilla,
         texts,
