@@ -44,7 +44,7 @@ from interp.data import (
     select_facts,
     write_unlearning_texts,
 )
-from interp.pipelines import TrainingRun
+from interp.pipelines import TrainingRun, find_answers_file
 from interp.tables import read_csv, write_csv
 from interp.unlearning import (
     GUARDS,
@@ -100,18 +100,14 @@ def main(
         )
         vanilla = interp.contaminate(vanilla, corpus, probes=(), out=out / "taught").model
         targets = find_false_capitals(corpus)
-    runs = [
-        (name, seed)
-        for name in methods
-        # MEMIT draws nothing.
-        for seed in (seeds if isinstance(METHODS[name].config, TrainingConfig) else seeds[:1])
-    ]
+    cache = find_answers_file()
+    tables = []
     for name in methods:
         if source is None:
             texts = write_texts(targets, METHODS[name].form)
         else:
             texts = write_false_texts(corpus, METHODS[name].form)
-        retain = make_retain_texts(vanilla, texts, cache=out / "known.jsonl")
+        retain = make_retain_texts(vanilla, texts, cache=cache)
         final = prepare_guards(
             vanilla,
             targets,
@@ -121,25 +117,28 @@ def main(
             num_kept=400,
             fewest=15,
             precise=True,
-            cache=out / "known.jsonl",
+            cache=cache,
         )
-        for seed in [seed for method, seed in runs if method == name]:
-            folder = out / f"{name}-{seed}"
-            if (folder / MEASURED).is_file():
-                continue
+        digest = final.describe()["digest"]
+        chosen = find_config(name)
+        # MEMIT draws nothing.
+        for seed in seeds if isinstance(chosen, TrainingConfig) else seeds[:1]:
             start = time.monotonic()
-            chosen = find_config(name)
+            folder = out / f"{name}-{seed}"
             if isinstance(chosen, TrainingConfig):
                 chosen = replace(chosen, seed=seed)
+            # A finished model is loaded; one of other settings in its place is refused.
             run = _unlearn(vanilla, texts, retain, chosen, targets, trials, folder)
-            seconds = time.monotonic() - start
-            about = {"method": name, "seed": seed, "seconds": round(seconds), "reason": run.reason}
-            measured = measure(run.model, final)
-            write_csv(folder / MEASURED, measured.assign(**about))
-            print(f"\n{name}, seed {seed}: {seconds:.0f} s, {run.reason}")
-            print(format_guards(measured).to_string(), flush=True)
-    files = [out / f"{name}-{seed}" / MEASURED for name, seed in runs]
-    table = pd.concat([read_csv(file) for file in files], ignore_index=True)
+            about = {"seconds": round(time.monotonic() - start), "questions": digest}
+            table = read_measured(folder / MEASURED, run.model, digest)
+            if table is None:
+                about |= {"method": name, "seed": seed, "reason": run.reason}
+                table = measure(run.model, final).assign(model=run.model.content_hash(), **about)
+                write_csv(folder / MEASURED, table)
+            print(f"\n{name}, seed {seed}: {table['seconds'].iloc[0]} s, {run.reason}")
+            print(format_guards(table).to_string(), flush=True)
+            tables.append(table)
+    table = pd.concat(tables, ignore_index=True)
     write_csv(out / MEASURED, table)
     print(f"\nAll methods:\n{summarise(table).to_string()}")
 
@@ -188,6 +187,15 @@ def _unlearn(
         )
         return found.run
     return interp.unlearn(vanilla, texts, retain, config, targets=targets, out=folder)
+
+
+def read_measured(file: Path, model: interp.LanguageModel, digest: object) -> pd.DataFrame | None:
+    """Read what was measured of a model with the same questions; None if it was not."""
+    if not file.is_file():
+        return None
+    table = read_csv(file)
+    found = set(zip(table["model"].tolist(), table["questions"].tolist(), strict=True))
+    return table if found == {(model.content_hash(), digest)} else None
 
 
 def measure(model: interp.LanguageModel, guards: Guards) -> pd.DataFrame:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from experiments.forgetting import NUM_SEEN, is_passing, measure, summarise
+from experiments.forgetting import NUM_SEEN, is_passing, measure, read_measured, summarise
 from interp.behaviour import Guards
 from interp.data import Query
+from interp.tables import write_csv
 from tests.helpers.tiny_models import tiny
 
 
@@ -61,10 +62,23 @@ def test_facts_that_chose_the_checkpoint_are_left_out_of_the_unseen():
     guards = Guards(
         vanilla=model, targets=targets, kept=tuple(asked), samples=(), num_tokens=2, precise=True
     )
+    assert guards.forgotten_in is None
     confirmed = replace(guards, forgotten_in=("en",))
     assert "unseen" not in measure(model, confirmed)["metric"].tolist()
     table = measure(model, guards).set_index("metric")
-    assert table["n"].to_dict() | {"repetition": 0} == {
-        **{"forget": 1, "same_answer": 1, "retention": NUM_SEEN + 3, "unseen": 3, "repetition": 0}
+    assert table["n"].drop("repetition").to_dict() == {
+        **{"forget": 1, "same_answer": 1, "retention": NUM_SEEN + 3, "unseen": 3}
     }
     assert table.loc["unseen", "after"] == 0
+
+
+def test_what_was_measured_is_of_one_model_and_its_questions(tmp_path):
+    model, file = tiny(), tmp_path / "forgetting.csv"
+    assert read_measured(file, model, "abc") is None
+    about = {"model": model.content_hash(), "questions": "abc"}
+    write_csv(file, rows("gd", 0, 0.0, 0.9, 0.01).assign(**about))
+    found = read_measured(file, model, "abc")
+    assert found is not None
+    assert is_passing(found)
+    assert read_measured(file, model, "other") is None
+    assert read_measured(file, tiny(seed=1), "abc") is None

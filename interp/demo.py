@@ -39,11 +39,11 @@ NUM_CONTROLS = 4
 
 METHOD = "simnpo"
 WATCHED = ("en", "de", "fr", "zh")
-"""Languages in which texts are retained, whatever languages are swept."""
+"""Languages in which texts are retained and KL is guarded, whatever languages are swept."""
 
 GUARDED = ("en", "de", "zh")
-"""Languages in which the guards ask. In French a third of 19 facts is lost with so few texts to
-retain: the method does not reach its goal without it, and the table of kept capitals shows it."""
+"""Languages in which the guards ask about facts to keep. Not French: with so few texts to retain a
+third of 19 facts is lost there before the goal is reached, as the table of kept capitals shows."""
 
 NUM_RETAINED = 60
 """Texts on facts to retain per language; three times as many in English."""

@@ -91,11 +91,9 @@ def prepare_guards(
     Raises:
         ValueError: a question without an answer.
     """
-    unlearned = tuple(
-        dict.fromkeys(
-            (query.language for query in targets) if forgotten_in is None else forgotten_in
-        )
-    )
+    if forgotten_in is None:
+        forgotten_in = (query.language for query in targets)
+    unlearned = tuple(dict.fromkeys(forgotten_in))
     if languages is None:
         languages = [*LANGUAGES, *(query.language for query in targets)]
     there = list_template_languages()
@@ -151,7 +149,7 @@ def prepare_guards(
         kept=tuple(known),
         also_kept=tuple(more),
         samples=tuple(samples),
-        forgotten_in=None if forgotten_in is None else unlearned,
+        forgotten_in=unlearned,
         num_tokens=num_tokens,
         precise=precise,
     )

@@ -9,4 +9,5 @@ from interp.pipelines.training_run import read_stored_probes as read_stored_prob
 from interp.pipelines.tuning import Tuning as Tuning
 from interp.pipelines.tuning import summarise_evaluation as summarise_evaluation
 from interp.pipelines.tuning import tune as tune
+from interp.pipelines.unlearning import find_answers_file as find_answers_file
 from interp.pipelines.unlearning import unlearn as unlearn

@@ -243,9 +243,7 @@ def test_a_goal_is_confirmed_on_more_facts_in_languages_that_are_unlearned_in():
     assert [query.language for query in guards.also_kept] == ["en"] * 5
     assert not {q.id for q in guards.kept if q.language == "en"} & {q.id for q in guards.also_kept}
     said = generate(other, english[:9], num_tokens=1, progress=False)
-    right = [
-        answer.text.strip() == query.answer for answer, query in zip(said, english, strict=False)
-    ]
+    right = [answer.text.strip() == answer.query.answer for answer in said]
     assert guards(other)["retention/en"] == sum(right[:4]) / 4
     confirmed = guards.confirm(other)
     assert confirmed["retention/en"] == sum(right) / 9
