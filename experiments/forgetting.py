@@ -54,6 +54,7 @@ from interp.unlearning import (
     TrainingConfig,
     find_broken,
     find_config,
+    find_method,
 )
 
 LANGUAGES = ("en", "de", "fr", "es", "zh", "ru")
@@ -90,6 +91,8 @@ def main(
         trials: settings that are tried for a method before (`interp.tune`); 0 for its own.
         out: directory of all models and of the table.
     """
+    for name in methods:
+        find_method(name)
     vanilla = interp.load(model)
     if source is None:
         targets = find_known_capitals(vanilla, num_facts)
@@ -104,9 +107,9 @@ def main(
     tables = []
     for name in methods:
         if source is None:
-            texts = write_texts(targets, METHODS[name].form)
+            texts = write_texts(targets, find_method(name).form)
         else:
-            texts = write_false_texts(corpus, METHODS[name].form)
+            texts = write_false_texts(corpus, find_method(name).form)
         retain = make_retain_texts(vanilla, texts, cache=cache)
         final = prepare_guards(
             vanilla,

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 STUDIES = ("dissect", "cross_lingual", "lingtea", "transfer")
+OF_EVERY_METHOD = ("unlearning", "forgetting")
 MODULES = {name: f"experiments.{name}.run" for name in STUDIES}
-MODULES["unlearning"] = "experiments.unlearning"
+MODULES |= {name: f"experiments.{name}" for name in OF_EVERY_METHOD}
 
 
 def stopped(name: str, *arguments: str) -> int:
@@ -39,15 +40,25 @@ def test_a_missing_model_is_one_sentence(name, tmp_path, capsys):
     assert missing in line
 
 
-def test_a_missing_model_of_every_method_is_one_sentence(tmp_path, capsys):
+@pytest.mark.parametrize("name", OF_EVERY_METHOD)
+def test_a_missing_model_of_every_method_is_one_sentence(name, tmp_path, capsys):
     missing = str(tmp_path / "no")
-    assert stopped("unlearning", "--model", missing, "--out", str(tmp_path / "out")) == 2
+    assert stopped(name, "--model", missing, "--out", str(tmp_path / "out")) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("unlearning: ")
+    assert line.startswith(f"{name}: ")
     assert missing in line
 
 
-@pytest.mark.parametrize("name", [*STUDIES, "unlearning"])
+@pytest.mark.parametrize("name", OF_EVERY_METHOD)
+def test_an_unknown_method_is_one_sentence(name, tmp_path, capsys):
+    """It is named before a model is loaded."""
+    asked = ("--methods", "gd", "simnpoo", "--model", str(tmp_path / "no"))
+    assert stopped(name, *asked, "--out", str(tmp_path / "out")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{name}: unknown method 'simnpoo'; valid: ")
+
+
+@pytest.mark.parametrize("name", [*STUDIES, *OF_EVERY_METHOD])
 def test_help_tells_every_option(name, capsys):
     assert stopped(name, "--help") == 0
     printed = capsys.readouterr().out

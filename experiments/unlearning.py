@@ -20,7 +20,7 @@ from interp.cli import report_errors_and_exit
 from interp.data import CorpusConfig, build_corpus
 from interp.pipelines import TrainingRun, read_corpus
 from interp.tables import write_csv
-from interp.unlearning import METHODS, remove_false_texts
+from interp.unlearning import METHODS, find_method, remove_false_texts
 
 
 def main(
@@ -42,6 +42,8 @@ def main(
         baseline: train the clean model, without false facts, too.
         out: directory of all models and of the table.
     """
+    for name in methods:
+        find_method(name)
     vanilla = interp.load(model)
     corpus = build_corpus(
         CorpusConfig(source=source, num_fake_texts=128, ratio=1, num_real_queries=16)
@@ -57,7 +59,7 @@ def main(
     print(f"\ntaught in {source} in {time.monotonic() - start:.0f} s\n{taught.table().to_string()}")
     for mix in mixes:
         for name in methods:
-            method = METHODS[name]
+            method = find_method(name)
             start = time.monotonic()
             mixed = read_corpus(out / "taught", mix=mix, unlearning_form=method.form)
             run = interp.unlearn(
