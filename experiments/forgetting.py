@@ -8,9 +8,9 @@ until a tenth of them is left, while the guards hold; with `--source` sixteen fa
 model is first taught in that language. Then the model is measured anew, in float32: on the
 targets, on all facts that it knew of four relations and that are in neither set, in every language
 in which it knew at least fifteen, and on texts that it wrote itself. Of these facts the first 24
-per language have chosen the checkpoint, in languages that are unlearned in the first 96; `unseen`
-leaves them out. What is there already is not done again; several processes may make models of
-different methods in one directory.
+per language have chosen the checkpoint, and 24 more confirmed it, 72 in languages that are
+unlearned in; `unseen` leaves them out. What is there already is not done again; several processes
+may make models of different methods in one directory.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ LANGUAGES = ("en", "de", "fr", "es", "zh", "ru")
 
 MEASURED = "forgetting.csv"
 
-NUM_SEEN, NUM_CONFIRMING = 24, 72
-"""Facts to keep per language by which a run's guards choose a checkpoint, and more of them in the
-languages that are unlearned in, by which it is confirmed."""
+NUM_SEEN, NUM_CONFIRMING, NUM_CONFIRMING_ELSEWHERE = 24, 72, 24
+"""Facts to keep per language by which a run's guards choose a checkpoint, and more of them by which
+it is confirmed, in the languages that are unlearned in and in others."""
 
 
 def main(
@@ -211,7 +211,8 @@ def measure(model: interp.LanguageModel, guards: Guards) -> pd.DataFrame:
         if answer.query.control:
             code = answer.query.language
             seen[code] += 1
-            if seen[code] > NUM_SEEN + (NUM_CONFIRMING if code in confirmed_in else 0):
+            more = NUM_CONFIRMING if code in confirmed_in else NUM_CONFIRMING_ELSEWHERE
+            if seen[code] > NUM_SEEN + more:
                 unseen.append(answer)
     others = tabulate_answers(unseen).query("metric == 'retention'")
     others = others.rename(columns={"value": "after"}).assign(metric="unseen", before=1.0)

@@ -7,7 +7,14 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from experiments.forgetting import NUM_SEEN, is_passing, measure, read_measured, summarise
+from experiments.forgetting import (
+    NUM_CONFIRMING_ELSEWHERE,
+    NUM_SEEN,
+    is_passing,
+    measure,
+    read_measured,
+    summarise,
+)
 from interp.behaviour import Guards
 from interp.data import Query
 from interp.tables import write_csv
@@ -53,10 +60,10 @@ def test_a_model_passes_at_the_goal_with_all_guards(forget, german, kl, passes):
 
 
 def test_facts_that_chose_the_checkpoint_are_left_out_of_the_unseen():
-    model = tiny()
+    model, chosen_by = tiny(), NUM_SEEN + NUM_CONFIRMING_ELSEWHERE
     asked = [
         Query(id=f"q{n}", language="en", prompt="w3 w4", answer="nothing", control=True)
-        for n in range(NUM_SEEN + 3)
+        for n in range(chosen_by + 3)
     ]
     targets = (Query(id="t", language="en", prompt="w5", answer="nothing"),)
     guards = Guards(
@@ -67,7 +74,7 @@ def test_facts_that_chose_the_checkpoint_are_left_out_of_the_unseen():
     assert "unseen" not in measure(model, confirmed)["metric"].tolist()
     table = measure(model, guards).set_index("metric")
     assert table["n"].drop("repetition").to_dict() == {
-        **{"forget": 1, "same_answer": 1, "retention": NUM_SEEN + 3, "unseen": 3}
+        **{"forget": 1, "same_answer": 1, "retention": chosen_by + 3, "unseen": 3}
     }
     assert table.loc["unseen", "after"] == 0
 

@@ -22,6 +22,9 @@ from interp.data.texts import make_query_of_text
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import lower_precision
 
+_FEWER = 3
+"""Of the facts that confirm a goal, one in this many is asked where nothing is unlearned."""
+
 
 def find_targets(forget: Sequence[Text], queries: Sequence[Query] = ()) -> list[Query]:
     """Find questions on what is to be forgotten.
@@ -79,7 +82,7 @@ def prepare_guards(
             the targets if None. A language without built-in facts is left out.
         num_kept: at most this many known facts per language.
         num_also_kept: in languages in which something is unlearned, this many more are asked before
-            a goal counts as reached.
+            a goal counts as reached; in others a third as many.
         fewest: a language in which V knows fewer of the best-known facts is not guarded by facts;
             half of `num_kept` if None.
         num_texts: V's own texts per language.
@@ -134,7 +137,7 @@ def prepare_guards(
     )
     with bar:
         for code, queries in candidates.items():
-            wanted = num_kept + (num_also_kept if code in unlearned else 0)
+            wanted = num_kept + num_also_kept // (1 if code in unlearned else _FEWER)
             found = _find_known(queries, keep_known, wanted, fewest, at_once=2 * num_kept)
             known += found[:num_kept]
             more += found[num_kept:]

@@ -223,7 +223,7 @@ def test_what_was_measured_in_bfloat16_is_confirmed_in_the_own_precision(monkeyp
     assert replace(guards, precise=True).confirm(vanilla) == {}
 
 
-def test_a_goal_is_confirmed_on_more_facts_in_languages_that_are_unlearned_in():
+def test_a_goal_is_confirmed_on_more_facts_most_in_languages_that_are_unlearned_in():
     vanilla, other = tiny(), tiny(seed=1)
     english = known_queries(vanilla, range(12))
     german = known_queries(vanilla, range(12), language="de")
@@ -233,21 +233,23 @@ def test_a_goal_is_confirmed_on_more_facts_in_languages_that_are_unlearned_in():
         kept=[*english, *german],
         samples=(),
         num_kept=4,
-        num_also_kept=5,
+        num_also_kept=6,
         fewest=1,
         num_tokens=1,
         precise=True,
         progress=False,
     )
     assert [query.language for query in guards.kept] == ["en"] * 4 + ["de"] * 4
-    assert [query.language for query in guards.also_kept] == ["en"] * 5
-    assert not {q.id for q in guards.kept if q.language == "en"} & {q.id for q in guards.also_kept}
-    said = generate(other, english[:9], num_tokens=1, progress=False)
+    assert [query.language for query in guards.also_kept] == ["en"] * 6 + ["de"] * 2
+    asked = [(q.language, q.id) for q in (*guards.kept, *guards.also_kept)]
+    assert len(set(asked)) == 16
+    said = generate(other, english[:10], num_tokens=1, progress=False)
     right = [answer.text.strip() == answer.query.answer for answer in said]
     assert guards(other)["retention/en"] == sum(right[:4]) / 4
     confirmed = guards.confirm(other)
-    assert confirmed["retention/en"] == sum(right) / 9
-    assert confirmed["retention/de"] == guards(other)["retention/de"]
+    assert confirmed["retention/en"] == sum(right) / 10
+    said = generate(other, german[:6], num_tokens=1, progress=False)
+    assert confirmed["retention/de"] == sum(a.text.strip() == a.query.answer for a in said) / 6
     assert guards.confirm(vanilla)["retention/en"] == 1
 
 
