@@ -149,9 +149,9 @@ def unlearn(
 
     Args:
         vanilla: the model that knows: a directory, a .gguf file, a Hub id or gemma-3-270m.
-        method: ga, gd, gd_kl, wga, satimp, ceu, dpo, altpo, npo, npo_kl, npo_rt, simnpo, idk,
-            undial, pdu, rmu, lingtea, lingtea_fixed, lingtea_code, task_vector, memit_empty or
-            memit_entropy.
+        method: ga, gd, gd_kl, wga, satimp, ceu, dpo, dpo_kl, altpo, npo, npo_kl, npo_rt, simnpo,
+            idk, undial, pdu, rmu, lingtea, lingtea_fixed, lingtea_code, task_vector, memit_empty
+            or memit_entropy.
         languages: languages to forget in: a mix (english, same, family, multilingual, combined), or
             BCP-47 codes.
         forget: what to forget instead: a .jsonl file of texts (prompt, answer, language), a
@@ -162,8 +162,9 @@ def unlearn(
         probes: questions with answers to rank before and after; by default those of the corpus.
         tune: try up to this many settings (learning rate and the method's main one), make the model
             with the most retained, and draw the curves of all; 0 for none.
-        preferred: what dpo, idk and altpo make a model say instead: refusal, counterfactual, other
-            or alternate (what it would say itself); by default refusal, for altpo alternate.
+        preferred: what dpo, dpo_kl, idk and altpo make a model say instead: refusal,
+            counterfactual, other or alternate (what it would say itself); by default refusal, for
+            altpo alternate.
     """
     import interp
     from interp.data.corpus import MIXES

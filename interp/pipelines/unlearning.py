@@ -58,8 +58,8 @@ def unlearn(
             texts of its own, in many languages (`make_retain_texts`).
         config: settings, which name the method; if None, the method's defaults, with guards.
         method: a name out of `interp.unlearning.methods.METHODS`.
-        preferred: `refusal`, `counterfactual`, `other` or `alternate`: which answers `dpo`, `idk`
-            and `altpo` prefer; `refusal`, for `altpo` `alternate`, if None.
+        preferred: `refusal`, `counterfactual`, `other` or `alternate`: which answers `dpo`,
+            `dpo_kl`, `idk` and `altpo` prefer; `refusal`, for `altpo` `alternate`, if None.
         probes: questions with answers that are ranked before and after, and on the way where there
             are no guards.
         targets: questions with answers on what is forgotten, for the guards; if None, those of the

@@ -370,7 +370,7 @@ def test_texts_of_ones_own(at_home, disk, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"method": "gdd"}, "unknown method 'gdd'; valid: dpo, altpo, ceu, ga, gd"),
+        ({"method": "gdd"}, "unknown method 'gdd'; valid: dpo, dpo_kl, altpo, ceu, ga, gd"),
         ({"languages": "polyglot"}, "'polyglot'"),
         ({"languages": "kab"}, "no texts in kab"),
         ({"languages": ["en", "combined"]}, "'combined'"),

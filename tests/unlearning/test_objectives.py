@@ -13,7 +13,7 @@ import torch
 from torch.autograd import gradcheck
 
 from interp.unlearning.objectives.altpo import altpo
-from interp.unlearning.objectives.dpo import dpo
+from interp.unlearning.objectives.dpo import dpo, dpo_kl
 from interp.unlearning.objectives.ga import ga
 from interp.unlearning.objectives.gd import gd, gd_kl
 from interp.unlearning.objectives.idk import idk
@@ -203,6 +203,18 @@ def test_altpo():
     # dpo with β = 1, as above, and 0.5 · 4/3.
     value = altpo(FORGET, FORGET_MASK, **NPO, **preferred, **retain, beta=1, alpha=0.5)
     assert value.item() == pytest.approx(math.log(1.25 * 1.125) + 2 / 3 * LN2)
+
+
+def test_dpo_kl():
+    preferred = {
+        "preferred_logprobs": PREFERRED,
+        "preferred_reference_logprobs": PREFERRED_REFERENCE,
+        "preferred_mask": PREFERRED_MASK,
+    }
+    retain = {"retain_kl": RETAIN_KL, "retain_mask": RETAIN_MASK}
+    # dpo with β = 1, as above, and 0.5 · 0.6.
+    value = dpo_kl(FORGET, FORGET_MASK, **NPO, **preferred, **retain, beta=1, alpha=0.5)
+    assert value.item() == pytest.approx(math.log(1.25 * 1.125) + 0.3)
 
 
 def test_idk():
@@ -447,7 +459,9 @@ def test_nothing_to_learn_from_is_an_error(name):
                 OBJECTIVES[name].function(**tensors | {need: torch.zeros_like(mask)})
 
 
-@pytest.mark.parametrize("name", ["npo", "npo_kl", "npo_rt", "simnpo", "dpo", "altpo", "pdu"])
+@pytest.mark.parametrize(
+    "name", ["npo", "npo_kl", "npo_rt", "simnpo", "dpo", "dpo_kl", "altpo", "pdu"]
+)
 def test_a_sequence_without_labels_is_an_error_in_a_mean_over_sequences(name):
     tensors = inputs(name)
     tensors["forget_mask"][1] = False
@@ -498,7 +512,7 @@ def test_references_are_needed_where_the_formula_has_them():
         if any("reference" in need or "kl" in need for need in entry.needs)
     }
     assert with_reference == {
-        *("altpo", "dpo", "gd_kl", "lingtea", "lingtea_fixed", "lingtea_code_retain"),
+        *("altpo", "dpo", "dpo_kl", "gd_kl", "lingtea", "lingtea_fixed", "lingtea_code_retain"),
         *("npo", "npo_kl", "npo_rt", "pdu", "rmu", "undial"),
     }
     assert OBJECTIVES["lingtea_code_forget"].function is ga

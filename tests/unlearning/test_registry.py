@@ -64,7 +64,9 @@ def test_it_has_defaults_like_any_method(own):
     config = find_method("scaled").config
     assert (config.objective, config.num_steps, config.learning_rate) == ("scaled", 20, 1e-5)
     assert "scaled" not in LIBRARY
-    with pytest.raises(ValueError, match=r"unknown method 'scale'; valid: dpo, altpo, .*, scaled$"):
+    with pytest.raises(
+        ValueError, match=r"unknown method 'scale'; valid: dpo, dpo_kl, altpo, .*, scaled$"
+    ):
         find_method("scale")
     with pytest.raises(ValueError, match="unknown method 'finetune'"):
         find_method("finetune")

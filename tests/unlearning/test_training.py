@@ -656,7 +656,10 @@ def test_equal_cards_are_equal_runs():
         ({"sets": {"forget": FORGET}}, "gd needs retain examples"),
         ({"objective": "dpo", "sets": {"forget": FORGET}}, "dpo needs preferred examples"),
         ({"sets": {**SETS, "preferred": PREFERRED[:1]}, "objective": "dpo"}, "1 preferred answers"),
-        ({"objective": "forget"}, "unknown objective 'forget'; valid: dpo, altpo, ceu, finetune"),
+        (
+            {"objective": "forget"},
+            "unknown objective 'forget'; valid: dpo, dpo_kl, altpo, ceu, finetune",
+        ),
         (
             {"objective": "lingtea_code", "settings": {"alpha": 2.0}},
             "no setting 'alpha'; valid: none",
