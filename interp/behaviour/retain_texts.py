@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from interp.behaviour.answers import generate
+from interp.behaviour.guards import LANGUAGES
 from interp.data.corpus import Text
 from interp.data.corpus_builder import write_unlearning_texts
 from interp.data.counterfactuals import hash_text, sort_by_hash
@@ -27,13 +28,14 @@ from interp.data.texts import change_text_form, make_query_of_text
 from interp.models.language_model import LanguageModel
 from interp.models.pairs import lower_precision
 
-LANGUAGES = ("en", "de", "fr", "es", "zh", "ru", "ja", "it", "pt", "nl")
+_OTHERS = ("ja", "it", "pt", "nl")
+"""Languages that no guard looks at, of which a few texts are retained, too."""
+
+_FEWER = 4
+"""Of the texts of another language, one in this many is there."""
 
 _SHARE = 3
 """One fact in this many may be retained; the others are there to ask about."""
-
-_MORE = 3
-"""Times as many texts in a language that is unlearned in: what is nearest is most at risk."""
 
 _SAMPLE_LENGTH = 16
 """Tokens of V's own texts."""
@@ -47,7 +49,7 @@ def make_retain_texts(
     forget: Sequence[Text],
     *,
     languages: Sequence[str] | None = None,
-    num_facts: int = 80,
+    num_facts: int = 240,
     num_samples: int = 6,
     num_tokens: int = 3,
     seed: int = 0,
@@ -59,10 +61,10 @@ def make_retain_texts(
     Args:
         vanilla: V. It is asked in bfloat16 where that is faster.
         forget: what is to be forgotten: facts that it states are left out.
-        languages: BCP-47 codes, those without templates are left out; `LANGUAGES` and those that
-            are unlearned in if None.
-        num_facts: texts on facts per language, in all relations and forms; three times as many in
-            the languages of what is forgotten.
+        languages: BCP-47 codes, those without templates are left out; if None, those that are
+            unlearned in and that guards look at (`LANGUAGES`), and four others with a quarter as
+            many texts.
+        num_facts: texts on facts per language, in all relations and forms.
         num_samples: beginnings of texts per language.
         num_tokens: by which V goes on after a fact's prompt, at most, up to a line break: the first
             ones decide the answer, and more would count more than they.
@@ -77,17 +79,16 @@ def make_retain_texts(
     Raises:
         ValueError: no language with templates.
     """
+    counts = dict.fromkeys(languages or (), num_facts)
     if languages is None:
-        languages = (*LANGUAGES, *(text.language for text in forget))
+        counts = dict.fromkeys((*LANGUAGES, *(text.language for text in forget)), num_facts)
+        counts = dict.fromkeys(_OTHERS, num_facts // _FEWER) | counts
     there = list_template_languages()
-    codes = [code for code in dict.fromkeys(languages) if code in there]
-    if not codes:
+    counts = {code: count for code, count in counts.items() if code in there}
+    if not counts:
         raise ValueError(f"no language with templates; valid: {', '.join(there)}")
-    nearest = {text.language for text in forget}
     texts = [
-        text
-        for code in codes
-        for text in _choose_texts(code, forget, num_facts * (_MORE if code in nearest else 1), seed)
+        text for code, count in counts.items() for text in _choose_texts(code, forget, count, seed)
     ]
     # In a chat, the facts are asked as the texts to forget are.
     if forget and forget[0].messages:
@@ -111,7 +112,7 @@ def make_retain_texts(
         return said
     samples = sample_texts(
         vanilla,
-        codes,
+        list(counts),
         num_texts=num_samples,
         num_tokens=_SAMPLE_LENGTH,
         seed=_SEED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -37,15 +38,23 @@ def make(forget=FORGET, **changes):
 
 def test_what_the_vanilla_model_says_is_retained_in_each_language(asked):
     texts = make(num_facts=60)
-    # More in the language in which something is forgotten.
-    assert [text.language for text in texts] == ["en"] * 180 + ["de"] * 60
+    assert [text.language for text in texts] == ["en"] * 60 + ["de"] * 60
     assert all(text.answer == f" {text.id}" and text.object == "" for text in texts)
     # Of all relations, as statements and as questions of both kinds.
-    english = texts[:180]
+    english = texts[:60]
     assert len({text.id.partition("-")[0] for text in english}) == 4
     for begins in ("Q: ", "Question: ", "Country: "):
         assert any(text.prompt.startswith(begins) for text in english)
     assert all(query.stop == ("\n",) for query in asked)
+
+
+def test_most_is_retained_in_the_languages_that_are_unlearned_in_and_guarded(asked):
+    texts = make([replace(FORGET[0], language="it")], languages=None, num_facts=20)
+    counts = Counter(text.language for text in texts)
+    assert counts == {
+        **dict.fromkeys(["en", "de", "fr", "es", "zh", "ru", "it"], 20),
+        **dict.fromkeys(["ja", "pt", "nl"], 5),
+    }
 
 
 def test_what_is_forgotten_is_not_retained(asked):
