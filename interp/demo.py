@@ -39,14 +39,10 @@ NUM_CONTROLS = 4
 
 METHOD = "simnpo"
 WATCHED = ("en", "de", "fr", "zh")
-"""Languages in which texts are retained and KL is guarded, whatever languages are swept."""
+"""Languages in which texts are retained and that are guarded, whatever languages are swept."""
 
-GUARDED = ("en", "de", "zh")
-"""Languages in which the guards ask about facts to keep. Not French: with so few texts to retain a
-third of 19 facts is lost there before the goal is reached, as the table of kept capitals shows."""
-
-NUM_RETAINED = 60
-"""Texts on facts to retain per language; three times as many in English."""
+NUM_RETAINED = 150
+"""Texts on facts to retain per language."""
 
 NUM_ASKED = 96
 """Questions on facts to keep per language, of which the first 24 known ones are guards."""
@@ -176,7 +172,7 @@ def _load_or_unlearn(
         vanilla, texts, languages=WATCHED, num_facts=NUM_RETAINED, cache=find_answers_file()
     )
     targets = queries("capitals", languages=["en"], ids=[fact.id for fact in forgotten])
-    candidates = find_kept_queries([*texts, *retain], GUARDED, like=targets[0], asked=targets)
+    candidates = find_kept_queries([*texts, *retain], WATCHED, like=targets[0], asked=targets)
     run = unlearn(
         vanilla,
         texts,

@@ -37,7 +37,7 @@ def dpo(
     learning_rate=2.5e-5,
     adam_epsilon=1e-3,
     num_steps=56,
-    settings={"beta": 0.7, "alpha": 34.0},
+    settings={"alpha": 34.0},
 )
 def dpo_kl(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],

@@ -36,7 +36,15 @@ def gd(
     return gamma * ga(forget_logprobs, forget_mask) + alpha * ce(retain_logprobs, retain_mask)
 
 
-@method("gd_kl", tuned="alpha", learning_rate=5e-6, num_steps=44, settings={"alpha": 120.0})
+@method(
+    "gd_kl",
+    tuned="alpha",
+    learning_rate=2.5e-5,
+    adam_epsilon=1e-3,
+    warmup_steps=8,
+    num_steps=60,
+    settings={"alpha": 200.0},
+)
 def gd_kl(
     forget_logprobs: Float[Tensor, "forget_sequence forget_label"],
     forget_mask: Bool[Tensor, "forget_sequence forget_label"],

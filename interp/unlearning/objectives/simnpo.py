@@ -12,8 +12,10 @@ from interp.unlearning.registry import method
 @method(
     "simnpo",
     tuned="alpha",
-    learning_rate=6e-6,
-    num_steps=40,
+    learning_rate=2.5e-5,
+    adam_epsilon=1e-3,
+    warmup_steps=8,
+    num_steps=44,
     settings={"beta": 1.2, "alpha": 32.0},
     retain_loss="kl",
 )

@@ -12,9 +12,11 @@ from interp.unlearning.registry import method
 @method(
     "wga",
     tuned="alpha",
-    learning_rate=6e-6,
-    num_steps=44,
-    settings={"beta": 0.7, "alpha": 30.0},
+    learning_rate=2.5e-5,
+    adam_epsilon=1e-3,
+    warmup_steps=4,
+    num_steps=64,
+    settings={"beta": 0.7, "alpha": 24.0},
     retain_loss="kl",
 )
 def wga(
