@@ -1,10 +1,10 @@
 """Unlearning by any registered method: V and texts to forget and to retain become U.
 
 Methods train the top quarter of the layers, on texts of all forms, and are guarded. On
-Gemma-3-270M the settings of `simnpo` and `npo_kl` reach the goal (`experiments/forgetting.py`),
-those of `satimp`, `wga`, `idk` and `gd_kl` come near it, those of `undial` do not
-(`docs/own-facts.md`); the others' are older, were found by ranking candidates or not at all, and
-want `interp.tune`. Layers are those of a model with 18.
+Gemma-3-270M the settings of `simnpo` (in the demo) and `npo_kl` reach the goal, those of `satimp`,
+`wga`, `idk` and `gd_kl` come near it, those of `undial` do not (`docs/own-facts.md`); the others'
+are older, were found by ranking candidates or not at all, and want `interp.tune`. Layers are those
+of a model with 18.
 """
 
 from __future__ import annotations
