@@ -79,10 +79,11 @@ def make_retain_texts(
     Raises:
         ValueError: no language with templates.
     """
-    counts = dict.fromkeys(languages or (), num_facts)
+    counts: dict[str, int] = {}
     if languages is None:
-        counts = dict.fromkeys((*LANGUAGES, *(text.language for text in forget)), num_facts)
-        counts = dict.fromkeys(_OTHERS, num_facts // _FEWER) | counts
+        counts = dict.fromkeys(_OTHERS, num_facts // _FEWER)
+        languages = (*LANGUAGES, *(text.language for text in forget))
+    counts |= dict.fromkeys(languages, num_facts)
     there = list_template_languages()
     counts = {code: count for code, count in counts.items() if code in there}
     if not counts:
