@@ -149,8 +149,7 @@ def main(
 def find_known_capitals(vanilla: interp.LanguageModel, count: int) -> list[Query]:
     """Find the best-known capitals that a model answers rightly in English."""
     asked = interp.queries("capitals", languages=["en"], limit=4 * count)
-    answers = generate(vanilla, asked, num_tokens=12, first_line=True, progress=False)
-    verdicts = AliasJudge()(answers)
+    verdicts = AliasJudge()(generate(vanilla, asked, num_tokens=12, progress=False))
     known = [query for query, verdict in zip(asked, verdicts, strict=True) if verdict.value == 1]
     return known[:count]
 

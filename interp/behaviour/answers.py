@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
@@ -58,7 +58,6 @@ def generate(
     top_p: float = 1.0,
     num_samples: int = 1,
     seed: int = 0,
-    first_line: bool = False,
     batch_size: int = 64,
     cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -74,8 +73,6 @@ def generate(
             (nucleus sampling, Holtzman et al. 2020).
         num_samples: answers to each query; more than one needs a temperature.
         seed: of the samples, which depend on it, the prompt and the sample's number alone.
-        first_line: end an answer where its first line ends (`Answer.first_line`): what a base model
-            goes on with is most of what it says.
         batch_size: prompts run at once.
         cache: a file that keeps the answers (JSON Lines), under the content hash of the model and
             that of its tokenizer and end tokens, of chats also of its chat template.
@@ -111,7 +108,6 @@ def generate(
             top_p=float(top_p),
             seed=seed if temperature else 0,
             sample=sample,
-            **({"first_line": True} if first_line else {}),
             **_describe_form(query),
         )
         for query, sample in samples
@@ -122,16 +118,13 @@ def generate(
     if temperature:
         names = [f"{seed}/{samples[number][0].prompt}/{samples[number][1]}" for number in missing]
         pick = make_sampler(names, temperature=temperature, top_p=top_p)
-    ends = find_ends(model, [samples[number][0] for number in missing])
-    if first_line:
-        ends = [replace(end, first_line=True) for end in ends]
     continuations = generate_continuations(
         model,
         [prompts[number] for number in missing],
         num_tokens=num_tokens,
         batch_size=batch_size,
         pick=pick,
-        ends=ends,
+        ends=find_ends(model, [samples[number][0] for number in missing]),
     )
     bar = tqdm(total=len(missing), desc="answers", unit="answer", delay=2, disable=not progress)
     with bar:

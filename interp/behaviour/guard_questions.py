@@ -106,14 +106,7 @@ def prepare_guards(
 
     def keep_known(queries: Sequence[Query], *, cached: bool = True) -> list[Query]:
         kept_in = cache if cached else None
-        answers = generate(
-            lowered,
-            queries,
-            num_tokens=num_tokens,
-            first_line=True,
-            cache=kept_in,
-            progress=False,
-        )
+        answers = generate(lowered, queries, num_tokens=num_tokens, cache=kept_in, progress=False)
         verdicts = AliasJudge()(answers)
         return [
             query

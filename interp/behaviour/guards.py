@@ -188,7 +188,7 @@ class Guards:
         """Let a model answer the targets, then the questions on facts to keep."""
         asked = (*self.targets, *self.kept)
         lowered = model if self.precise else lower_precision(model)
-        return generate(lowered, asked, num_tokens=self.num_tokens, first_line=True, progress=False)
+        return generate(lowered, asked, num_tokens=self.num_tokens, progress=False)
 
 
 def tabulate_answers(

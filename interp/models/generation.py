@@ -39,13 +39,10 @@ class Ends:
         token_ids: tokens, such as a chat's end of turn.
         texts: texts. The token in which one begins belongs to it, and not to the answer: what else
             that token holds is left out, too.
-        first_line: whether the first line that is not blank is enough. The token that ends it is
-            kept.
     """
 
     token_ids: frozenset[int] = frozenset()
     texts: tuple[str, ...] = ()
-    first_line: bool = False
 
 
 NO_ENDS = Ends()
@@ -246,10 +243,10 @@ def _generate_batch(
                 continue
             answers[row].append(token)
             cut = _cut_at_text(model, answers[row], ends[row].texts)
-            if cut is not None:
-                answers[row] = cut
-            elif not (ends[row].first_line and _has_line(model, answers[row])):
+            if cut is None:
                 kept.append(place)
+            else:
+                answers[row] = cut
         if len(kept) < len(running):
             running = [running[place] for place in kept]
             going = torch.tensor(kept, dtype=torch.long)
@@ -263,11 +260,6 @@ def _generate_batch(
         input_ids = torch.cat([*([] if cached else [input_ids]), tokens[:, None]], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
     return [tuple(row) for row in answers]
-
-
-def _has_line(model: LanguageModel, token_ids: Sequence[int]) -> bool:
-    """Return whether tokens hold a whole line that is not blank."""
-    return "\n" in model.decode(token_ids, skip_special_tokens=True).lstrip()
 
 
 def _cut_at_text(

@@ -56,36 +56,6 @@ def test_an_answer_ends_before_the_first_stop():
     ]
 
 
-def test_the_first_line_that_is_not_blank_is_enough():
-    model = make_chat_model(None)
-    texts = ["\n Paris.\nFrage: Rom\n", "Paris, Rom und so", "\n\n", "Paris\n"]
-    rows = [list(model.encode(text)[1:]) for text in texts]
-    length = max(map(len, rows))
-    said = say(
-        model,
-        [row + [65] * (length - len(row)) for row in rows],
-        [(5,)] * len(rows),
-        num_tokens=length,
-        ends=[Ends(first_line=True)] * len(rows),
-    )
-    found = [Answer(query=CHATS[2], text=model.decode(answer)) for answer in said]
-    assert [answer.text for answer in found][::3] == ["\n Paris.\n", "Paris\n"]
-    assert [answer.first_line for answer in found][:2] == ["Paris.", "Paris, Rom und so" + "b" * 3]
-    assert found[2].first_line == "b" * (length - 2)
-
-
-def test_answers_up_to_their_first_line_have_the_same_first_line(tmp_path):
-    model = make_chat_model(None, seed=1)
-    queries = [replace(CHATS[2], id=str(n), prompt=f"{n}.") for n in range(40)]
-    options = {"num_tokens": 12, "temperature": 1.0, "progress": False}
-    whole = generate(model, queries, **options)
-    short = generate(model, queries, first_line=True, cache=tmp_path / "said.jsonl", **options)
-    assert [answer.first_line for answer in short] == [answer.first_line for answer in whole]
-    assert any(len(a.text) < len(b.text) for a, b in zip(short, whole, strict=True))
-    # They are kept under a key of their own.
-    assert generate(model, queries, cache=tmp_path / "said.jsonl", **options) == whole
-
-
 def test_a_token_in_which_a_stop_begins_is_no_part_of_the_answer():
     # Its tokens are words: in w12 the stop 2 is the second half.
     model = tiny()
